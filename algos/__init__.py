@@ -1,0 +1,1 @@
+"""Safe reinforcement learning algorithms for any Gymnasium environment that reports `info["cost"]`."""

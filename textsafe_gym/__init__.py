@@ -1,0 +1,1 @@
+"""Safe RLHF as a Gymnasium suite; importing it registers the environments and loads no model library."""
