@@ -1,0 +1,211 @@
+"""Settings from YAML files and `key=value` arguments, remembering where each value was written."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from textsafe_gym.errors import ConfigError
+from textsafe_gym.registry import nearest
+
+Config = TypeVar("Config", bound=BaseModel)
+KeyPath = tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `1e-5` is a number, as it is everywhere else (YAML 1.1 wants `1.0e-5`)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Nested settings and the place where each was written.
+
+    Attributes:
+        values: nested dictionaries with string keys.
+        origin: from the path of a key to "FILE:LINE" or the argument it came from.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origin: dict[KeyPath, str] = field(default_factory=dict)
+
+    def section(self, name: str) -> "Settings":
+        """The settings below `name`; empty where there are none.
+
+        Raises:
+            ConfigError: `name` is there but holds no mapping.
+        """
+        inner = self.values.get(name)
+        if inner is None:
+            return Settings()
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{self.where((name,))}: '{name}' is a section of keys, not {inner!r}")
+        return Settings(inner, {path[1:]: place for path, place in self.origin.items() if path[:1] == (name,)})
+
+    def without(self, *names: str) -> "Settings":
+        """All but the named top-level keys."""
+        kept = {path: place for path, place in self.origin.items() if path[0] not in names}
+        return Settings({key: value for key, value in self.values.items() if key not in names}, kept)
+
+    def where(self, path: KeyPath) -> str:
+        """The place of a key, or of the nearest key above it."""
+        while path and path not in self.origin:
+            path = path[:-1]
+        return self.origin.get(path, "defaults")
+
+
+def _lines(node: yaml.Node, path: KeyPath, source: str, origin: dict[KeyPath, str]) -> None:
+    """Fills `origin` from a YAML tree; refuses keys that are doubled or no strings."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        place = f"{source}:{key.start_mark.line + 1}"
+        if key.tag != "tag:yaml.org,2002:str":
+            raise ConfigError(f"{place}: the key {key.value!r} is no string; put it in quotes")
+        inner = (*path, key.value)
+        if inner in origin:
+            raise ConfigError(f"{place}: the key '{'.'.join(inner)}' stands twice; first at {origin[inner]}")
+        origin[inner] = place
+        _lines(value, inner, source, origin)
+
+
+def read_yaml(path: str | Path) -> Settings:
+    """A YAML file that holds a mapping (an empty file is an empty one).
+
+    Raises:
+        ConfigError: the file is missing, unreadable, no YAML, no mapping, or names a key twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    origin: dict[KeyPath, str] = {}
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if node is not None:
+            _lines(node, (), str(path), origin)
+        values = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{place}: not valid YAML: {problem}") from None
+    if values is None:
+        return Settings()
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}:1: expected keys and values, found {type(values).__name__}")
+    return Settings(values, origin)
+
+
+def parse_value(text: str, source: str) -> Any:
+    """A value as YAML reads it: numbers, true/false, null, lists in [], mappings in {}, else a string.
+
+    Raises:
+        ConfigError: no valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"{source}: the value {text!r} is not valid YAML; quote it") from None
+
+
+def parse_assignments(assignments: Sequence[str], option: str = "--set") -> Settings:
+    """Settings from arguments of the form `a.b=value`.
+
+    Raises:
+        ConfigError: no `=`, an empty key, or a key that is given twice or both a value and a section.
+    """
+    values: dict[str, Any] = {}
+    origin: dict[KeyPath, str] = {}
+    for assignment in assignments:
+        source = f"{option} {assignment}"
+        name, equals, text = assignment.partition("=")
+        path = tuple(name.strip().split("."))
+        if not equals or not all(path):
+            raise ConfigError(f"{source}: expected key=value")
+        if path in origin:
+            raise ConfigError(f"{source}: '{name}' is set twice")
+        inner = values
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{source}: '{key}' already has a value")
+        if path[-1] in inner:
+            raise ConfigError(f"{source}: '{name}' is set twice")
+        inner[path[-1]] = parse_value(text, source)
+        origin[path] = source
+    return Settings(values, origin)
+
+
+def merge(*layers: Settings) -> Settings:
+    """One of many, later ones first in rank; mappings are merged key by key, everything else is replaced."""
+    values: dict[str, Any] = {}
+    origin: dict[KeyPath, str] = {}
+    for layer in layers:
+        _merge_into(values, layer.values)
+        origin.update(layer.origin)
+    return Settings(values, origin)
+
+
+def _merge_into(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, Mapping):
+            inner = target.get(key)
+            target[key] = inner = dict(inner) if isinstance(inner, dict) else {}
+            _merge_into(inner, value)
+        else:
+            target[key] = value
+
+
+def validate(config_class: type[Config], settings: Settings, what: str) -> Config:
+    """A validated config.
+
+    Args:
+        config_class: the pydantic model that declares the keys.
+        settings: the values; keys not given take the model's defaults.
+        what: whose config it is, for messages ("ppo").
+
+    Raises:
+        ConfigError: with every fault in one line: key, value, place, and the nearest key where one is unknown.
+    """
+    try:
+        return config_class.model_validate(settings.values)
+    except ValidationError as invalid:
+        raise ConfigError(f"{what}: {explain(invalid, config_class, settings)}") from None
+
+
+def explain(invalid: ValidationError, config_class: type[BaseModel], settings: Settings | None = None) -> str:
+    """All faults of a pydantic validation in one line."""
+    faults = []
+    for fault in invalid.errors():
+        path = tuple(str(part) for part in fault["loc"])
+        place = f" ({settings.where(path)})" if settings is not None and settings.origin else ""
+        name = ".".join(path)
+        if fault["type"] == "extra_forbidden":
+            faults.append(f"unknown key '{name}'{place}; {nearest(name, list(config_class.model_fields))}")
+        elif fault["type"] == "missing":
+            faults.append(f"the key '{name}' is missing{place}")
+        elif not path:
+            faults.append(fault["msg"].removeprefix("Value error, "))
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            message = message[:1].lower() + message[1:]
+            faults.append(f"{name} = {fault['input']!r}{place}: {message}")
+    return "; ".join(faults)
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """YAML text of plain values, in the order given."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120)
