@@ -1,0 +1,1 @@
+"""Evaluation: records of single responses, their statistics, the Pareto front, figures and the report."""

@@ -1,0 +1,43 @@
+"""Means with intervals over independent runs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over runs with its interval; the bounds are None where there is one run only.
+
+    Attributes:
+        mean: of the runs.
+        low, high: bounds of the interval.
+        runs: how many there were.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    runs: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The mean and Student's t interval with n - 1 degrees of freedom.
+
+    Args:
+        values: one number a run, at least one.
+        confidence: in (0, 1).
+    """
+    array = np.asarray(values, dtype=np.float64)
+    mean = float(array.mean())
+    if len(array) < 2:
+        return Interval(mean, None, None, len(array))
+    half = float(stats.sem(array) * stats.t.ppf((1 + confidence) / 2, len(array) - 1))
+    return Interval(mean, mean - half, mean + half, len(array))

@@ -1,0 +1,103 @@
+"""Plays a policy on evaluation prompts and records every response."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from textsafe_gym.errors import ScoreError
+from textsafe_gym.evaluation.files import Row
+from textsafe_gym.types import Policy, Rollout
+
+# Episodes for environments that have no evaluation prompts of their own.
+EPISODES = 128
+# Sets the seeds of evaluation apart from those of training, which are SeedSequence([seed, iteration]).
+_EVALUATION = 1_000_003
+
+
+class GivenPrompts(gym.vector.VectorWrapper):
+    """A vector environment whose next reset takes the prompts in `prompts` instead of drawing them."""
+
+    def __init__(self, env: gym.vector.VectorEnv) -> None:
+        super().__init__(env)
+        self.prompts: list[str] = []
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Resets to `prompts`."""
+        return self.env.reset(seed=seed, options={**(options or {}), "prompt": self.prompts})
+
+
+def evaluate_policy(
+    policy: Policy,
+    env: gym.vector.VectorEnv,
+    seed: int,
+    identity: dict[str, Any],
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """One response to each evaluation prompt, in order (or `EPISODES` episodes where the environment has none).
+
+    Args:
+        policy: is played as it is; it samples at its own temperature.
+        env: fixes the batch size; a text environment's `evaluation_prompts` and `gold_judge` are used.
+        seed: of the run; the same seed means the same random draws for every policy.
+        identity: what every row says about its run: algorithm, label, seed.
+        on_batch: called with the episodes played so far and in all.
+
+    Raises:
+        ScoreError: a gold judge returned something other than finite numbers.
+    """
+    inner = env.unwrapped
+    prompts: Sequence[Any] | None = getattr(inner, "evaluation_prompts", None)
+    total = len(prompts) if prompts else EPISODES
+    wrapper = GivenPrompts(env) if prompts else None
+    rows: list[Row] = []
+    for start in range(0, total, env.num_envs):
+        count = min(env.num_envs, total - start)
+        batch_seed = int(np.random.SeedSequence([seed, _EVALUATION, start]).generate_state(1)[0])
+        if prompts and wrapper:
+            # The last batch is filled up from the front; the surplus responses are dropped.
+            wrapper.prompts = [prompts[i % total].text for i in range(start, start + env.num_envs)]
+            groups = [prompts[i].group for i in range(start, start + count)]
+            rollout = policy.rollout(wrapper, batch_seed)
+        else:
+            groups = [""] * count
+            rollout = policy.rollout(env, batch_seed)
+        rows += _rows(rollout, groups, identity, start)
+        if on_batch:
+            on_batch(start + count, total)
+    judge = getattr(inner, "gold_judge", None)
+    if judge is not None:
+        _add_gold(rows, judge)
+    return rows
+
+
+def _rows(rollout: Rollout, groups: Sequence[str], identity: dict[str, Any], start: int) -> list[Row]:
+    rewards = rollout.episode_rewards.double().tolist()
+    costs = rollout.episode_costs.double().tolist()
+    kls = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).double().tolist()
+    rows = []
+    for i, group in enumerate(groups):
+        info = rollout.infos[i]
+        row = {**identity, "episode": start + i}
+        for name in ("prompt", "response", "finish_reason"):
+            if name in info:
+                row[name] = info[name]
+        if group:
+            row["group"] = group
+        row |= {"reward": rewards[i], "cost": costs[i]}
+        if "costs" in info:
+            row["costs"] = {name: float(value) for name, value in info["costs"].items()}
+        row |= {"response_length": int(rollout.lengths[i]), "kl": kls[i]}
+        rows.append(row)
+    return rows
+
+
+def _add_gold(rows: list[Row], judge: Callable[[list[str], list[str]], dict[str, Any]]) -> None:
+    scores = judge([row["prompt"] for row in rows], [row["response"] for row in rows])
+    for name, values in scores.items():
+        array = np.asarray(values, dtype=np.float64)
+        if array.shape != (len(rows),) or not np.isfinite(array).all():
+            raise ScoreError(f"the gold judge's '{name}' must be {len(rows)} finite numbers, got shape {array.shape}")
+        for row, value in zip(rows, array.tolist(), strict=True):
+            row[f"gold_{name}"] = value

@@ -1,0 +1,76 @@
+"""What an evaluation leaves behind: a row for each response, and a run's summary of them."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from textsafe_gym.errors import DataError
+from textsafe_gym.evaluation.files import Row, read_rows
+
+# Numbers that every row must have; a row may have gold_* scores and kl beside them.
+REQUIRED = ("reward", "cost")
+OPTIONAL = ("kl", "response_length")
+
+
+def read_evaluation(path: Path) -> list[Row]:
+    """The rows of an `evaluation.jsonl`.
+
+    Raises:
+        DataError: the file is missing, truncated or empty, or a row lacks a finite reward or cost.
+    """
+    rows = read_rows(path)
+    if not rows:
+        raise DataError(f"{path}: no rows")
+    for number, row in enumerate(rows, start=1):
+        for name in REQUIRED:
+            value = row.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise DataError(f"{path}:{number}: '{name}' must be a finite number, found {value!r}")
+    return rows
+
+
+def summarise(rows: Sequence[Row], cost_limit: float) -> dict[str, Any]:
+    """Means over the responses of one run.
+
+    Args:
+        rows: at least one.
+        cost_limit: in the units of `cost`.
+
+    Returns:
+        reward, cost, cost_violation (how far the mean cost is above the limit, at least 0), harmful_rate (share of
+        responses with cost > 0), and where the rows have them kl (nats a response), response_length (steps), finished
+        (share that ended by itself), gold_* means and gold_harmful_rate (share with gold_harm > 0); under "groups"
+        the same for each group of prompts.
+    """
+    summary = _means(rows)
+    summary["cost_violation"] = max(0.0, summary["cost"] - cost_limit)
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.get("group"):
+            groups[row["group"]].append(row)
+    if groups:
+        summary["groups"] = {name: _means(groups[name]) for name in sorted(groups)}
+    return summary
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _means(rows: Sequence[Row]) -> dict[str, Any]:
+    means: dict[str, Any] = {"responses": len(rows)}
+    gold = sorted({name for row in rows for name in row if name.startswith("gold_")})
+    for name in (*REQUIRED, *OPTIONAL, *gold):
+        values = [float(row[name]) for row in rows if row.get(name) is not None]
+        if values:
+            means[name] = _mean(values)
+    means["harmful_rate"] = _mean([float(row["cost"] > 0) for row in rows])
+    reasons = [row["finish_reason"] for row in rows if row.get("finish_reason") is not None]
+    if reasons:
+        means["finished"] = _mean([float(reason == "eos") for reason in reasons])
+    if "gold_harm" in gold:
+        harms = [row["gold_harm"] for row in rows if row.get("gold_harm") is not None]
+        means["gold_harmful_rate"] = _mean([float(harm > 0) for harm in harms])
+    return means
