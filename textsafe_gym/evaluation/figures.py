@@ -1,0 +1,165 @@
+"""Learning curves and the reward-cost plane, as PNG files."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from textsafe_gym.evaluation.files import Row
+from textsafe_gym.evaluation.intervals import t_interval
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#5A5A5A")
+_MARKERS = "osD^vP*X<>hpd"
+_CURVES = (
+    ("reward", "reward per response"),
+    ("cost", "cost per response"),
+    ("multiplier", "multiplier λ"),
+)
+# At most this many points a curve; neighbouring iterations are averaged, as single ones are noisy.
+_POINTS = 60
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+def styles(labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """A colour and a marker for each label: one colour an algorithm, lighter shades for its further settings.
+
+    Args:
+        labels: from label to algorithm.
+    """
+    algorithms = list(dict.fromkeys(labels.values()))
+    colours = dict(zip((name for name in algorithms if name != "initial"), _COLOURS * len(algorithms), strict=False))
+    chosen = {}
+    for label, algorithm in labels.items():
+        family = [other for other, name in labels.items() if name == algorithm]
+        place = family.index(label)
+        base = np.array(mpl.colors.to_rgb(colours.get(algorithm, "#000000")))
+        fade = 0.6 * place / max(1, len(family) - 1)
+        chosen[label] = {"color": tuple(base + (1 - base) * fade), "marker": _MARKERS[place % len(_MARKERS)]}
+    return chosen
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight")
+    os.replace(temporary, path)
+
+
+def _bins(values: np.ndarray) -> np.ndarray:
+    """(n,) -> means of at most `_POINTS` neighbouring parts."""
+    return np.array([part.mean() for part in np.array_split(values, min(_POINTS, len(values)))])
+
+
+def _curve(axis: Axes, runs: Sequence[Sequence[Row]], name: str, label: str, colour: Any) -> None:
+    """The mean over seeds with the 95 % t interval as a band."""
+    length = min(len(rows) for rows in runs)
+    known = [rows for rows in runs if all(row.get(name) is not None for row in rows[:length])]
+    if not length or not known:
+        return
+    episodes = _bins(np.array([row["episodes"] for row in known[0][:length]], dtype=float))
+    series = np.array([_bins(np.array([row[name] for row in rows[:length]], dtype=float)) for rows in known])
+    intervals = [t_interval(column) for column in series.T]
+    axis.plot(episodes, [i.mean for i in intervals], color=colour, label=label, linewidth=1.6)
+    if len(known) > 1:
+        axis.fill_between(
+            episodes,
+            [i.low or 0 for i in intervals],
+            [i.high or 0 for i in intervals],
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
+        )
+
+
+def learning_curves(
+    runs: Mapping[str, Sequence[Sequence[Row]]], labels: Mapping[str, str], cost_limit: float | None, path: Path
+) -> None:
+    """Reward, cost and multiplier against the responses generated.
+
+    Args:
+        runs: from label to the rows of `metrics.jsonl` of each seed.
+        labels: from label to algorithm; decides the colours.
+        cost_limit: drawn as a line, if there is one for all.
+        path: of the PNG.
+    """
+    look = styles(labels)
+    with mpl.rc_context(_STYLE):
+        panels = [
+            (name, title) for name, title in _CURVES
+            if any(name in row for rows in runs.values() for own in rows for row in own[:1])
+        ]  # fmt: skip
+        figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+        for axis, (name, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for label, own in runs.items():
+                _curve(axis, own, name, label, look[label]["color"])
+            if name == "cost" and cost_limit is not None:
+                axis.axhline(cost_limit, color="black", linestyle="--", linewidth=1, label="cost limit")
+            axis.set_xlabel("responses generated")
+            axis.set_ylabel(title)
+            axis.margins(x=0.01)
+        handles: dict[str, Any] = {}
+        for axis in figure.axes:
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+                handles.setdefault(label, handle)
+        columns = min(len(handles), 4 if len(panels) > 1 else 2)
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+        counts = sorted({len(own) for own in runs.values()})
+        seeds = "one seed" if counts == [1] else f"mean and 95 % interval over {'-'.join(map(str, counts))} seeds"
+        figure.suptitle(f"Learning curves ({seeds})")
+        _save(figure, path)
+
+
+def reward_cost_plane(
+    points: Sequence[Mapping[str, Any]],
+    runs: Sequence[Mapping[str, Any]],
+    cost_limit: float | None,
+    path: Path,
+) -> None:
+    """Every run as a small dot, every setting's mean as a marker, the front, and the limit.
+
+    Args:
+        points: of `pareto.analyse`: label, algorithm, reward, cost, front.
+        runs: label, reward, cost of single runs.
+        cost_limit: drawn as a line, with the infeasible side shaded.
+        path: of the PNG.
+    """
+    look = styles({point["label"]: point["algorithm"] for point in points})
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+        axis = figure.subplots()
+        for run in runs:
+            axis.plot(run["cost"], run["reward"], ".", color=look[run["label"]]["color"], alpha=0.35, markersize=5)
+        for point in points:
+            style = look[point["label"]]
+            style |= {"linestyle": "", "markersize": 8, "markeredgecolor": "white", "label": point["label"]}
+            axis.plot(point["cost"], point["reward"], **style)
+        front = sorted((point["cost"], point["reward"]) for point in points if point["front"])
+        axis.step(
+            [cost for cost, _ in front], [reward for _, reward in front], where="post", color="grey", linewidth=1.2,
+            zorder=0, label="front",
+        )  # fmt: skip
+        if cost_limit is not None:
+            low, high = axis.get_xlim()
+            axis.axvline(cost_limit, color="black", linestyle="--", linewidth=1, label="cost limit")
+            low, high = min(low, cost_limit - 0.05 * (high - low)), max(high, cost_limit + 0.05 * (high - low))
+            axis.axvspan(cost_limit, high, color="#D55E00", alpha=0.06, linewidth=0, zorder=-1)
+            axis.set_xlim(low, high)
+        axis.set_xlabel("mean cost per response (lower is safer)")
+        axis.set_ylabel("mean reward per response")
+        axis.set_title("Reward against cost (marker: mean over seeds; dot: one run)", fontsize=11)
+        figure.legend(loc="outside right upper", fontsize=9)
+        _save(figure, path)

@@ -1,0 +1,159 @@
+"""Tables over runs and the self-contained HTML report."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from textsafe_gym.evaluation.files import Row, write_text
+
+# Columns of the comparison: key in the summary, heading, digits, factor.
+COLUMNS = (
+    ("reward", "reward", 2, 1),
+    ("cost", "cost", 2, 1),
+    ("cost_violation", "violation", 2, 1),
+    ("harmful_rate", "cost > 0, %", 1, 100),
+    ("gold_helpfulness", "gold helpful", 2, 1),
+    ("gold_harm", "gold harm", 2, 1),
+    ("gold_harmful_rate", "gold harmful, %", 1, 100),
+    ("kl", "KL, nats", 2, 1),
+    ("tokens_per_second", "tokens/s", 0, 1),
+)
+GROUP_COLUMNS = tuple(
+    column
+    for column in COLUMNS
+    if column[0] in {"gold_helpfulness", "gold_harm", "gold_harmful_rate", "reward", "cost"}
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number and, smaller, its interval."""
+
+    text: str
+    small: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What both the terminal and the report show."""
+
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[list[Cell]]
+
+
+def cell(interval: Mapping[str, Any] | None, digits: int, factor: float = 1) -> Cell:
+    """A mean with its interval; a dash where there is none."""
+    if interval is None:
+        return Cell("–")
+    text = f"{interval['mean'] * factor:.{digits}f}"
+    if interval["low"] is None:
+        return Cell(text)
+    return Cell(text, f"{interval['low'] * factor:.{digits}f} … {interval['high'] * factor:.{digits}f}")
+
+
+def _table(title: str, note: str, head: str, named: Mapping[str, Mapping[str, Any]], columns: Sequence[Any]) -> Table:
+    used = [column for column in columns if any(column[0] in entry for entry in named.values())]
+    rows = [
+        [Cell(name), *(cell(entry.get(key), digits, factor) for key, _, digits, factor in used)]
+        for name, entry in named.items()
+    ]
+    return Table(title, note, [head, *(heading for _, heading, _, _ in used)], rows)
+
+
+def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
+    """The overall table, one over groups of prompts where there are any, and the hypervolumes.
+
+    Args:
+        comparison: what `comparison.json` holds.
+    """
+    settings = comparison["settings"]
+    counts = sorted({entry["runs"] for entry in settings.values()})
+    spread = "one seed, so no interval" if counts == [1] else "mean, and below it the 95 % t interval over seeds"
+    limits = sorted({entry["cost_limit"] for entry in settings.values()})
+    limit = f"; cost limit {', '.join(f'{value:g}' for value in limits)}"
+    overall = {label: entry["metrics"] for label, entry in settings.items()}
+    tables = [_table("Comparison", f"Evaluation prompts; {spread}{limit}.", "algorithm", overall, COLUMNS)]
+    groups = list(dict.fromkeys(group for entry in settings.values() for group in entry["groups"]))
+    by_group = {
+        f"{group} · {label}": entry["groups"][group]
+        for group in groups
+        for label, entry in settings.items()
+        if group in entry["groups"]
+    }
+    if by_group:
+        tables.append(
+            _table("By group of prompts", f"As above: {spread}.", "group · algorithm", by_group, GROUP_COLUMNS)
+        )
+    tables.append(pareto_table(comparison["pareto"]))
+    return tables
+
+
+def pareto_table(pareto: Mapping[str, Any]) -> Table:
+    """Each algorithm's hypervolume with its interval and the number of runs it rests on."""
+    reference = pareto["reference"]
+    note = (
+        f"Area of (reward, cost) dominated by an algorithm's settings, up to the reference point reward "
+        f"{reference['reward']:.2f}, cost {reference['cost']:.2f}; 95 % bootstrap interval over seeds. "
+    )
+    note += "Equal numbers of runs." if pareto["equal_runs"] else "The numbers of runs differ: compare with care."
+    rows = [
+        [
+            Cell(name),
+            cell({"mean": entry["hypervolume"], "low": entry["low"], "high": entry["high"]}, 3),
+            Cell(str(entry["settings"])),
+            Cell(str(entry["runs"])),
+        ]
+        for name, entry in pareto["algorithms"].items()
+    ]
+    return Table("Hypervolume", note, ["algorithm", "hypervolume", "settings", "runs"], rows)
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    subtitle: str,
+    tables: Sequence[Table],
+    figures: Sequence[tuple[str, str, Path]],
+    samples: Sequence[Row],
+    command: str,
+    settings: str,
+) -> None:
+    """One HTML file that needs no other.
+
+    Args:
+        path: of the file.
+        title: heading.
+        subtitle: one line below it.
+        tables: shown first.
+        figures: title, note and PNG of each.
+        samples: rows with prompt, group, label, response, reward, cost.
+        command: repeats the work.
+        settings: YAML text.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    packages = ("textsafe-gym", "gymnasium", "torch", "transformers", "numpy")
+    html = environment.get_template("report.html").render(
+        title=title,
+        subtitle=subtitle,
+        tables=tables,
+        figures=[
+            {"title": name, "note": note, "data": base64.b64encode(png.read_bytes()).decode()}
+            for name, note, png in figures
+        ],
+        samples=samples,
+        command=command,
+        settings=settings,
+        versions=", ".join(f"{name} {metadata.version(name)}" for name in packages),
+    )
+    write_text(path, html)
