@@ -1,0 +1,92 @@
+"""Tiny random language models and a batched text environment, for the tests of `textsafe_gym.models`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+
+WORDS = [f"w{i}" for i in range(29)]
+
+
+def make_tokenizer(pad_is_eos: bool = False, words: list[str] = WORDS) -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *words])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    pad = "<eos>" if pad_is_eos else "<pad>"
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>", pad_token=pad)
+
+
+def make_config(kind: str = "llama", vocab_size: int = 32, **more: Any) -> Any:
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    if kind == "gpt2":
+        sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+        return GPT2Config(vocab_size=vocab_size, **sizes, **ids, **more)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 64}
+    return LlamaConfig(vocab_size=vocab_size, initializer_range=0.3, **sizes, **ids, **more)
+
+
+def make_lm(kind: str = "llama", seed: int = 0, **more: Any) -> Any:
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(make_config(kind, **more)).eval()
+    if kind == "gpt2":  # its initial weights are so small that every distribution is near uniform
+        for parameter in model.parameters():
+            parameter.data.mul_(8)
+    return model
+
+
+def make_classifier(kind: str = "llama", seed: int = 0, **more: Any) -> Any:
+    torch.manual_seed(seed)
+    return AutoModelForSequenceClassification.from_config(make_config(kind, num_labels=1, **more)).eval()
+
+
+@dataclass(frozen=True)
+class Played:
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    rewards: np.ndarray
+    costs: np.ndarray
+    infos: list[dict[str, Any]]
+
+
+class TextVectorEnv(gym.vector.VectorEnv):
+    """Prompts of one to `max_prompt_length` words; the reward is the response's length, the cost its first id."""
+
+    def __init__(self, num_envs: int, tokenizer: Any, max_prompt_length: int = 6, max_response_length: int = 8) -> None:
+        self.num_envs = num_envs
+        self.tokenizer = tokenizer
+        self.default_policy = None
+        self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        width = self.max_prompt_length + self.max_response_length
+        self.ids = np.zeros((self.num_envs, width), np.int64)
+        self.mask = np.zeros((self.num_envs, width), np.int8)
+        self.seeds = list(seed)
+        for row, row_seed in enumerate(seed):
+            generator = np.random.default_rng(row_seed)
+            length = int(generator.integers(1, self.max_prompt_length + 1))
+            where = slice(self.max_prompt_length - length, self.max_prompt_length)
+            self.ids[row, where] = generator.integers(3, len(self.tokenizer), length)
+            self.mask[row, where] = 1
+        return {"input_ids": self.ids.copy(), "attention_mask": self.mask.copy()}, {}
+
+    def play(self, actions: np.ndarray, lengths: np.ndarray) -> Played:
+        assert actions.shape == (self.num_envs, self.max_response_length)
+        assert actions.dtype == np.int64
+        for row, length in enumerate(lengths):
+            assert (actions[row, : length - 1] != self.tokenizer.eos_token_id).all()
+            self.ids[row, self.max_prompt_length :][:length] = actions[row, :length]
+            self.mask[row, self.max_prompt_length :][:length] = 1
+        infos = [{"response_length": int(length)} for length in lengths]
+        return Played(self.ids, self.mask, lengths.astype(float), actions[:, 0].astype(float), infos)

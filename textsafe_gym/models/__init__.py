@@ -1,0 +1,50 @@
+"""Policies and score models; importing this loads no model library."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textsafe_gym.errors import ModelError
+
+if TYPE_CHECKING:
+    from textsafe_gym.types import Policy
+
+
+def make_policy(env: Any, model: str | Path | None = None, **options: Any) -> "Policy":
+    """The policy that suits an environment.
+
+    Args:
+        env: a vector environment; one whose base has a `tokenizer` gets a language model, any other an MLP.
+        model: the language model's folder or hub id; by default the environment's own `default_policy`.
+        **options: of `CausalLMPolicy.load` or of `MLPPolicy`.
+
+    Raises:
+        ModelError: there is no model to load, it does not fit, or an MLP was asked to load one.
+    """
+    task = env.unwrapped
+    if hasattr(task, "tokenizer"):
+        from textsafe_gym.models.causal_lm import CausalLMPolicy
+
+        source = model if model is not None else task.default_policy
+        if source is None:
+            raise ModelError("this environment brings no policy of its own; give a model's folder or hub id")
+        return CausalLMPolicy.load(source, **options)
+    from textsafe_gym.models.mlp import MLPPolicy
+
+    if model is not None:
+        return MLPPolicy.load(model, **options)
+    return MLPPolicy(env.single_observation_space, env.single_action_space, **options)
+
+
+def load_policy(directory: str | Path, **options: Any) -> "Policy":
+    """Loads what a policy's `save` wrote, whichever kind it is.
+
+    Raises:
+        ModelError: missing or corrupt.
+    """
+    from textsafe_gym.models import mlp
+
+    if (Path(directory) / mlp.CONFIG).is_file():
+        return mlp.MLPPolicy.load(directory, **options)
+    from textsafe_gym.models.causal_lm import CausalLMPolicy
+
+    return CausalLMPolicy.load(directory, **options)

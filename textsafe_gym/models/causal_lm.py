@@ -1,0 +1,379 @@
+"""A causal language model as a policy over tokens, with two critics and a frozen reference."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from textsafe_gym.errors import ModelError
+from textsafe_gym.models.encoding import encode, encode_prompts, pad, same_vocabulary
+from textsafe_gym.models.files import load_pretrained, load_tokenizer, new_directory
+from textsafe_gym.models.sampling import generate, logits_at, model_inputs
+from textsafe_gym.models.score import Critic, ScoreModel
+from textsafe_gym.types import Demonstrations, Evaluation, Rollout
+
+_KEY = "textsafe_policy"
+# Logits that a pass without gradients may hold at once, in numbers: 2**26 float32 are 256 MiB.
+_LOGITS_AT_ONCE = 2**26
+
+
+class TokenStatistics(torch.autograd.Function):
+    """Log-prob of the taken token and entropy from one log-softmax, which is all that is kept for the gradient.
+
+    With p = softmax(z): ∂log p_a/∂z = 1[a] - p, and ∂H/∂z = -p·(log p + H).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) and actions (N,) int64 to log-probs (N,) and entropies (N,), float32 (or float64 as given)."""
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        log_p = torch.log_softmax(wide, dim=-1)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        ctx.save_for_backward(log_p, actions, entropy)
+        ctx.set_materialize_grads(False)
+        ctx.dtype = logits.dtype
+        return log_p.gather(-1, actions[:, None]).squeeze(-1), entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        """The formulas above; a loss without an entropy term does not pay for one."""
+        log_p, actions, entropy = ctx.saved_tensors
+        by_log_prob, by_entropy = grads
+        if by_log_prob is None and by_entropy is None:
+            return None, None
+        factor = torch.zeros_like(entropy) if by_log_prob is None else -by_log_prob
+        p = log_p.exp()
+        if by_entropy is None:
+            grad = p.mul_(factor[:, None])
+        else:
+            grad = p * (factor[:, None] - by_entropy[:, None] * (log_p + entropy[:, None]))
+        if by_log_prob is not None:
+            grad.scatter_add_(-1, actions[:, None], by_log_prob[:, None])
+        return grad.to(ctx.dtype), None
+
+
+class CausalLMPolicy(nn.Module):
+    """Implements `textsafe_gym.types.Policy` over token actions.
+
+    Observations of a rollout are `input_ids` and `attention_mask`, each (B, P + T) int64: prompts left-padded to P,
+    responses right-padded to T, so that action t stands in column P + t of every row.
+
+    Args:
+        model: a Hugging Face causal LM.
+        tokenizer: its tokenizer; ids beyond it (padded embeddings) are never sampled.
+        temperature: of the softmax that actions are sampled from; log-probs and entropy are of the same distribution.
+        critics: "heads": two linear heads at zero on the policy's trunk; "separate": two models that begin as copies
+            of `reward_critic` and `cost_critic` (arXiv 2310.12773), which must have the policy's vocabulary.
+        reward_critic, cost_critic: score models, or where they lie.
+
+    Raises:
+        ModelError: an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        temperature: float = 1.0,
+        critics: str = "heads",
+        reward_critic: ScoreModel | str | Path | None = None,
+        cost_critic: ScoreModel | str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        if not (np.isfinite(temperature) and temperature > 0):
+            raise ModelError(f"temperature has to be above 0, not {temperature}")
+        if tokenizer.eos_token_id is None:
+            raise ModelError("the policy's tokenizer has no end-of-sequence token; set its eos_token")
+        embeddings = model.get_input_embeddings().weight
+        if len(tokenizer) > len(embeddings):
+            raise ModelError(
+                f"the policy has {len(embeddings)} embeddings but its tokenizer has {len(tokenizer)} tokens; "
+                "take the tokenizer that it was trained with"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.temperature = float(temperature)
+        self.vocab_size = len(tokenizer)
+        self.reward_critic: nn.Module
+        self.cost_critic: nn.Module
+        if critics == "heads":
+            if reward_critic is not None or cost_critic is not None:
+                raise ModelError("critics='heads' takes no reward_critic or cost_critic; set critics='separate'")
+            size = model.get_output_embeddings().weight.shape[1]
+            self.reward_critic = nn.Linear(size, 1, device=embeddings.device)
+            self.cost_critic = nn.Linear(size, 1, device=embeddings.device)
+            for head in (self.reward_critic, self.cost_critic):
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+        elif critics == "separate":
+            self.reward_critic = self._separate_critic(reward_critic, "reward")
+            self.cost_critic = self._separate_critic(cost_critic, "cost")
+        else:
+            raise ModelError(f"critics='{critics}' is unknown; known: heads, separate")
+        self.critics = critics
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)
+        # In a tuple, so that the module does not count the reference's tensors among its own.
+        self._reference = (copy.deepcopy(model).requires_grad_(False).eval(),)
+        self.eval()
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        temperature: float | None = None,
+        **options: Any,
+    ) -> "CausalLMPolicy":
+        """Loads a policy from a folder in Hugging Face format or from the hub.
+
+        Args:
+            source: the folder or hub id.
+            device: a torch device.
+            dtype: a torch dtype's name.
+            temperature: by default the one that the policy was saved with, else 1.
+            **options: `critics`, `reward_critic`, `cost_critic` as for the class.
+
+        Raises:
+            ModelError: missing, corrupt or not fitting.
+        """
+        from transformers import AutoModelForCausalLM
+
+        model = load_pretrained(AutoModelForCausalLM, source, "policy", device, dtype)
+        saved = getattr(model.config, _KEY, None)
+        if temperature is None:
+            temperature = saved.get("temperature", 1.0) if isinstance(saved, dict) else 1.0
+        return cls(model, load_tokenizer(source, "policy"), temperature, **options)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.model.get_input_embeddings().weight.device
+
+    def train(self, mode: bool = True) -> "CausalLMPolicy":
+        """Always eval mode: with dropout on, the ratio of new to old probabilities would be noise."""
+        return super().train(False)
+
+    def rollout(self, env: gym.vector.VectorEnv, seed: int) -> Rollout:
+        """Samples one whole response in each sub-environment; see `Policy.rollout`.
+
+        Raises:
+            ModelError: the environment is not a batched text environment, or its vocabulary is not the policy's.
+        """
+        task: Any = env.unwrapped
+        if not hasattr(task, "play"):
+            raise ModelError(
+                f"a language model needs a text vector environment that plays whole responses, which "
+                f"{type(task).__name__} is not; make it with gymnasium.make_vec('SafeRLHF-v0', num_envs=...)"
+            )
+        if not same_vocabulary(self.tokenizer, task.tokenizer):
+            raise ModelError(
+                f"the policy's tokenizer {_name(self.tokenizer)} and the environment's {_name(task.tokenizer)} differ; "
+                "give both the same one, for example tokenizer=<the policy's folder>"
+            )
+        env_seeds, row_seeds = (
+            np.random.SeedSequence([seed, stream]).generate_state(env.num_envs).tolist() for stream in (0, 1)
+        )
+        observation, _ = env.reset(seed=env_seeds)
+        width, budget = task.max_prompt_length, task.max_response_length
+        prompt = {name: torch.as_tensor(np.asarray(observation[name])[:, :width]) for name in observation}
+        tokens, lengths = generate(
+            self.model,
+            prompt["input_ids"],
+            prompt["attention_mask"],
+            budget,
+            self.tokenizer.eos_token_id,
+            row_seeds,
+            self.temperature,
+            self.vocab_size,
+        )
+        played = task.play(tokens.cpu().numpy(), lengths.cpu().numpy())
+        observations = {
+            "input_ids": torch.as_tensor(played.input_ids).long().to(self.device),
+            "attention_mask": torch.as_tensor(played.attention_mask).long().to(self.device),
+        }
+        mask = torch.arange(budget, device=self.device) < lengths[:, None]
+        old = self._evaluate_in_chunks(observations, tokens, mask)
+        with self._acting_as_reference():
+            reference = self._evaluate_in_chunks(observations, tokens, mask, values=False)
+        last = mask & (torch.arange(budget, device=self.device) == lengths[:, None] - 1)
+        rewards, costs = (
+            torch.as_tensor(paid, dtype=torch.float32, device=self.device)[:, None] * last
+            for paid in (played.rewards, played.costs)
+        )
+        # A response ends by EOS or by its budget, and both end the MDP: no state comes after, so its value is 0.
+        final = torch.zeros(len(tokens), device=self.device)
+        return Rollout(
+            observations=observations,
+            actions=tokens,
+            mask=mask,
+            log_probs=old.log_probs,
+            reference_log_probs=reference.log_probs,
+            reward_values=old.reward_values,
+            cost_values=old.cost_values,
+            rewards=rewards,
+            costs=costs,
+            final_reward_values=final,
+            final_cost_values=final.clone(),
+            infos=played.infos,
+        )
+
+    def evaluate(
+        self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, values: bool = True
+    ) -> Evaluation:
+        """Teacher-forced log-probs, entropy and values; see `Policy.evaluate`.
+
+        Only what some row needs is computed: the batch is trimmed to its longest prompt and its longest response, and
+        logits and values to the positions inside the mask.
+
+        Args:
+            observations: `input_ids` and `attention_mask`, (B, P + T).
+            actions: (B, T) int64.
+            mask: (B, T) bool.
+            values: whether to compute values; else they are 0.
+
+        Raises:
+            ModelError: the logits or values are not finite.
+        """
+        ids, attention = (observations[name].to(self.device) for name in ("input_ids", "attention_mask"))
+        actions, mask = actions.to(self.device), mask.to(self.device)
+        prompt = ids.shape[1] - actions.shape[1]
+        used = int(mask.sum(1).max())
+        skip = int(attention.any(0).int().argmax())
+        # The last action is predicted from what stands before it, so its own column is no input.
+        ids, attention = ids[:, skip : prompt + used - 1], attention[:, skip : prompt + used - 1]
+        where = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
+        where[:, prompt - skip - 1 :] = mask[:, :used]
+        inputs = model_inputs(self.model, ids, attention)
+        logits, hidden = logits_at(self.model, where, **inputs, use_cache=False)
+        log_probs, entropy = TokenStatistics.apply(logits[:, : self.vocab_size] / self.temperature, actions[mask])
+        columns = [log_probs, entropy]
+        if not values:
+            columns += [torch.zeros_like(entropy)] * 2
+        elif self.critics == "heads":
+            columns += [head(hidden.float()).squeeze(-1) for head in (self.reward_critic, self.cost_critic)]
+        else:
+            for critic in (self.reward_critic, self.cost_critic):
+                columns.append(critic(where, **model_inputs(critic.trunk, ids, attention)))
+        if not all(bool(torch.isfinite(column).all()) for column in columns):
+            raise ModelError("the policy's logits or values are not finite; it has diverged or its weights are damaged")
+        spread = [column.new_zeros(mask.shape).masked_scatter(mask, column) for column in columns]
+        return Evaluation(*spread)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """See `Policy.parameter_groups`."""
+        critics = {"reward_critic": self.reward_critic, "cost_critic": self.cost_critic}
+        groups = {name: list(critic.parameters()) for name, critic in critics.items()}
+        if self.critics == "heads":
+            return {"actor": [*self.model.parameters(), *groups["reward_critic"], *groups["cost_critic"]]}
+        return {"actor": list(self.model.parameters()), **groups}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """All tensors but the reference's, each once: safetensors refuses two names for one tensor."""
+        full = super().state_dict(*args, **kwargs)
+        return {name: tensor for name, tensor in full.items() if name not in self._tied_names()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The inverse of `state_dict`.
+
+        Raises:
+            ModelError: the tensors are not this policy's.
+        """
+        wanted = set(self.state_dict())
+        odd = sorted(wanted ^ set(state_dict))
+        if odd:
+            raise ModelError(f"the saved state is not of this policy: {len(odd)} names differ, first '{odd[0]}'")
+        try:
+            return super().load_state_dict(state_dict, strict=False)
+        except RuntimeError as error:
+            raise ModelError(f"the saved state is not of this policy: {' '.join(str(error).split())[:200]}") from error
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the language model and its tokenizer in Hugging Face format, whole or not at all."""
+        setattr(self.model.config, _KEY, {"temperature": self.temperature})
+        with new_directory(directory) as scratch:
+            self.model.save_pretrained(scratch)
+            self.tokenizer.save_pretrained(scratch)
+
+    def demonstrations(
+        self, rows: Sequence[tuple[str, str]], max_prompt_length: int, max_response_length: int
+    ) -> Demonstrations:
+        """Supervised (prompt, response) texts in the shapes of a rollout.
+
+        A prompt that is too long keeps its last tokens, a response its first ones (then without EOS, as a response
+        that uses up the budget has none).
+
+        Raises:
+            ModelError: a prompt has no tokens.
+        """
+        prompts, prompt_mask = pad_to(
+            encode_prompts(self.tokenizer, [row[0] for row in rows], max_prompt_length), max_prompt_length
+        )
+        eos = self.tokenizer.eos_token_id
+        responses = [[*row, eos][:max_response_length] for row in encode(self.tokenizer, [row[1] for row in rows])]
+        actions, mask = pad(responses, eos, width=max_response_length)
+        observations = {
+            "input_ids": torch.cat([prompts, actions], 1),
+            "attention_mask": torch.cat([prompt_mask, mask], 1),
+        }
+        return Demonstrations(observations, actions, mask.bool())
+
+    def _separate_critic(self, source: ScoreModel | str | Path | None, kind: str) -> Critic:
+        if source is None:
+            raise ModelError(f"critics='separate' needs {kind}_critic: a score model or its folder to start from")
+        if not isinstance(source, ScoreModel):
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            source = ScoreModel.load(source, kind, str(self.device), dtype)
+        if source.kind != kind:
+            raise ModelError(f"{kind}_critic is a {source.kind} model; are the two swapped?")
+        if not same_vocabulary(self.tokenizer, source.tokenizer):
+            raise ModelError(
+                f"the policy's tokenizer {_name(self.tokenizer)} and {kind}_critic's {_name(source.tokenizer)} differ, "
+                "but a separate critic reads the policy's tokens; use critics='heads' or a model with that vocabulary"
+            )
+        return Critic(source).to(self.device)
+
+    def _tied_names(self) -> set[str]:
+        once = {name for name, _ in self.named_parameters()}
+        return {name for name, _ in self.named_parameters(remove_duplicate=False)} - once
+
+    @contextmanager
+    def _acting_as_reference(self) -> Iterator[None]:
+        """Swaps the reference in, so that exactly the same code evaluates it."""
+        model = self.model
+        self.model = self._reference[0]
+        try:
+            yield
+        finally:
+            self.model = model
+
+    @torch.no_grad()
+    def _evaluate_in_chunks(
+        self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, values: bool = True
+    ) -> Evaluation:
+        size = max(1, _LOGITS_AT_ONCE // (actions.shape[1] * self.vocab_size))
+        parts = []
+        for start in range(0, len(actions), size):
+            part = slice(start, start + size)
+            taken = {name: x[part] for name, x in observations.items()}
+            parts.append(self.evaluate(taken, actions[part], mask[part], values))
+        names = ("log_probs", "entropy", "reward_values", "cost_values")
+        return Evaluation(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def pad_to(padded: tuple[Tensor, Tensor], width: int) -> tuple[Tensor, Tensor]:
+    """Widens left-padded ids and mask (n, L) to (n, width); what is added stands outside the mask."""
+    ids, mask = (nn.functional.pad(x, (width - x.shape[1], 0)) for x in padded)
+    return ids, mask
+
+
+def _name(tokenizer: Any) -> str:
+    where = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    return f"'{where}' ({len(tokenizer.get_vocab())} tokens)"

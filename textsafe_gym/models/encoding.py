@@ -1,0 +1,93 @@
+"""Text to token ids, the same for policies and score models: prompt and response are tokenised apart."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textsafe_gym.errors import ModelError
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without any special tokens of the tokenizer's own."""
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+
+def pad(rows: Sequence[Sequence[int]], fill: int, left: bool = False, width: int = 0) -> tuple[Tensor, Tensor]:
+    """Stacks rows of ids.
+
+    Args:
+        rows: n lists of ids.
+        fill: the id in the gaps; what it is does not matter, since the mask says where they are.
+        left: pad on the left.
+        width: at least so many columns.
+
+    Returns:
+        ids: (n, L) int64, L the longest row's length or `width`.
+        mask: (n, L) int64, 1 on the rows' own ids.
+    """
+    width = max([width, *(len(row) for row in rows)])
+    ids = torch.full((len(rows), width), fill, dtype=torch.int64)
+    mask = torch.zeros(len(rows), width, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, where] = torch.tensor(row, dtype=torch.int64)
+        mask[i, where] = 1
+    return ids, mask
+
+
+def pair_ids(
+    tokenizer: Any, prompts: Sequence[str], responses: Sequence[str], max_length: int | None = None
+) -> list[list[int]]:
+    """What a score model reads: the prompt's ids, the response's, and always an EOS.
+
+    A sequence longer than `max_length` loses tokens from its left, so the response's end always stays.
+
+    Raises:
+        ModelError: the tokenizer has no EOS, or prompts and responses differ in number.
+    """
+    if len(prompts) != len(responses):
+        raise ModelError(f"{len(prompts)} prompts but {len(responses)} responses; give one response a prompt")
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no end-of-sequence token; set its eos_token")
+    rows = [
+        [*prompt, *response, tokenizer.eos_token_id]
+        for prompt, response in zip(encode(tokenizer, prompts), encode(tokenizer, responses), strict=True)
+    ]
+    return rows if max_length is None else [row[-max_length:] for row in rows]
+
+
+def encode_pairs(
+    tokenizer: Any, prompts: Sequence[str], responses: Sequence[str], max_length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The rows of `pair_ids`, right-padded.
+
+    Returns:
+        input_ids, attention_mask: (n, L) int64.
+    """
+    return pad(pair_ids(tokenizer, prompts, responses, max_length), tokenizer.eos_token_id)
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Prompts for generation, left-padded; one longer than `max_length` keeps its last tokens.
+
+    Returns:
+        input_ids, attention_mask: (n, L) int64.
+
+    Raises:
+        ModelError: a prompt has no tokens.
+    """
+    rows = encode(tokenizer, prompts)
+    for prompt, row in zip(prompts, rows, strict=True):
+        if not row:
+            raise ModelError(f"the prompt {prompt!r} has no tokens; give at least one word")
+    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return pad([row if max_length is None else row[-max_length:] for row in rows], fill, left=True)
+
+
+def same_vocabulary(one: Any, other: Any) -> bool:
+    """Whether two tokenizers give every id the same meaning, the end of sequence included."""
+    if one is other:
+        return True
+    return one.eos_token_id == other.eos_token_id and one.get_vocab() == other.get_vocab()

@@ -1,0 +1,151 @@
+"""Reading and writing model folders: nothing in a file is executed, faults are one line, a folder appears whole."""
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from textsafe_gym.errors import ModelError
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def one_line(error: BaseException) -> str:
+    """The first sentence of an exception's message, for a message that has to stay on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+@contextmanager
+def new_directory(directory: str | Path) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of `directory` when the block ends without an exception.
+
+    Raises:
+        ModelError: the place cannot be written.
+    """
+    target = Path(directory)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise ModelError(f"cannot write a model to '{target}': {one_line(error)}") from error
+    try:
+        yield scratch
+        # mkdtemp makes a folder that only its owner may enter; the finished one gets the usual permissions.
+        umask = os.umask(0)
+        os.umask(umask)
+        scratch.chmod(0o777 & ~umask)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            os.replace(target, old / "old")
+            os.replace(scratch, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_source(source: str | Path, what: str) -> str:
+    """The source as transformers takes it: an existing model folder, or what can be a hub id.
+
+    Args:
+        source: a folder with a `config.json`, or a hub id such as `gpt2` or `owner/name`.
+        what: what it should be, for the message ("policy", "reward model").
+
+    Raises:
+        ModelError: it is neither.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{what} '{path}' has no config.json; give a model folder in Hugging Face format")
+        return str(path)
+    if path.exists() or isinstance(source, Path) or not _HUB_ID.fullmatch(source):
+        raise ModelError(f"{what} '{source}' is not a folder; give a model folder in Hugging Face format or a hub id")
+    return source
+
+
+def load_pretrained(
+    auto_class: Any,
+    source: str | Path,
+    what: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    may_miss: Sequence[str] = (),
+    **options: Any,
+) -> Any:
+    """Loads a model from safetensors by a transformers `Auto…` class, in eval mode and complete.
+
+    Args:
+        auto_class: for example `AutoModelForCausalLM`.
+        source: a model folder or a hub id.
+        what: what it should be, for messages.
+        device: a torch device.
+        dtype: a torch dtype's name.
+        may_miss: prefixes of tensors that the files need not hold (a new head); they are initialised.
+        **options: passed to `from_pretrained`.
+
+    Raises:
+        ModelError: the model is missing, corrupt, incomplete, not safetensors, or needs code of its own.
+    """
+    name = check_source(source, what)
+    with _quiet():
+        try:
+            model, report = auto_class.from_pretrained(
+                name,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=dtype,
+                **options,
+            )
+            model = model.to(device)
+        except Exception as error:
+            # The reader and the file formats raise some ten unrelated types; all of them mean the same to a user.
+            raise ModelError(f"cannot load {what} '{source}': {one_line(error)}") from error
+    missing = sorted(k for k in report["missing_keys"] if not k.startswith(tuple(may_miss)))
+    odd = missing + sorted(str(k[0] if isinstance(k, tuple) else k) for k in report["mismatched_keys"])
+    if odd:
+        raise ModelError(f"{what} '{source}' lacks {len(odd)} tensors or has them in another shape, first '{odd[0]}'")
+    return model.eval()
+
+
+def load_tokenizer(source: str | Path, what: str) -> Any:
+    """Loads the tokenizer that lies beside a model.
+
+    Raises:
+        ModelError: it is missing or corrupt, or has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    name = check_source(source, what)
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except Exception as error:
+            raise ModelError(f"cannot load the tokenizer of {what} '{source}': {one_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {what} '{source}' has no end-of-sequence token; set its eos_token")
+    return tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers from printing reports and progress bars: what matters is raised as one line."""
+    from transformers.utils import logging as hf_logging
+
+    level, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bar:
+            hf_logging.enable_progress_bar()

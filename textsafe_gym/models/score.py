@@ -1,0 +1,187 @@
+"""Reward and cost models: a decoder with a scalar head, read at the last attended token, and its normaliser."""
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from textsafe_gym.errors import ModelError
+from textsafe_gym.models.encoding import pad, pair_ids
+from textsafe_gym.models.files import load_pretrained, load_tokenizer, new_directory
+
+KINDS = ("reward", "cost")
+_KEY = "textsafe_score"
+
+
+class ScoreModel:
+    """A learned judge of (prompt, response) pairs.
+
+    Attributes:
+        model: a Hugging Face sequence classifier with one label on a decoder (`score` is its head).
+        tokenizer: its own tokenizer; it need not be the policy's, since pairs come as text.
+        kind: "reward" (high is helpful) or "cost" (above 0 is harmful).
+        mean, std: the normaliser; a score is (raw - mean) / std. A cost's mean is 0: moving it would move what is
+            safe (arXiv 2310.12773, and the score normaliser of the official implementation).
+        max_length: longer sequences lose tokens from the left; None where the model sets no limit.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, kind: str, mean: float = 0.0, std: float = 1.0) -> None:
+        if kind not in KINDS:
+            raise ModelError(f"unknown kind of score model '{kind}'; known: {', '.join(KINDS)}")
+        head = getattr(model, "score", None)
+        if not isinstance(head, nn.Linear) or head.out_features != 1:
+            raise ModelError(
+                f"{type(model).__name__} has no scalar head 'score'; a {kind} model is a decoder such as Llama "
+                "or GPT-2 as sequence classifier with num_labels=1"
+            )
+        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            raise ModelError(
+                f"the {kind} model has {model.get_input_embeddings().weight.shape[0]} embeddings but its tokenizer "
+                f"has {len(tokenizer)} tokens; take the tokenizer that it was trained with"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.kind = kind
+        self.set_normaliser(mean, std)
+        self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
+
+    def set_normaliser(self, mean: float, std: float) -> None:
+        """Sets `mean` and `std`.
+
+        Raises:
+            ModelError: not finite, a std that is not positive, or a cost model's mean that is not 0.
+        """
+        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+            raise ModelError(f"a {self.kind} model's normaliser has to be finite with std > 0, not {mean=}, {std=}")
+        if self.kind == "cost" and mean != 0:
+            raise ModelError(f"a cost model's normaliser only scales, so that 0 keeps its meaning; {mean=} is not 0")
+        self.mean, self.std = float(mean), float(std)
+
+    @classmethod
+    def load(cls, source: str | Path, kind: str, device: str = "cpu", dtype: str = "float32") -> "ScoreModel":
+        """Loads a saved score model, or any Hugging Face decoder classifier with one label.
+
+        Args:
+            source: a folder or a hub id.
+            kind: what it is to be used as; one that was saved as the other kind is refused.
+            device: a torch device.
+            dtype: a torch dtype's name.
+
+        Raises:
+            ModelError: missing, corrupt, or of the other kind.
+        """
+        from transformers import AutoModelForSequenceClassification
+
+        what = f"{kind} model"
+        model = load_pretrained(AutoModelForSequenceClassification, source, what, device, dtype)
+        saved = getattr(model.config, _KEY, None) or {"kind": kind, "mean": 0.0, "std": 1.0}
+        if not isinstance(saved, dict) or set(saved) != {"kind", "mean", "std"}:
+            raise ModelError(f"{what} '{source}' has a malformed '{_KEY}' in its config.json; it needs kind, mean, std")
+        if saved["kind"] != kind:
+            raise ModelError(f"'{source}' is a {saved['kind']} model, not a {kind} model; are the two swapped?")
+        try:
+            return cls(model, load_tokenizer(source, what), kind, float(saved["mean"]), float(saved["std"]))
+        except (TypeError, ModelError) as error:
+            raise ModelError(f"cannot use {what} '{source}': {error}") from error
+
+    @classmethod
+    def on_trunk(cls, source: str | Path, kind: str, device: str = "cpu", dtype: str = "float32") -> "ScoreModel":
+        """A new score model: the trunk of any causal LM or classifier in `source`, with a head at zero.
+
+        Raises:
+            ModelError: missing or corrupt, or a model without a decoder classifier.
+        """
+        from transformers import AutoModelForSequenceClassification
+
+        model = load_pretrained(
+            AutoModelForSequenceClassification,
+            source,
+            f"{kind} model",
+            device,
+            dtype,
+            may_miss=["score."],
+            num_labels=1,
+        )
+        score = cls(model, load_tokenizer(source, f"{kind} model"), kind)
+        nn.init.zeros_(model.score.weight)
+        return score
+
+    def save(self, directory: str | Path) -> None:
+        """Writes model, tokenizer and normaliser in Hugging Face format; the folder appears whole or not at all."""
+        setattr(self.model.config, _KEY, {"kind": self.kind, "mean": self.mean, "std": self.std})
+        if self.model.config.pad_token_id is None:
+            self.model.config.pad_token_id = self.tokenizer.eos_token_id
+        with new_directory(directory) as scratch:
+            self.model.save_pretrained(scratch)
+            self.tokenizer.save_pretrained(scratch)
+
+    def token_scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The raw score at every position, with gradients.
+
+        Args:
+            input_ids: (B, L) int64, right-padded.
+            attention_mask: (B, L), 1 on tokens.
+
+        Returns:
+            (B, L) float32; what stands outside the mask means nothing.
+        """
+        return self.model.score(self._hidden(input_ids, attention_mask)).squeeze(-1).float()
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """Normalised scores.
+
+        Args:
+            prompts: n texts.
+            responses: n texts.
+            batch_size: sequences a forward pass; only speed and memory depend on it.
+
+        Returns:
+            (n,) float64.
+        """
+        self.model.eval()
+        rows = pair_ids(self.tokenizer, prompts, responses, self.max_length)
+        raw = np.zeros(len(rows))
+        # Neighbours of like length, so that little is spent on padding.
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        device = self.model.score.weight.device
+        for start in range(0, len(order), batch_size):
+            index = order[start : start + batch_size]
+            ids, mask = (x.to(device) for x in pad([rows[i] for i in index], self.tokenizer.eos_token_id))
+            last = self._hidden(ids, mask)[torch.arange(len(index), device=device), mask.sum(1) - 1]
+            raw[index] = self.model.score(last).squeeze(-1).double().cpu().numpy()
+        return (raw - self.mean) / self.std
+
+    def normalised_head(self) -> nn.Linear:
+        """A copy of the head with the normaliser folded in, so that it gives what calling the model gives."""
+        old = self.model.score
+        head = nn.Linear(old.in_features, 1, device=old.weight.device, dtype=old.weight.dtype)
+        with torch.no_grad():
+            head.weight.copy_(old.weight / self.std)
+            head.bias.fill_(-self.mean / self.std)
+            if old.bias is not None:
+                head.bias.add_(old.bias / self.std)
+        return head
+
+    def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        trunk = self.model.base_model
+        return trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+
+class Critic(nn.Module):
+    """A value function of its own, begun as a copy of a score model: V of a prefix starts as the score of it."""
+
+    def __init__(self, score: ScoreModel) -> None:
+        super().__init__()
+        self.trunk = copy.deepcopy(score.model.base_model)
+        self.head = score.normalised_head()
+
+    def forward(self, where: Tensor, **inputs: Tensor) -> Tensor:
+        """Values (N,) float32 at the N true positions of `where` (B, L); `inputs` go to the trunk."""
+        hidden = self.trunk(**inputs, use_cache=False).last_hidden_state[where]
+        return self.head(hidden).squeeze(-1).float()
