@@ -1,0 +1,1 @@
+"""Prompts, preferences and labels: their schemas, readers and splits."""
