@@ -1,0 +1,96 @@
+"""Reward and cost models as the environment sees them: callables on texts whose answers are checked."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from textsafe_gym.errors import ConfigError, ScoreError
+
+Scorer = Callable[[list[str], list[str]], Any]
+
+
+def resolve_scorer(spec: Any, kind: str, tokenizer: Any, device: str = "cpu", dtype: str = "float32") -> Scorer:
+    """A scorer from any of the forms that a user may give.
+
+    Args:
+        spec: a directory or hub id of a score model; a loaded Hugging Face sequence-classification module with one
+            output, which is given `tokenizer`; or a callable on (prompts, responses), taken as it is.
+        kind: "reward" or "cost".
+        tokenizer: reads texts for a bare module; the other forms have their own or need none.
+        device: of a model loaded from a path.
+        dtype: of a model loaded from a path.
+
+    Raises:
+        ConfigError: `spec` is none of these.
+        ModelError: the model is missing, corrupt or of the other kind.
+    """
+    if isinstance(spec, str | Path):
+        from textsafe_gym.models.score import ScoreModel
+
+        return ScoreModel.load(spec, kind, device=device, dtype=dtype)
+    if hasattr(spec, "config") and hasattr(spec, "forward"):
+        from textsafe_gym.models.score import ScoreModel
+
+        return spec if isinstance(spec, ScoreModel) else ScoreModel(spec, tokenizer, kind)
+    if callable(spec):
+        return spec
+    raise ConfigError(
+        f"{kind}_model: expected a path, a hub id, a module or a callable on (prompts, responses), got {spec!r:.60}"
+    )
+
+
+def testbed_scorer(kind: str, device: str, dtype: str) -> Scorer:
+    """The testbed's model of that kind, loaded when it first scores so that making an environment stays quick."""
+
+    def score(prompts: list[str], responses: list[str]) -> Any:
+        return _load_testbed(kind, device, dtype)(prompts, responses)
+
+    return score
+
+
+@lru_cache
+def _load_testbed(kind: str, device: str, dtype: str) -> Scorer:
+    testbed = importlib.import_module("textsafe_gym.testbed")  # above envs in the order of imports
+    return resolve_scorer(testbed.ASSETS / kind, kind, None, device, dtype)
+
+
+def checked_scores(scorer: Scorer, label: str, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    """The scores of n texts, float64 of shape (n,), all finite.
+
+    Args:
+        scorer: called once with copies of both lists.
+        label: what the scorer is, for messages ("reward model", "cost model 'privacy'").
+        prompts: n texts.
+        responses: n texts.
+
+    Raises:
+        ScoreError: anything else came back.
+    """
+    n = len(prompts)
+    raw = scorer(list(prompts), list(responses))
+    if hasattr(raw, "detach"):
+        raw = raw.detach().cpu()
+        raw = raw.float() if raw.is_floating_point() else raw  # NumPy knows no bfloat16
+    try:
+        scores = np.array(raw, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ScoreError(
+            f"{label} returned {raw!r:.60} for {n} response(s), first prompt {prompts[0]!r:.80}; "
+            f"it must return {n} finite number(s)"
+        ) from None
+    if scores.shape != (n,):
+        raise ScoreError(
+            f"{label} returned shape {scores.shape} for {n} response(s), first prompt {prompts[0]!r:.80}; "
+            f"it must return one number a response, shape ({n},)"
+        )
+    if not np.isfinite(scores).all():
+        row = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise ScoreError(
+            f"{label} returned {scores[row]} for row {row} of {n}, prompt {prompts[row]!r:.80}; "
+            "every score must be finite, so check the model's weights and dtype"
+        )
+    return scores
