@@ -1,0 +1,194 @@
+"""MLP rollouts on small CMDPs whose every number is known."""
+
+import json
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from textsafe_gym.errors import ConfigError, ModelError
+from textsafe_gym.models import load_policy, make_policy
+from textsafe_gym.models.mlp import CONFIG, WEIGHTS, MLPPolicy
+
+
+class Counter(gym.Env):
+    """Observation (episode's start, steps so far); ends after `horizon`, which the seed draws from 2 to 5."""
+
+    def __init__(self, actions: str = "discrete", truncates: bool = False, with_cost: bool = True) -> None:
+        self.observation_space = gym.spaces.Box(-10, 10, (2,), np.float32)
+        box = gym.spaces.Box(-0.5, 0.5, (2,), np.float32)
+        self.action_space = box if actions == "box" else gym.spaces.Discrete(3, start=5)
+        self.truncates, self.with_cost = truncates, with_cost
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.start = float(self.np_random.uniform(-1, 1))
+        self.horizon, self.steps = int(self.np_random.integers(2, 6)), 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        self.steps += 1
+        over = self.steps == self.horizon
+        info = {"cost": float(np.sum(action)), "steps": self.steps} if self.with_cost else {}
+        return self._observation(), 10.0 * self.steps, over and not self.truncates, over and self.truncates, info
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.start, self.steps], np.float32)
+
+
+def vector(n: int = 6, mode: AutoresetMode = AutoresetMode.NEXT_STEP, **options: Any) -> SyncVectorEnv:
+    return SyncVectorEnv([lambda: Counter(**options)] * n, autoreset_mode=mode)
+
+
+def policy_for(env: Any) -> MLPPolicy:
+    torch.manual_seed(0)
+    policy = make_policy(env, hidden=(8,))
+    assert isinstance(policy, MLPPolicy)
+    return policy
+
+
+def with_values(policy: MLPPolicy) -> MLPPolicy:
+    for critic in (policy.reward_critic, policy.cost_critic):
+        torch.nn.init.normal_(critic[-1].weight)
+    return policy
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("actions", ["discrete", "box"])
+def test_one_whole_episode_a_row(mode: AutoresetMode, actions: str) -> None:
+    env = vector(mode=mode, actions=actions)
+    policy = with_values(policy_for(env))
+    rollout = policy.rollout(env, seed=1)
+    assert len(rollout) == 6
+    assert len(set(rollout.lengths.tolist())) > 1
+    for row, length in enumerate(rollout.lengths.tolist()):
+        assert rollout.mask[row].tolist() == [t < length for t in range(rollout.mask.shape[1])]
+        assert 2 <= length <= 5
+        observations = rollout.observations["observation"][row, :length]
+        assert observations[:, 1].tolist() == list(range(length))
+        assert len(set(observations[:, 0].tolist())) == 1
+        assert rollout.rewards[row, :length].tolist() == [10.0 * (t + 1) for t in range(length)]
+        assert rollout.rewards[row, length:].abs().sum() == 0
+        taken = rollout.actions[row, :length]
+        paid = taken + 5 if actions == "discrete" else taken.clip(-0.5, 0.5).sum(-1)
+        torch.testing.assert_close(rollout.costs[row, :length], paid.float())
+        assert rollout.infos[row]["steps"] == length
+        assert rollout.infos[row]["cost"] == pytest.approx(float(rollout.costs[row, length - 1]))
+    assert rollout.final_reward_values.abs().sum() == 0
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_truncation_bootstraps_from_the_true_last_observation(mode: AutoresetMode) -> None:
+    env = vector(mode=mode, truncates=True)
+    policy = with_values(policy_for(env))
+    rollout = policy.rollout(env, seed=2)
+    starts = rollout.observations["observation"][:, 0, 0]
+    last = torch.stack([starts, rollout.lengths.float()], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(rollout.final_reward_values, policy.reward_critic(last).squeeze(-1))
+        torch.testing.assert_close(rollout.final_cost_values, policy.cost_critic(last).squeeze(-1))
+    assert rollout.final_reward_values.abs().min() > 0
+
+
+def test_a_rollout_follows_from_its_seed_in_every_mode() -> None:
+    rollouts = []
+    for mode in AutoresetMode:
+        env = vector(mode=mode)
+        rollouts.append(policy_for(env).rollout(env, seed=3))
+    env = vector()
+    other = policy_for(env).rollout(env, seed=4)
+    for rollout in rollouts[1:]:
+        assert torch.equal(rollout.lengths, rollouts[0].lengths)
+        assert torch.equal(rollout.actions * rollout.mask, rollouts[0].actions * rollouts[0].mask)
+    assert not torch.equal(other.observations["observation"][:, 0], rollouts[0].observations["observation"][:, 0])
+
+
+@pytest.mark.parametrize("actions", ["discrete", "box"])
+def test_evaluate_gives_the_rollouts_log_probs(actions: str) -> None:
+    env = vector(actions=actions)
+    policy = policy_for(env)
+    rollout = policy.rollout(env, seed=5)
+    part = rollout[torch.tensor([4, 1])]
+    again = policy.evaluate(part.observations, part.actions, part.mask)
+    torch.testing.assert_close(again.log_probs, part.log_probs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(rollout.reference_log_probs, rollout.log_probs)
+    assert rollout.reward_values.abs().sum() == 0
+    x, a = part.observations["observation"][0, 0], part.actions[0, 0]
+    out = policy.actor(x)
+    if actions == "discrete":
+        expected = torch.log_softmax(out, -1)[a]
+        entropy = -(torch.softmax(out, -1) * torch.log_softmax(out, -1)).sum()
+    else:
+        expected = (-0.5 * (a - out) ** 2 - 0.5 * np.log(2 * np.pi)).sum()
+        entropy = torch.tensor(2 * 0.5 * np.log(2 * np.pi * np.e))
+    torch.testing.assert_close(again.log_probs[0, 0], expected)
+    torch.testing.assert_close(again.entropy[0, 0].double(), entropy.double())
+
+
+def test_reference_stays_when_the_actor_moves() -> None:
+    env = vector(actions="box")
+    policy = policy_for(env)
+    with torch.no_grad():
+        policy.log_std.add_(0.5)
+        policy.actor[-1].bias.add_(1.0)
+    rollout = policy.rollout(env, seed=6)
+    assert (rollout.log_probs - rollout.reference_log_probs).abs().max() > 0.1
+    grouped = {id(p) for group in policy.parameter_groups().values() for p in group}
+    assert grouped == {id(p) for p in policy.parameters() if p.requires_grad}
+    assert sum(len(group) for group in policy.parameter_groups().values()) == len(grouped)
+
+
+def test_state_dict_brings_the_reference_back() -> None:
+    env = vector()
+    policy = policy_for(env)
+    torch.manual_seed(9)
+    other = make_policy(env, hidden=(8,))
+    other.load_state_dict(policy.state_dict())
+    ours, theirs = policy.rollout(env, seed=7), other.rollout(env, seed=7)
+    assert torch.equal(ours.reference_log_probs, theirs.reference_log_probs)
+    assert torch.equal(ours.log_probs, theirs.log_probs)
+
+
+@pytest.mark.parametrize("actions", ["discrete", "box"])
+def test_save_and_load(actions: str, tmp_path: Any) -> None:
+    env = vector(actions=actions)
+    policy = policy_for(env)
+    policy.save(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    assert torch.equal(loaded.rollout(env, seed=8).actions, policy.rollout(env, seed=8).actions)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+@pytest.mark.parametrize("damage", ["config", "weights", "missing"])
+def test_damaged_folder_is_one_line(damage: str, tmp_path: Any) -> None:
+    policy_for(vector()).save(tmp_path / "policy")
+    if damage == "config":
+        (tmp_path / "policy" / CONFIG).write_text(json.dumps({"hidden": [8]}))
+    elif damage == "weights":
+        data = (tmp_path / "policy" / WEIGHTS).read_bytes()
+        (tmp_path / "policy" / WEIGHTS).write_bytes(data[:-40])
+    else:
+        (tmp_path / "policy" / WEIGHTS).unlink()
+    with pytest.raises(ModelError, match="policy") as caught:
+        load_policy(tmp_path / "policy")
+    assert "\n" not in str(caught.value)
+
+
+def test_refusals() -> None:
+    env = vector()
+    policy = policy_for(env)
+    with pytest.raises(ConfigError, match="cost"):
+        policy.rollout(vector(with_cost=False), seed=0)
+    with pytest.raises(ConfigError, match="made for"):
+        policy.rollout(vector(actions="box"), seed=0)
+    with pytest.raises(ConfigError, match="FlattenObservation"):
+        MLPPolicy(gym.spaces.Dict(), env.single_action_space)
+    with pytest.raises(ConfigError, match="Discrete"):
+        MLPPolicy(env.single_observation_space, gym.spaces.MultiBinary(3))
+    torch.nn.init.constant_(policy.actor[-1].bias, float("nan"))
+    with pytest.raises(ModelError, match="not finite"):
+        policy.rollout(env, seed=0)

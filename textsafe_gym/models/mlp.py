@@ -1,0 +1,251 @@
+"""A multilayer perceptron as a policy for Box observations and Discrete or Box actions, with two critics."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributions import Categorical, Independent, Normal
+
+from textsafe_gym.errors import ConfigError, ModelError
+from textsafe_gym.models.files import new_directory, one_line
+from textsafe_gym.types import Evaluation, Rollout
+
+CONFIG, WEIGHTS = "mlp_policy.json", "mlp_policy.safetensors"
+
+
+class MLPPolicy(nn.Module):
+    """Implements `textsafe_gym.types.Policy` with an actor and two critics, each a network of its own.
+
+    Discrete actions are categorical; Box actions a diagonal Gaussian with a log-std that no state changes. A Box
+    action is clipped to its bounds on the way to the environment only, so log-probs are those of the Gaussian.
+
+    Args:
+        observation_space: of one sub-environment; a Box, flattened.
+        action_space: of one sub-environment; a Discrete or a one-dimensional Box.
+        hidden: widths of the hidden layers.
+
+    Raises:
+        ConfigError: another kind of space.
+    """
+
+    reference_log_std: Tensor
+
+    def __init__(
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], hidden: Sequence[int] = (64, 64)
+    ) -> None:
+        super().__init__()
+        if not isinstance(observation_space, gym.spaces.Box):
+            raise ConfigError(
+                f"an MLP reads Box observations, not {type(observation_space).__name__}; "
+                "wrap the environment with gymnasium.wrappers.FlattenObservation"
+            )
+        if isinstance(action_space, gym.spaces.Discrete):
+            outputs = int(action_space.n)
+        elif isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1:
+            outputs = action_space.shape[0]
+        else:
+            raise ConfigError(f"an MLP acts in Discrete or one-dimensional Box spaces, not {action_space}")
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.hidden = tuple(hidden)
+        inputs = int(np.prod(observation_space.shape))
+        self.actor = _network(inputs, self.hidden, outputs, last_scale=0.01)
+        if isinstance(action_space, gym.spaces.Box):
+            self.log_std = nn.Parameter(torch.zeros(outputs))
+        self.reward_critic = _network(inputs, self.hidden, 1, last_scale=0.0)
+        self.cost_critic = _network(inputs, self.hidden, 1, last_scale=0.0)
+        # Part of the module's state, unlike a language model's: a random start can be had from nowhere else.
+        self.reference = copy.deepcopy(self.actor).requires_grad_(False)
+        self.register_buffer("reference_log_std", self._spread().detach().clone())
+
+    def rollout(self, env: gym.vector.VectorEnv, seed: int) -> Rollout:
+        """Plays one whole episode in each sub-environment, under any autoreset mode; see `Policy.rollout`.
+
+        Raises:
+            ConfigError: the environment's info lacks "cost", or its spaces are not the policy's.
+        """
+        if (env.single_observation_space, env.single_action_space) != (self.observation_space, self.action_space):
+            raise ConfigError(
+                f"the policy was made for {self.observation_space} and {self.action_space}, the environment has "
+                f"{env.single_observation_space} and {env.single_action_space}"
+            )
+        seeds = np.random.SeedSequence([seed, 0]).generate_state(env.num_envs).tolist()
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
+        mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        observation, _ = env.reset(seed=seeds)
+        running = np.ones(env.num_envs, bool)
+        final = np.zeros((env.num_envs, *self.observation_space.shape), np.float32)
+        truncated = np.zeros(env.num_envs, bool)
+        infos: list[dict[str, Any]] = [{} for _ in running]
+        steps: dict[str, list[Any]] = {name: [] for name in ("observation", "action", "mask", "reward", "cost")}
+        while running.any():
+            before = np.array(observation, np.float32)
+            action = self._sample(self._tensor(before), generator)
+            observation, reward, terminations, truncations, info = env.step(self._to_env(action))
+            over = terminations | truncations
+            costs = np.zeros(env.num_envs)
+            for i in np.flatnonzero(running).tolist():
+                # SAME_STEP hands the last observation and info of an ended episode over apart from the new one's.
+                moved = mode == AutoresetMode.SAME_STEP and over[i]
+                own = _row(info["final_info"] if moved else info, i)
+                if "cost" not in own:
+                    raise ConfigError(
+                        f"{env.spec.id if env.spec else type(env.unwrapped).__name__} gives no info['cost']; "
+                        "a constrained environment has to, at every step"
+                    )
+                costs[i] = own["cost"]
+                if over[i]:
+                    infos[i] = own
+                    final[i] = info["final_obs"][i] if moved else observation[i]
+                    truncated[i] = truncations[i] and not terminations[i]
+            for name, value in zip(steps, (before, action, running.copy(), reward, costs), strict=True):
+                steps[name].append(value)
+            running &= ~over
+            if mode == AutoresetMode.DISABLED and over.any() and running.any():
+                # Ended sub-environments may not be stepped, so they play on unrecorded.
+                observation, _ = env.reset(options={"reset_mask": over})
+        observations = {"observation": self._tensor(np.stack(steps["observation"], 1))}
+        actions, mask = torch.stack(steps["action"], 1), torch.as_tensor(np.stack(steps["mask"], 1))
+        with torch.no_grad():
+            now = self.evaluate(observations, actions, mask)
+            initial = self._distribution(observations["observation"], self.reference, self.reference_log_std)
+            bootstrap = torch.as_tensor(truncated)
+            ends = [critic(self._tensor(final)).squeeze(-1) * bootstrap for critic in self._critics()]
+        rewards, costs_paid = (torch.as_tensor(np.stack(steps[name], 1)).float() * mask for name in ("reward", "cost"))
+        return Rollout(
+            observations=observations,
+            actions=actions,
+            mask=mask,
+            log_probs=now.log_probs,
+            reference_log_probs=initial.log_prob(actions) * mask,
+            reward_values=now.reward_values,
+            cost_values=now.cost_values,
+            rewards=rewards,
+            costs=costs_paid,
+            final_reward_values=ends[0],
+            final_cost_values=ends[1],
+            infos=infos,
+        )
+
+    def evaluate(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Evaluation:
+        """Log-probs, entropy and values; see `Policy.evaluate`. `observations["observation"]` is (B, T, D)."""
+        x = observations["observation"]
+        distribution = self._distribution(x, self.actor, self._spread())
+        log_probs = distribution.log_prob(actions)
+        if not bool(torch.isfinite(log_probs[mask]).all()):
+            raise ModelError("the policy's log-probabilities are not finite; it has diverged: lower the learning rate")
+        values = (critic(x).squeeze(-1) * mask for critic in self._critics())
+        return Evaluation(log_probs * mask, distribution.entropy() * mask, *values)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """See `Policy.parameter_groups`."""
+        actor = [*self.actor.parameters(), *([self.log_std] if hasattr(self, "log_std") else [])]
+        critics = {"reward_critic": self.reward_critic, "cost_critic": self.cost_critic}
+        return {"actor": actor, **{name: list(critic.parameters()) for name, critic in critics.items()}}
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the networks as safetensors and the spaces as JSON, whole or not at all."""
+        config = {
+            "observation_space": _describe(self.observation_space),
+            "action_space": _describe(self.action_space),
+            "hidden": list(self.hidden),
+        }
+        with new_directory(directory) as scratch:
+            (scratch / CONFIG).write_text(json.dumps(config, indent=2))
+            save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, scratch / WEIGHTS)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "MLPPolicy":
+        """The inverse of `save`; what was saved becomes the reference.
+
+        Raises:
+            ModelError: a file is missing or corrupt.
+        """
+        try:
+            config = json.loads((Path(directory) / CONFIG).read_text())
+            policy = cls(_space(config["observation_space"]), _space(config["action_space"]), config["hidden"])
+            policy.load_state_dict(load_file(Path(directory) / WEIGHTS))
+        except Exception as error:
+            # JSON, safetensors and torch raise unrelated types; to a user all mean that the folder is no saved policy.
+            raise ModelError(f"cannot load an MLP policy from '{directory}': {one_line(error)}") from error
+        policy.reference.load_state_dict(policy.actor.state_dict())
+        policy.reference_log_std.copy_(policy._spread().detach())
+        return policy
+
+    def _critics(self) -> tuple[nn.Module, nn.Module]:
+        return self.reward_critic, self.cost_critic
+
+    def _spread(self) -> Tensor:
+        return self.log_std if hasattr(self, "log_std") else torch.zeros(0)
+
+    def _distribution(self, x: Tensor, actor: nn.Module, log_std: Tensor) -> Any:
+        out = actor(x)
+        if isinstance(self.action_space, gym.spaces.Discrete):
+            return Categorical(logits=out, validate_args=False)
+        return Independent(Normal(out, log_std.exp().expand_as(out), validate_args=False), 1, validate_args=False)
+
+    @torch.no_grad()
+    def _sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        out = self.actor(x)
+        if not bool(torch.isfinite(out).all()):
+            raise ModelError("the policy's outputs are not finite; it has diverged: lower the learning rate")
+        if isinstance(self.action_space, gym.spaces.Discrete):
+            return torch.multinomial(torch.softmax(out, -1), 1, generator=generator).squeeze(-1)
+        return out + self._spread().exp() * torch.randn(out.shape, generator=generator)
+
+    def _to_env(self, action: Tensor) -> np.ndarray:
+        if isinstance(self.action_space, gym.spaces.Discrete):
+            return action.numpy() + self.action_space.start
+        assert isinstance(self.action_space, gym.spaces.Box)
+        bounded = np.clip(action.numpy(), self.action_space.low, self.action_space.high)
+        return bounded.astype(self.action_space.dtype)
+
+    def _tensor(self, observations: np.ndarray) -> Tensor:
+        """Flattens each observation; the leading dimensions stay."""
+        lead = observations.shape[: observations.ndim - len(self.observation_space.shape)]
+        return torch.as_tensor(observations, dtype=torch.float32).reshape(*lead, -1)
+
+
+def _network(inputs: int, hidden: Sequence[int], outputs: int, last_scale: float) -> nn.Sequential:
+    widths = [inputs, *hidden, outputs]
+    layers: list[nn.Module] = []
+    for i, (narrow, wide) in enumerate(pairwise(widths)):
+        layer = nn.Linear(narrow, wide)
+        last = i == len(widths) - 2
+        nn.init.orthogonal_(layer.weight, last_scale if last else 2**0.5)
+        nn.init.zeros_(layer.bias)
+        layers += [layer] if last else [layer, nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+def _row(info: Mapping[str, Any], i: int) -> dict[str, Any]:
+    """Sub-environment i's own info out of a vector environment's, in which `_key` says whose `key` is set."""
+    own: dict[str, Any] = {}
+    for key, value in info.items():
+        whose = info.get(f"_{key}")
+        if not key.startswith("_") and (whose is None or whose[i]):
+            own[key] = _row(value, i) if isinstance(value, Mapping) else value[i]
+    return own
+
+
+def _describe(space: gym.Space[Any]) -> dict[str, Any]:
+    if isinstance(space, gym.spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    assert isinstance(space, gym.spaces.Box)
+    return {"kind": "Box", "low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
+
+
+def _space(described: Mapping[str, Any]) -> gym.Space[Any]:
+    if described["kind"] == "Discrete":
+        return gym.spaces.Discrete(described["n"], start=described["start"])
+    low, high = (np.array(described[bound], described["dtype"]) for bound in ("low", "high"))
+    return gym.spaces.Box(low, high, dtype=described["dtype"])
