@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from textsafe_gym.errors import ConfigError, ScoreError
+from textsafe_gym.errors import ConfigError, ModelError, ScoreError
 
 Scorer = Callable[[list[str], list[str]], Any]
 
@@ -35,8 +35,10 @@ def resolve_scorer(spec: Any, kind: str, tokenizer: Any, device: str = "cpu", dt
     if hasattr(spec, "config") and hasattr(spec, "forward"):
         from textsafe_gym.models.score import ScoreModel
 
-        return spec if isinstance(spec, ScoreModel) else ScoreModel(spec, tokenizer, kind)
+        return ScoreModel(spec, tokenizer, kind)
     if callable(spec):
+        if getattr(spec, "kind", kind) != kind:
+            raise ModelError(f"{kind}_model: was given a {spec.kind} model; are the two swapped?")
         return spec
     raise ConfigError(
         f"{kind}_model: expected a path, a hub id, a module or a callable on (prompts, responses), got {spec!r:.60}"
@@ -74,7 +76,7 @@ def checked_scores(scorer: Scorer, label: str, prompts: Sequence[str], responses
     raw = scorer(list(prompts), list(responses))
     if hasattr(raw, "detach"):
         raw = raw.detach().cpu()
-        raw = raw.float() if raw.is_floating_point() else raw  # NumPy knows no bfloat16
+        raw = (raw.float() if raw.is_floating_point() else raw).numpy()  # NumPy knows no bfloat16
     try:
         scores = np.array(raw, dtype=np.float64)
     except (TypeError, ValueError):

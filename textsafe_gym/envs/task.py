@@ -16,6 +16,7 @@ import numpy as np
 from textsafe_gym.data.prompts import Prompt, read_prompts
 from textsafe_gym.envs.scorers import checked_scores, resolve_scorer, testbed_scorer
 from textsafe_gym.errors import ConfigError, DataError, ModelError
+from textsafe_gym.models.files import check_source, one_line
 from textsafe_gym.registry import nearest
 
 DEFAULT_BUDGET = 128  # tokens, for a tokenizer other than the testbed's
@@ -381,11 +382,12 @@ def _load_tokenizer(spec: Any) -> Any:
     if isinstance(spec, str | Path):
         from transformers import AutoTokenizer
 
+        # A folder may hold a tokenizer alone; anything else must at least look like a hub id.
+        name = str(spec) if Path(spec).is_dir() else check_source(spec, "tokenizer")
         try:
-            spec = AutoTokenizer.from_pretrained(str(spec), trust_remote_code=False)
+            spec = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever its parsers raise
-            reason = " ".join(str(error).split())
-            raise ModelError(f"tokenizer '{spec}' cannot be loaded ({reason:.120}); give a tokenizer's path") from error
+            raise ModelError(f"cannot load tokenizer '{name}': {one_line(error)}; give a tokenizer's folder") from error
     if not callable(spec) or not hasattr(spec, "eos_token_id"):
         raise ConfigError(f"tokenizer: expected a path, a hub id or a Hugging Face tokenizer, got {spec!r:.60}")
     if spec.eos_token_id is None:

@@ -345,9 +345,10 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
             return [None] * n
         if isinstance(seed, int | np.integer):
             return [int(seed) + i for i in range(n)]
-        if not isinstance(seed, Sequence | np.ndarray) or len(seed) != n:
+        seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else []
+        if len(seeds) != n or not all(isinstance(one, int | np.integer | None) for one in seeds):
             raise ConfigError(f"seed: expected a whole number or a list of {n}, one a row, got {seed!r:.60}")
-        return [None if one is None else int(one) for one in seed]
+        return [None if one is None else int(one) for one in seeds]
 
     def _texts(self, prompt: Any) -> Sequence[str | None]:
         n = self.num_envs

@@ -1,0 +1,94 @@
+"""What an import costs, and which way imports point."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Each part of the packages, and what it may import of the others. `cli` may import everything.
+BASE = {"types", "registry", "errors", "config"}
+ALLOWED = {
+    "textsafe_gym.errors": set(),
+    "textsafe_gym.registry": {"errors"},
+    "textsafe_gym.types": set(),
+    "textsafe_gym.config": BASE,
+    "textsafe_gym": {"envs"},
+    "textsafe_gym.data": BASE,
+    "textsafe_gym.models": BASE | {"data"},
+    "textsafe_gym.fitting": BASE | {"data", "models"},
+    "textsafe_gym.envs": BASE | {"data", "models"},
+    "textsafe_gym.testbed": BASE | {"data", "models", "fitting", "envs"},
+    "textsafe_gym.evaluation": BASE | {"data", "models", "fitting", "envs"},
+}
+ALGOS_MAY = {"textsafe_gym.types", "textsafe_gym.models", "textsafe_gym.registry", "textsafe_gym.errors"}
+ALGOS_MAY |= {"textsafe_gym.config"}
+NOT_IN_ALGOS = {"transformers", "tokenizers"}
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, at its top or inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(module: str) -> str:
+    """The part that a module belongs to: "textsafe_gym.data.prompts.Prompt" is of "textsafe_gym.data"."""
+    parts = module.split(".")
+    known = (ROOT / parts[0] / parts[1]).exists() or (ROOT / parts[0] / f"{parts[1]}.py").exists()
+    return ".".join(parts[:2]) if known else parts[0]
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def location(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[:-1] if parts[-1] == "__init__" else parts
+    return ".".join(parts[:2])
+
+
+@pytest.mark.parametrize("path", files("textsafe_gym"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_textsafe_gym_imports_point_one_way(path: Path) -> None:
+    here = location(path)
+    if here == "textsafe_gym.cli":
+        return
+    for name in imported(path):
+        if name.split(".")[0] == "algos":
+            pytest.fail(f"{path} imports {name}")
+        if name.split(".")[0] == "textsafe_gym" and room(name) != here:
+            assert room(name) in {f"textsafe_gym.{part}" for part in ALLOWED[here]}, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", files("algos"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_algorithms_know_neither_environments_nor_tokens(path: Path) -> None:
+    for name in imported(path):
+        top = name.split(".")[0]
+        assert top not in NOT_IN_ALGOS, f"{path} imports {name}"
+        if top == "textsafe_gym":
+            assert room(name) in ALGOS_MAY, f"{path} imports {name}"
+        if "core" in path.parts and top == "algos":
+            assert name.startswith("algos.core"), f"{path} imports {name}"
+
+
+def test_import_is_light() -> None:
+    program = (
+        "import time; begin = time.perf_counter(); import textsafe_gym, sys;"
+        "print(time.perf_counter() - begin, 'torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        for _ in range(3)
+    ]
+    assert {run.split()[1] for run in runs} == {"False"}
+    assert min(float(run.split()[0]) for run in runs) < 0.5
