@@ -1,1 +1,136 @@
-"""Safe reinforcement learning algorithms for any Gymnasium environment that reports `info["cost"]`."""
+"""Safe reinforcement learning algorithms for any Gymnasium environment that reports `info["cost"]`.
+
+Every module in this folder that holds a `Config` and an `Algorithm` is one, under the module's name.
+"""
+
+import ast
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textsafe_gym.errors import ConfigError, RunError, UnknownNameError
+from textsafe_gym.registry import nearest
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from algos.core.loop import Trainer
+    from textsafe_gym.types import Demonstrations, Policy
+
+
+def available() -> dict[str, str]:
+    """Each algorithm's name and one line about it, read without importing any."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if {"Config", "Algorithm"} <= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
+            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
+
+
+def make(
+    name: str,
+    env: "gym.Env | gym.vector.VectorEnv | str",
+    policy: "Policy | str | Path | None" = None,
+    demonstrations: "Demonstrations | None" = None,
+    **config: Any,
+) -> "Trainer":
+    """An algorithm ready to learn.
+
+    Args:
+        name: one of `available()`.
+        env: an id, an environment or a vector environment. An id or a single registered environment is made anew as a
+            vector environment of `episodes_per_iteration`; a single unregistered one plays one episode at a time.
+        policy: an object, or a model folder or hub id; by default the one that suits the environment.
+        demonstrations: supervised episodes for the PTX term; without them there is none.
+        **config: fields of the algorithm's `Config`.
+
+    Returns:
+        A trainer: `.learn()`, `.save(directory)`, `.policy`, `.algorithm`.
+
+    Raises:
+        UnknownNameError: no such algorithm or environment.
+        ConfigError: a setting is unknown or wrong.
+        ModelError: the policy cannot be loaded or does not fit.
+    """
+    from algos.core.loop import Trainer, plan
+    from textsafe_gym.config import Settings, validate
+
+    if name not in available():
+        raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, list(available()))}")
+    module = importlib.import_module(f"algos.{name}")
+    settings = validate(module.Config, Settings(config), name)
+    vector = _vectorised(env, settings.episodes_per_iteration)
+    own_policy = policy is None
+    if policy is None or isinstance(policy, str | Path):
+        policy = _make_policy(vector, policy, settings.seed)
+    limit = settings.cost_limit if settings.cost_limit is not None else _own_limit(vector)
+    algorithm = module.Algorithm(policy, settings, limit, plan(settings), demonstrations)
+    return Trainer(name, algorithm, vector, settings, limit, own_policy)
+
+
+def load(
+    directory: str | Path,
+    env: "gym.Env | gym.vector.VectorEnv | str",
+    policy: "Policy | str | Path | None" = None,
+    demonstrations: "Demonstrations | None" = None,
+) -> "Trainer":
+    """A trainer that continues from a checkpoint as if it had never stopped.
+
+    Args:
+        directory: what `Trainer.save` wrote.
+        env: as for `make`.
+        policy: what was given to `make`: the policy that training *started* from, whose frozen copy the KL is measured
+            to; its trained tensors come from the checkpoint.
+        demonstrations: as for `make`.
+
+    Raises:
+        RunError: there is no checkpoint, it is damaged, or it does not fit.
+    """
+    from algos.core.checkpoint import load_checkpoint
+
+    state = load_checkpoint(Path(directory))
+    if not {"name", "config", "iteration", "own_policy"} <= state.keys():
+        raise RunError(f"'{directory}' is no checkpoint of a trainer; give the folder that `save` wrote")
+    if policy is None and not state["own_policy"]:
+        raise RunError(
+            f"the run in '{directory}' began from a policy of the caller's; give the same again: load(..., policy=...)"
+        )
+    trainer = make(state["name"], env, policy, demonstrations, **state["config"])
+    trainer.own_policy = state["own_policy"]
+    trainer.restore(state)
+    return trainer
+
+
+def _vectorised(env: Any, episodes: int) -> "gym.vector.VectorEnv":
+    import gymnasium as gym
+
+    if isinstance(env, gym.vector.VectorEnv):
+        return env
+    try:
+        if isinstance(env, str):
+            return gym.make_vec(env, num_envs=episodes)
+        if isinstance(env, gym.Env):
+            return gym.make_vec(env.spec, num_envs=episodes) if env.spec else gym.vector.SyncVectorEnv([lambda: env])
+    except gym.error.Error as error:
+        raise UnknownNameError(f"cannot make the environment: {' '.join(str(error).split())}") from None
+    raise ConfigError(f"env is a {type(env).__name__}; give an id, a gymnasium.Env or a gymnasium.vector.VectorEnv")
+
+
+def _make_policy(env: Any, model: str | Path | None, seed: int) -> "Policy":
+    import torch
+
+    from textsafe_gym.models import make_policy
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # a fresh network's weights
+        return make_policy(env, model=model)
+
+
+def _own_limit(env: Any) -> float | None:
+    """The environment's `cost_limit`: the vector environment's own, or else that of its first sub-environment."""
+    limit = getattr(env.unwrapped, "cost_limit", None)
+    if limit is None and hasattr(env.unwrapped, "envs"):
+        first = env.unwrapped.envs[0]
+        limit = first.get_wrapper_attr("cost_limit") if first.has_wrapper_attr("cost_limit") else None
+    return None if limit is None else float(limit)

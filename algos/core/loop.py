@@ -1,0 +1,213 @@
+"""The training loop: collect whole episodes, update, report, until the budget is used."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from algos.core.checkpoint import save_checkpoint, split_off
+from algos.core.optim import TrainingConfig
+from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.types import Policy, Rollout
+
+
+class Algorithm(Protocol):
+    """What the loop needs of an algorithm."""
+
+    policy: Policy
+
+    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """Learns from one iteration's episodes and returns metrics."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the policy that the next update depends on."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        ...
+
+
+class Trainer:
+    """An algorithm at work on an environment.
+
+    All randomness of iteration i follows from (seed, i), so that a run continued from a checkpoint repeats the
+    uninterrupted one bit for bit.
+
+    Args:
+        name: the algorithm's, for checkpoints.
+        algorithm: holds the policy.
+        env: a vector environment; each rollout plays one episode in every sub-environment.
+        config: the algorithm's.
+        cost_limit: for the metric `cost_violation`; none: there is no such metric.
+        own_policy: the policy is the environment's default, which `algos.load` can make again.
+
+    Raises:
+        ConfigError: the sub-environments do not divide the episodes of an iteration.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        algorithm: Algorithm,
+        env: gym.vector.VectorEnv,
+        config: TrainingConfig,
+        cost_limit: float | None,
+        own_policy: bool,
+    ) -> None:
+        if config.episodes_per_iteration % env.num_envs:
+            raise ConfigError(
+                f"episodes_per_iteration = {config.episodes_per_iteration} is no multiple of the environment's "
+                f"num_envs = {env.num_envs}; set episodes_per_iteration={env.num_envs} or make the environment anew"
+            )
+        self.name = name
+        self.algorithm = algorithm
+        self.env = env
+        self.config = config
+        self.cost_limit = cost_limit
+        self.own_policy = own_policy
+        self.iteration = 0
+
+    @property
+    def policy(self) -> Policy:
+        """The policy being trained."""
+        return self.algorithm.policy
+
+    @property
+    def episodes(self) -> int:
+        """Episodes generated so far."""
+        return self.iteration * self.config.episodes_per_iteration
+
+    def learn(
+        self, episodes: int | None = None, on_iteration: Callable[[dict[str, float]], object] | None = None
+    ) -> list[dict[str, float]]:
+        """Trains until at least `episodes` have been generated in all, those of earlier calls and runs included.
+
+        Args:
+            episodes: by default and at most the config's.
+            on_iteration: called with the metrics of each iteration after it; `save` may be called there.
+
+        Returns:
+            The metrics of this call's iterations: means over the iteration, under the names `reward`, `cost`,
+            `cost_violation` (by how much the mean cost is above the limit), `kl` (an episode's sum, to the reference,
+            in nats), `entropy` (a step's, in nats), `response_length` (steps), `tokens_per_second` (steps), the
+            algorithm's own, `iteration`, `episodes`, `seconds_rollout` and `seconds_update`.
+
+        Raises:
+            ConfigError: `episodes` is more than the config's.
+            TextsafeError: training cannot go on; the message says why.
+        """
+        wanted = self.config.episodes if episodes is None else episodes
+        if wanted > self.config.episodes:
+            raise ConfigError(
+                f"learn(episodes={wanted}) is more than the {self.config.episodes} that the learning rate is scheduled "
+                f"over; make the trainer with episodes={wanted}"
+            )
+        rows = []
+        while self.episodes < wanted:
+            row = self._iterate()
+            rows.append(row)
+            if on_iteration is not None:
+                on_iteration(row)
+        return rows
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a checkpoint from which `algos.load` continues; the policy alone lies in its `policy/`.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        state = {f"policy.{name}": x for name, x in self.policy.state_dict().items()}
+        state |= {f"algorithm.{name}": x for name, x in self.algorithm.state_dict().items()}
+        state |= {
+            "name": self.name,
+            "config": self.config.model_dump(),
+            "iteration": self.iteration,
+            "own_policy": self.own_policy,
+        }
+        save_checkpoint(Path(directory), self.policy, state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes over what `save` wrote.
+
+        Raises:
+            RunError: it does not fit this policy or algorithm.
+        """
+        try:
+            self.policy.load_state_dict(split_off(state, "policy."))
+            self.algorithm.load_state_dict(split_off(state, "algorithm."))
+            self.iteration = int(state["iteration"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise RunError(f"the checkpoint does not fit: {' '.join(str(error).split())[:200]}") from None
+
+    def _iterate(self) -> dict[str, float]:
+        parts = self.config.episodes_per_iteration // self.env.num_envs
+        seeds, update_seed = seeds_of(self.config.seed, self.iteration, parts)
+        start = time.perf_counter()
+        rollout = concatenate([self.policy.rollout(self.env, seed) for seed in seeds])
+        collected = time.perf_counter()
+        for name, paid in (("rewards", rollout.rewards), ("costs", rollout.costs)):
+            if not torch.isfinite(paid[rollout.mask]).all():
+                raise RunError(f"iteration {self.iteration + 1}: the environment paid {name} that are not finite")
+        try:
+            learned = self.algorithm.update(rollout, torch.Generator().manual_seed(update_seed))
+        except RunError as error:
+            raise RunError(f"iteration {self.iteration + 1}: {error}") from None
+        end = time.perf_counter()
+        self.iteration += 1
+        steps = int(rollout.mask.sum())
+        cost = rollout.episode_costs.mean().item()
+        kl = ((rollout.log_probs - rollout.reference_log_probs).masked_fill(~rollout.mask, 0.0)).sum(1).mean().item()
+        return {
+            "iteration": self.iteration,
+            "episodes": self.episodes,
+            "reward": rollout.episode_rewards.mean().item(),
+            "cost": cost,
+            **({} if self.cost_limit is None else {"cost_violation": max(cost - self.cost_limit, 0.0)}),
+            "kl": kl,
+            "response_length": steps / len(rollout),
+            **learned,
+            "tokens_per_second": steps / (end - start),
+            "seconds_rollout": collected - start,
+            "seconds_update": end - collected,
+        }
+
+
+def seeds_of(seed: int, iteration: int, parts: int) -> tuple[list[int], int]:
+    """Seeds of an iteration's rollouts and of its update."""
+    rollouts = np.random.SeedSequence([seed, iteration]).generate_state(parts).tolist()
+    return rollouts, int(np.random.SeedSequence([seed, iteration], spawn_key=(1,)).generate_state(1)[0])
+
+
+def plan(config: TrainingConfig) -> int:
+    """Iterations in all."""
+    return math.ceil(config.episodes / config.episodes_per_iteration)
+
+
+def concatenate(parts: Sequence[Rollout]) -> Rollout:
+    """One rollout of all parts' episodes; shorter parts are padded on the right in every tensor that is (B, T, ...)."""
+    longest = max(part.mask.shape[1] for part in parts)
+    return Rollout.concatenate([_padded(part, longest) for part in parts])
+
+
+def _padded(part: Rollout, longest: int) -> Rollout:
+    steps = part.mask.shape[1]
+    if steps == longest:
+        return part
+
+    def pad(x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[1] != steps:
+            return x
+        return torch.cat([x, x.new_zeros(x.shape[0], longest - steps, *x.shape[2:])], dim=1)
+
+    values: dict[str, Any] = {field.name: getattr(part, field.name) for field in fields(part)}
+    values = {name: pad(x) if isinstance(x, Tensor) else x for name, x in values.items()}
+    return Rollout(**{**values, "observations": {name: pad(x) for name, x in part.observations.items()}})
