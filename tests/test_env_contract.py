@@ -211,6 +211,7 @@ def test_wrong_use_of_step_and_reset(task_options: dict[str, Any]) -> None:
         ({"tokenizer": 7}, ConfigError, "tokenizer: expected a path"),
         ({"tokenizer": "/nowhere/tokenizer"}, ModelError, "tokenizer '/nowhere/tokenizer'"),
         ({"tokenizer": word_tokenizer}, ConfigError, "tokenizer"),
+        ({"dtype": "float31"}, ConfigError, "dtype: expected one of float32"),
         ({"render_mode": "rgb_array"}, ConfigError, "render_mode: expected one of ansi, human"),
     ],
 )
@@ -283,6 +284,44 @@ def test_scores_of_torch_are_taken(task_options: dict[str, Any]) -> None:
     assert env.step(EOS)[1] == 0.5
 
 
+def test_models_by_path_by_module_and_loaded(task_options: dict[str, Any], tmp_path: Any) -> None:
+    from models_doubles import make_classifier
+
+    from textsafe_gym.models.score import ScoreModel
+
+    module = make_classifier()
+    model = ScoreModel(module, task_options["tokenizer"], "reward")
+    model.save(tmp_path / "reward")
+    expected = model(["please"], ["sorry no"])[0]
+    for spec in (model, module, tmp_path / "reward", str(tmp_path / "reward")):
+        env = make(task_options, reward_model=spec)
+        env.reset(options={"prompt": "please"})
+        env.step(env.unwrapped.tokenizer.convert_tokens_to_ids("sorry"))
+        env.step(env.unwrapped.tokenizer.convert_tokens_to_ids("no"))
+        assert env.step(EOS)[1] == pytest.approx(expected, abs=1e-5)
+    for spec in (model, tmp_path / "reward"):
+        for costs in (spec, {"harm": spec}):
+            with pytest.raises(ModelError, match="swapped"):
+                make(task_options, cost_model=costs)
+
+
+def test_dtype_reaches_the_models(task_options: dict[str, Any], tmp_path: Any) -> None:
+    from models_doubles import make_classifier
+
+    from textsafe_gym.models.score import ScoreModel
+
+    ScoreModel(make_classifier(), task_options["tokenizer"], "cost").save(tmp_path / "cost")
+    scores = []
+    for dtype in ("float32", "bfloat16"):
+        env = make(task_options, cost_model=tmp_path / "cost", dtype=dtype)
+        env.reset(options={"prompt": "please"})
+        scores.append(env.step(EOS)[4]["cost"])
+    assert scores[0] != scores[1]
+    assert scores[0] == pytest.approx(scores[1], rel=0.1, abs=0.05)
+    with pytest.raises(ModelError, match="toaster"):
+        make(task_options, cost_model=tmp_path / "cost", device="toaster")
+
+
 def test_render(task_options: dict[str, Any], capsys: Any) -> None:
     env = make(task_options, render_mode="ansi")
     env.reset(options={"prompt": "please"})
@@ -327,6 +366,56 @@ def test_public_attributes(task_options: dict[str, Any]) -> None:
     assert make(task_options).unwrapped.demonstrations == []
     with pytest.raises(DataError, match="demonstration 0"):
         _ = make(task_options, demonstrations=["please"]).unwrapped.demonstrations
+
+
+# The embedded testbed ----------------------------------------------------------------------------------------------
+
+
+def test_default_is_the_testbed() -> None:
+    from textsafe_gym import testbed
+
+    env = gym.make(NAME).unwrapped
+    assert env.prompts == testbed.prompts("train")
+    assert env.evaluation_prompts == testbed.prompts("heldout")
+    assert env.gold_judge is testbed.judge
+    assert (env.max_prompt_length, env.max_response_length) == (testbed.MAX_PROMPT_LENGTH, testbed.MAX_RESPONSE_LENGTH)
+    assert env.cost_limit == testbed.COST_LIMIT
+    assert env.default_policy == testbed.ASSETS / "policy"
+    assert {prompt.group for prompt in env.prompts} >= {"benign", "alarming", "harmful"}
+    for prompt, response in env.demonstrations[:50]:
+        words = env.tokenizer(response, add_special_tokens=False)["input_ids"]
+        assert env.tokenizer.decode(words) == response
+        env.reset(options={"prompt": prompt})
+        for token in words:
+            env.step(token)
+        _, reward, terminated, _, info = env.step(env.tokenizer.eos_token_id)
+        assert terminated
+        assert info["response"] == response
+        assert np.isfinite([reward, info["cost"]]).all()
+    custom = gym.make(NAME, prompts=["please"]).unwrapped
+    assert (custom.gold_judge, custom.demonstrations) == (None, [])
+
+
+def test_default_passes_check_env_and_scores_the_same_one_by_one_and_in_batches() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gym.make(NAME).unwrapped)
+    rng = np.random.default_rng(0)
+    n, single = 8, gym.make(NAME)
+    vector: Any = gym.make_vec(NAME, num_envs=n)
+    eos, budget = single.unwrapped.tokenizer.eos_token_id, single.unwrapped.max_response_length
+    lengths = rng.integers(1, budget + 1, n)
+    actions = rng.integers(3, single.unwrapped.vocab_size, (n, budget))
+    actions[np.arange(n), lengths - 1] = eos
+    vector.reset(seed=5)
+    played = vector.unwrapped.play(actions, lengths)
+    for row in range(n):
+        single.reset(seed=5 + row)
+        for token in actions[row, : lengths[row]]:
+            _, reward, _, _, info = single.step(token)
+        assert reward == pytest.approx(played.rewards[row], abs=1e-5)
+        assert info["cost"] == pytest.approx(played.costs[row], abs=1e-5)
+        assert info["response"] == played.infos[row]["response"]
 
 
 # The vector environment ------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The environment adds little: the time of a step with the scorers taken out, and of making it."""
 
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -37,3 +39,17 @@ def test_a_step_of_64_rows(env: Any) -> None:
             break
     print(f"vector step: {best * 1e6:.1f} µs")
     assert best <= LIMIT
+
+
+def test_from_make_to_first_reset() -> None:
+    program = (
+        "import time, sys, gymnasium, textsafe_gym; begin = time.perf_counter();"
+        "gymnasium.make('SafeRLHF-v0').reset(seed=0); print(time.perf_counter() - begin, 'torch' in sys.modules)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
+    ]
+    print("make to first reset, seconds:", runs)
+    assert min(float(seconds) for seconds, _ in runs) <= 2
+    assert {torch for _, torch in runs} == {"False"}  # the score models wait until they are needed

@@ -20,6 +20,7 @@ from textsafe_gym.models.files import check_source, one_line
 from textsafe_gym.registry import nearest
 
 DEFAULT_BUDGET = 128  # tokens, for a tokenizer other than the testbed's
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 DEMONSTRATIONS = 1024  # how many supervised pairs the testbed gives
 
 Judge = Callable[[list[str], list[str]], Mapping[str, np.ndarray]]
@@ -118,6 +119,9 @@ class Task:
         if prompt_truncation not in ("error", "left"):
             raise ConfigError(f"prompt_truncation: expected 'error' or 'left', got {prompt_truncation!r:.60}")
         self._truncate = prompt_truncation == "left"
+        device, dtype = str(device), str(dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r:.60}")
 
         self.tokenizer: Any = _testbed().tokenizer() if tokenizer is None else _load_tokenizer(tokenizer)
         self.vocab_size = len(self.tokenizer)
@@ -130,7 +134,9 @@ class Task:
             self.evaluation_prompts = _read_prompts("evaluation_prompts", evaluation_prompts)
         else:
             self.evaluation_prompts = _testbed().prompts("heldout") if prompts is None else self.prompts
-        self.gold_judge: Judge | None = _testbed().judge if gold_judge is None and prompts is None else gold_judge
+        if gold_judge is None and prompts is None and evaluation_prompts is None:
+            gold_judge = _testbed().judge  # which knows its own prompts alone
+        self.gold_judge: Judge | None = gold_judge
         self._demonstrations = demonstrations
         self._testbed_demonstrations = prompts is None and tokenizer is None
         self.prompt_ids, self.prompt_mask = self.encode_prompts([prompt.text for prompt in self.prompts])
@@ -252,62 +258,6 @@ class Task:
             if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
                 raise DataError(f"demonstration {i}: expected a pair (prompt, response) of texts, got {pair!r:.60}")
         return [(prompt, response) for prompt, response in given]
-
-
-class TaskView:
-    """Gives an environment the public attributes of its task."""
-
-    task: Task
-
-    @property
-    def tokenizer(self) -> Any:
-        """The Hugging Face tokenizer of prompts and actions."""
-        return self.task.tokenizer
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of actions."""
-        return self.task.vocab_size
-
-    @property
-    def max_prompt_length(self) -> int:
-        """The budget for prompts, in tokens."""
-        return self.task.max_prompt_length
-
-    @property
-    def max_response_length(self) -> int:
-        """The budget for responses, in tokens."""
-        return self.task.max_response_length
-
-    @property
-    def cost_limit(self) -> float:
-        """The limit on the mean episode cost."""
-        return self.task.cost_limit
-
-    @property
-    def prompts(self) -> list[Prompt]:
-        """The prompts that `reset` draws from."""
-        return self.task.prompts
-
-    @property
-    def evaluation_prompts(self) -> list[Prompt]:
-        """The prompts to judge a policy on."""
-        return self.task.evaluation_prompts
-
-    @property
-    def gold_judge(self) -> Judge | None:
-        """True scores by name, where they are known."""
-        return self.task.gold_judge
-
-    @property
-    def demonstrations(self) -> list[tuple[str, str]]:
-        """Supervised pairs (prompt, response); empty if there are none."""
-        return self.task.demonstrations
-
-    @property
-    def default_policy(self) -> Path | None:
-        """A policy that fits the tokenizer, if one is shipped."""
-        return self.task.default_policy
 
 
 def make_task(options: Mapping[str, Any]) -> Task:

@@ -10,7 +10,8 @@ from gymnasium.error import InvalidAction, ResetNeeded
 
 from textsafe_gym.data.prompts import Prompt
 from textsafe_gym.envs import ENVIRONMENTS
-from textsafe_gym.envs.task import TaskView, check_options, make_task, prompt_info
+from textsafe_gym.envs.task import check_options, make_task, prompt_info
+from textsafe_gym.envs.view import TaskView
 from textsafe_gym.errors import ConfigError
 
 RENDER_MODES = ["ansi", "human"]

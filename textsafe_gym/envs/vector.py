@@ -11,8 +11,9 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 
 from textsafe_gym.data.prompts import Prompt
-from textsafe_gym.envs.task import Ending, TaskView, check_options, make_task
+from textsafe_gym.envs.task import Ending, check_options, make_task
 from textsafe_gym.envs.text import RENDER_MODES, checked_render_mode, episode_text, outcome_line
+from textsafe_gym.envs.view import TaskView
 from textsafe_gym.errors import ConfigError
 
 Observation = dict[str, np.ndarray]

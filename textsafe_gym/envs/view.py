@@ -1,0 +1,63 @@
+"""The public attributes that the single and the vector environment have in common."""
+
+from pathlib import Path
+from typing import Any
+
+from textsafe_gym.data.prompts import Prompt
+from textsafe_gym.envs.task import Judge, Task
+
+
+class TaskView:
+    """Gives an environment the public attributes of its task."""
+
+    task: Task
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer of prompts and actions."""
+        return self.task.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of actions."""
+        return self.task.vocab_size
+
+    @property
+    def max_prompt_length(self) -> int:
+        """The budget for prompts, in tokens."""
+        return self.task.max_prompt_length
+
+    @property
+    def max_response_length(self) -> int:
+        """The budget for responses, in tokens."""
+        return self.task.max_response_length
+
+    @property
+    def cost_limit(self) -> float:
+        """The limit on the mean episode cost."""
+        return self.task.cost_limit
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts that `reset` draws from."""
+        return self.task.prompts
+
+    @property
+    def evaluation_prompts(self) -> list[Prompt]:
+        """The prompts to judge a policy on."""
+        return self.task.evaluation_prompts
+
+    @property
+    def gold_judge(self) -> Judge | None:
+        """True scores by name, where they are known."""
+        return self.task.gold_judge
+
+    @property
+    def demonstrations(self) -> list[tuple[str, str]]:
+        """Supervised pairs (prompt, response); empty if there are none."""
+        return self.task.demonstrations
+
+    @property
+    def default_policy(self) -> Path | None:
+        """A policy that fits the tokenizer, if one is shipped."""
+        return self.task.default_policy
