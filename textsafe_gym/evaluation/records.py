@@ -31,12 +31,12 @@ def read_evaluation(path: Path) -> list[Row]:
     return rows
 
 
-def summarise(rows: Sequence[Row], cost_limit: float) -> dict[str, Any]:
+def summarise(rows: Sequence[Row], cost_limit: float | None) -> dict[str, Any]:
     """Means over the responses of one run.
 
     Args:
         rows: at least one.
-        cost_limit: in the units of `cost`.
+        cost_limit: in the units of `cost`; without one there is no cost_violation.
 
     Returns:
         reward, cost, cost_violation (how far the mean cost is above the limit, at least 0), harmful_rate (share of
@@ -45,7 +45,8 @@ def summarise(rows: Sequence[Row], cost_limit: float) -> dict[str, Any]:
         the same for each group of prompts.
     """
     summary = _means(rows)
-    summary["cost_violation"] = max(0.0, summary["cost"] - cost_limit)
+    if cost_limit is not None:
+        summary["cost_violation"] = max(0.0, summary["cost"] - cost_limit)
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.get("group"):

@@ -76,8 +76,8 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
     settings = comparison["settings"]
     counts = sorted({entry["runs"] for entry in settings.values()})
     spread = "one seed, so no interval" if counts == [1] else "mean, and below it the 95 % t interval over seeds"
-    limits = sorted({entry["cost_limit"] for entry in settings.values()})
-    limit = f"; cost limit {', '.join(f'{value:g}' for value in limits)}"
+    limits = sorted({entry["cost_limit"] for entry in settings.values()} - {None})
+    limit = f"; cost limit {', '.join(f'{value:g}' for value in limits)}" if limits else ""
     overall = {label: entry["metrics"] for label, entry in settings.items()}
     tables = [_table("Comparison", f"Evaluation prompts; {spread}{limit}.", "algorithm", overall, COLUMNS)]
     groups = list(dict.fromkeys(group for entry in settings.values() for group in entry["groups"]))

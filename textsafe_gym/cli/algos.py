@@ -1,0 +1,50 @@
+"""`textsafe algos`."""
+
+import click
+
+from textsafe_gym.cli.options import json_option, print_json
+
+_EXAMPLE = """\b
+Examples:
+  textsafe algos
+  textsafe algos ppo_lagrangian
+"""
+
+
+@click.command(epilog=_EXAMPLE)
+@click.argument("algorithm", metavar="[ALGO]", required=False)
+@json_option
+def algos(algorithm: str | None, as_json: bool) -> None:
+    """Lists the algorithms, or the settings of ALGO that --set reaches, with their defaults."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    if algorithm is None:
+        from algos import available
+
+        found = available()
+        if as_json:
+            print_json([{"name": name, "about": about} for name, about in found.items()])
+            return
+        table = Table("name", "what it does")
+        for name, about in found.items():
+            table.add_row(name, escape(about))
+        Console().print(table)
+        return
+    from textsafe_gym.cli.request import config_class, tuned_defaults
+    from textsafe_gym.config import validate
+
+    schema = config_class(algorithm)
+    values = validate(schema, tuned_defaults(algorithm), algorithm).model_dump(mode="json")
+    settings = [
+        {"key": name, "value": values[name], "about": field.description or ""}
+        for name, field in schema.model_fields.items()
+    ]
+    if as_json:
+        print_json(settings)
+        return
+    table = Table("key", "value", "what it does")
+    for entry in settings:
+        table.add_row(entry["key"], escape(str(entry["value"])), escape(entry["about"]))
+    Console().print(table)

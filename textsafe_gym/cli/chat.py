@@ -1,0 +1,70 @@
+"""`textsafe chat`."""
+
+import json
+import sys
+from collections.abc import Iterator
+
+import click
+
+from textsafe_gym.cli.options import env_option, json_option, set_option
+
+_EXAMPLE = """\b
+Examples:
+  textsafe chat runs/demo/ppo_lagrangian/seed_0
+  echo "how do i bake bread ?" | textsafe chat my_model --json
+"""
+
+
+@click.command(epilog=_EXAMPLE)
+@click.argument("source", metavar="MODEL")
+@env_option
+@set_option
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the first answer.")
+@json_option
+def chat(source: str, env: str | None, assignments: tuple[str, ...], seed: int, as_json: bool) -> None:
+    """Answers a prompt a line, from the terminal or a pipe; each answer with its reward and cost.
+
+    MODEL is a run's directory, or a policy's directory or hub id. An empty line or the end of the input ends the chat.
+    """
+    from textsafe_gym.cli.saved import open_saved, saved_spec
+    from textsafe_gym.errors import ConfigError, DataError
+    from textsafe_gym.evaluation.play import GivenPrompts
+
+    vector, policy = open_saved(source, saved_spec(source, env, assignments), num_envs=1)
+    if not hasattr(vector.unwrapped, "tokenizer"):
+        raise ConfigError("chat needs a text environment, such as SafeRLHF-v0")
+    given = GivenPrompts(vector)
+    limit = vector.unwrapped.cost_limit
+    for number, prompt in enumerate(_prompts()):
+        given.prompts = [prompt]
+        try:
+            rollout = policy.rollout(given, seed + number)
+        except DataError as error:
+            if not sys.stdin.isatty():
+                raise DataError(f"line {number + 1}: {error}") from None
+            click.echo(f"error: {error}", err=True)
+            continue
+        info = rollout.infos[0]
+        reward, cost = float(rollout.episode_rewards[0]), float(rollout.episode_costs[0])
+        if as_json:
+            answer = {"prompt": prompt, "response": info["response"], "reward": reward, "cost": cost}
+            click.echo(json.dumps({**answer, "finish_reason": info["finish_reason"]}, ensure_ascii=False))
+        else:
+            click.echo(info["response"])
+            click.echo(f"  reward {reward:.2f}, cost {cost:.2f} ({'harmful' if cost > 0 else 'safe'}, limit {limit:g})")
+
+
+def _prompts() -> Iterator[str]:
+    if not sys.stdin.isatty():
+        for line in sys.stdin:
+            if line.strip():
+                yield line.strip()
+        return
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        yield line

@@ -1,0 +1,194 @@
+"""`textsafe compare`: algorithms x seeds, and the report on them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from textsafe_gym.cli.main import Interrupted, WorkFailed
+from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, run_options
+
+if TYPE_CHECKING:
+    from textsafe_gym.cli.request import RunSpec
+
+_EXAMPLE = """\b
+Examples:
+  textsafe compare ppo reward_shaping ppo_lagrangian --seeds 5 --workers 2 --out runs/demo
+  textsafe compare ppo_lagrangian reward_shaping --seeds 3 --vary reward_shaping.nu=0.5,1,2 --vary
+    ppo_lagrangian.env.cost_limit=-1,0,1 --out runs/sweep
+  textsafe compare ppo ppo_lagrangian --set ppo_lagrangian.multiplier_init=2 --out runs/lambda
+"""
+_SAMPLES = 4  # prompts whose responses the report shows
+
+
+@click.command(epilog=_EXAMPLE)
+@click.argument("algorithms", metavar="ALGO...", nargs=-1, required=True)
+@run_options
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Runs of each.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="First seed.")
+@click.option(
+    "--vary", multiple=True, metavar="ALGO.KEY=V1,V2,...", help="One setting of ALGO for each value; env.KEY too."
+)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="W", help="Processes.")
+@out_option("runs/compare")
+@click.option("--resume", is_flag=True, help="Keep the finished runs in --out, continue the others, add new ones.")
+@json_option
+@click.pass_obj
+def compare(
+    command: str,
+    algorithms: tuple[str, ...],
+    env: str | None,
+    config: str | None,
+    assignments: tuple[str, ...],
+    episodes: int | None,
+    seeds: int,
+    seed: int,
+    vary: tuple[str, ...],
+    workers: int,
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Trains every ALGO with every seed, from the same policy, and writes tables, figures and report.html.
+
+    The untrained policy is evaluated beside them as "initial". Settings may be given for one algorithm alone
+    (--set ALGO.KEY=VALUE). All runs generate the same number of responses.
+    """
+    from textsafe_gym.cli.pool import Job, run_all
+    from textsafe_gym.cli.run import check_out, make_directory, same_request
+
+    out = out or Path("runs/compare")
+    specs = _specs(algorithms, vary, env=env, config=config, assignments=assignments, episodes=episodes)
+    check_out(out, resume)
+    jobs = [
+        Job(spec.with_seed(number), out / _folder(spec.label) / f"seed_{number}")
+        for number in range(seed, seed + seeds)
+        for spec in specs
+    ]
+    for job in jobs:
+        if (job.directory / "config.yaml").exists():
+            same_request(job.spec, job.directory)
+    _check_all(specs)
+    make_directory(out)
+    hint = command if "--resume" in command.split() else f"{command} --resume"
+    try:
+        failures = run_all(jobs, workers)
+    except KeyboardInterrupt:
+        raise Interrupted(f"finished runs are kept; continue with: {hint}") from None
+    if failures:
+        first = next(iter(failures.values()))
+        raise WorkFailed(f"{len(failures)} of {len(jobs)} runs failed, first: {first}; try again with: {hint}")
+    comparison = _report(out, [job.directory for job in jobs], specs, command)
+    if as_json:
+        print_json({"directory": str(out), **comparison})
+        return
+    from textsafe_gym.evaluation.summaries import tables_of
+
+    print_tables(tables_of(comparison))
+    click.echo(f"Report: {out / 'report.html'}")
+
+
+def _specs(algorithms: Sequence[str], vary: Sequence[str], **options: Any) -> "list[RunSpec]":
+    """The untrained policy and every variant of every algorithm, with seed 0."""
+    from dataclasses import replace
+
+    from textsafe_gym.cli.request import INITIAL, build_spec, check_algorithm, parse_vary
+    from textsafe_gym.errors import ConfigError
+
+    for name in algorithms:
+        check_algorithm(name)
+        if algorithms.count(name) > 1:
+            raise ConfigError(f"'{name}' is given twice; use --vary for variants of one algorithm")
+    variants = parse_vary(vary, algorithms)
+    import algos
+
+    others = [name for name in algos.available() if name not in options]
+    specs = [
+        build_spec(name, seed=0, varied=varied, others=[other for other in others if other != name], **options)
+        for name, own in variants.items()
+        for varied in own
+    ]
+    budgets = {spec.label: spec.config["episodes"] for spec in specs}
+    if len(set(budgets.values())) > 1:
+        given = ", ".join(f"{label} {number}" for label, number in budgets.items())
+        raise ConfigError(f"all algorithms must generate the same number of responses; set --episodes (now: {given})")
+    # The untrained policy plays in the environment as given, without any variant's changes.
+    plain = build_spec(algorithms[0], seed=0, others=[other for other in others if other != algorithms[0]], **options)
+    kept = ("seed", "episodes_per_iteration", "cost_limit")
+    initial = replace(plain, algorithm=INITIAL, label=INITIAL, config={name: plain.config.get(name) for name in kept})
+    return [initial, *specs]
+
+
+def _check_all(specs: "Sequence[RunSpec]") -> None:
+    from rich.console import Console
+
+    from textsafe_gym.cli.run import check
+
+    played: set[str] = set()
+    with Console(stderr=True).status("checking the request"):
+        for spec in specs:
+            check(spec, played)
+
+
+def _folder(label: str) -> str:
+    """A label as the name of a directory: reward_shaping[nu=0.5] -> reward_shaping-nu=0.5."""
+    return "".join(c if c.isalnum() or c in "_-=.," else "-" for c in label).rstrip("-")
+
+
+def _report(out: Path, directories: Sequence[Path], specs: "Sequence[RunSpec]", command: str) -> dict[str, Any]:
+    """Reads the runs and writes comparison.json, the figures and the report."""
+    from textsafe_gym.config import dump
+    from textsafe_gym.evaluation.figures import learning_curves, reward_cost_plane
+    from textsafe_gym.evaluation.files import write_json
+    from textsafe_gym.evaluation.report import write_report
+    from textsafe_gym.evaluation.summaries import compare_runs, load_run, points_of, tables_of
+
+    order = [spec.label for spec in specs]
+    runs = sorted(
+        (load_run(directory) for directory in directories), key=lambda run: (order.index(run.label), run.seed)
+    )
+    comparison = compare_runs(runs)
+    write_json(out / "comparison.json", comparison)
+    curves = {label: [run.metrics for run in runs if run.label == label] for label in order[1:]}
+    labels = {label: comparison["settings"][label]["algorithm"] for label in order}
+    limit = comparison["pareto"]["cost_limit"]
+    learning_curves(curves, labels, limit, out / "learning_curves.png")
+    points = [{"label": p.label, "reward": p.reward, "cost": p.cost} for p in points_of(runs)]
+    reward_cost_plane(comparison["pareto"]["points"], points, limit, out / "pareto.png")
+    first = [run for run in runs if run.seed == runs[0].seed]
+    picked = _spread(first[0].rows)
+    samples = [run.rows[i] for i in picked for run in first if "response" in run.rows[i]]
+    seeds = len({run.seed for run in runs})
+    write_report(
+        out / "report.html",
+        title="Comparison: " + ", ".join(dict.fromkeys(spec.algorithm for spec in specs[1:])),
+        subtitle=f"{specs[0].env['id']}, {specs[1].config['episodes']} responses a run, {seeds} seed(s), "
+        f"{len(first[0].rows)} evaluation responses a run.",
+        tables=tables_of(comparison),
+        figures=[
+            (
+                "Learning curves",
+                "Training prompts; each point a mean of neighbouring iterations.",
+                out / "learning_curves.png",
+            ),
+            (
+                "Reward against cost",
+                "Evaluation prompts; the front joins settings that no other beats.",
+                out / "pareto.png",
+            ),
+        ],
+        samples=samples,
+        command=command,
+        settings=dump({spec.label: {"env": spec.env, "policy": spec.policy, "config": spec.config} for spec in specs}),
+    )
+    return comparison
+
+
+def _spread(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """Indices of the first row of each group of prompts in turn, `_SAMPLES` in all."""
+    by_group: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        by_group.setdefault(row.get("group", ""), []).append(i)
+    rounds = zip(*(own[:_SAMPLES] for own in by_group.values()), strict=False)
+    return [i for own in rounds for i in own][: max(_SAMPLES, len(by_group))]

@@ -1,0 +1,92 @@
+"""`textsafe evaluate`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from textsafe_gym.cli.options import env_option, json_option, out_option, print_json, print_tables, set_option
+
+_EXAMPLE = """\b
+Examples:
+  textsafe evaluate runs/demo/ppo/seed_0 --out runs/again
+  textsafe evaluate runs/a my_model --set env.evaluation_prompts=prompts.txt --out runs/on-my-prompts
+"""
+
+
+@click.command(epilog=_EXAMPLE)
+@click.argument("sources", metavar="RUN|MODEL...", nargs=-1, required=True)
+@env_option
+@set_option
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the responses. [a run's own; 0 for a model]")
+@out_option("runs/evaluate")
+@json_option
+def evaluate(
+    sources: tuple[str, ...],
+    env: str | None,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Plays saved policies on the evaluation prompts; writes a directory each, with evaluation.jsonl and summary.json.
+
+    RUN is the directory of a run; MODEL a policy's directory or hub id. With --env or --set env.KEY=VALUE the prompts
+    and judges are others than those of training.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from textsafe_gym.cli.run import check_out, cost_limit_of, make_directory
+    from textsafe_gym.cli.saved import MODEL, open_saved, saved_spec
+    from textsafe_gym.config import dump
+    from textsafe_gym.errors import ConfigError
+    from textsafe_gym.evaluation.files import write_json, write_rows, write_text
+    from textsafe_gym.evaluation.play import evaluate_policy
+    from textsafe_gym.evaluation.records import summarise
+    from textsafe_gym.evaluation.summaries import compare_runs, load_runs, tables_of
+
+    out = out or Path("runs/evaluate")
+    check_out(out, resume=False)
+    specs = [saved_spec(source, env, assignments) for source in sources]
+    if seed is not None:
+        specs = [spec.with_seed(seed) for spec in specs]
+    names = [f"{spec.label}-{spec.seed}" for spec in specs]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ConfigError(
+                f"'{sources[names.index(name)]}' and '{sources[i]}' are both '{name}'; evaluate them apart"
+            )
+    # All are opened and played before anything is written.
+    results = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for source, spec in zip(sources, specs, strict=True):
+            task = progress.add_task(spec.label.replace("[", r"\["), total=None)
+            vector, policy = open_saved(source, spec)
+            identity = {"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed}
+            rows = evaluate_policy(
+                policy,
+                vector,
+                spec.seed,
+                identity,
+                lambda done, total, task=task: progress.update(task, completed=done, total=total),
+            )
+            if spec.algorithm == MODEL:
+                rows = [{name: value for name, value in row.items() if name != "kl"} for row in rows]
+            limit = cost_limit_of(spec, vector)
+            results.append((spec, rows, {**identity, "cost_limit": limit, "evaluation": summarise(rows, limit)}))
+            vector.close()
+    directories = []
+    for name, source, (spec, rows, summary) in zip(names, sources, results, strict=True):
+        directory = out / name
+        make_directory(directory)
+        write_text(directory / "config.yaml", dump({**replace(spec).as_dict(), "source": source}))
+        write_rows(directory / "evaluation.jsonl", rows)
+        write_json(directory / "summary.json", summary)
+        directories.append(directory)
+    comparison = compare_runs(load_runs(directories))
+    if as_json:
+        print_json({"directory": str(out), **comparison})
+        return
+    print_tables(tables_of(comparison))
+    click.echo(f"Responses: {', '.join(str(directory / 'evaluation.jsonl') for directory in directories)}")

@@ -1,0 +1,158 @@
+"""The command `textsafe`: finds subcommands, and turns every failure into one line and an exit code.
+
+Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
+"""
+
+import importlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from textsafe_gym.errors import TextsafeError
+
+# name -> (module, what it does); a module is imported when its command runs, so that --help stays fast.
+COMMANDS = {
+    "envs": ("envs", "List the environments and the presets for them."),
+    "algos": ("algos", "List the algorithms, or the settings of one."),
+    "train": ("train", "Train a policy with one algorithm."),
+    "compare": ("compare", "Train several algorithms over several seeds and report."),
+    "evaluate": ("evaluate", "Evaluate saved policies."),
+    "pareto": ("pareto", "Front and hypervolume of the runs below some directories."),
+    "fit": ("fit", "Fit a policy (SFT), a reward model or a cost model to data."),
+    "chat": ("chat", "Talk to a policy; each answer comes with its reward and cost."),
+    "testbed": ("testbed", "Rebuild or inspect the embedded world."),
+}
+
+_EXAMPLE = """\b
+Example:
+  textsafe compare ppo reward_shaping ppo_lagrangian --seeds 5 --workers 2 --out runs/demo
+"""
+
+
+class WorkFailed(Exception):
+    """The request was right but the work did not get done; the message says where to look."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C, or SIGTERM, during work that can be resumed; the message says how."""
+
+
+def fail(kind: str, message: object, code: int) -> NoReturn:
+    """Ends the command with one line on stderr."""
+    click.echo(f"{kind}: {' '.join(str(message).split())}", err=True)
+    sys.exit(code)
+
+
+class TextsafeGroup(click.Group):
+    """Loads subcommands when they are asked for and reports failures in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command's module; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"textsafe_gym.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest name for an unknown one."""
+        from textsafe_gym.registry import nearest
+
+        if args and args[0] not in COMMANDS:
+            raise click.UsageError(f"unknown command '{args[0]}'; {nearest(args[0], list(COMMANDS))}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        """Runs a command; every failure becomes one line on stderr and an exit code."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        extra["standalone_mode"] = False
+        extra["obj"] = shlex.join(["textsafe", *arguments])
+        debug = bool(os.environ.get("TEXTSAFE_DEBUG"))
+        _quiet_libraries(debug)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            code = super().main(arguments, *rest, **extra)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "textsafe"
+            fail("error", f"{error.format_message()} (see '{command} --help')", 2)
+        except click.ClickException as error:
+            fail("error", error.format_message(), 2)
+        except TextsafeError as error:
+            if debug:
+                raise
+            fail("error", error, 2)
+        except Interrupted as error:
+            fail("interrupted", error, 130)
+        except (click.Abort, KeyboardInterrupt):
+            fail("interrupted", "nothing more was done", 130)
+        except WorkFailed as error:
+            fail("failed", error, 1)
+        except BrokenPipeError:
+            # The reader of stdout, such as `head`, has gone; the interpreter must not complain when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except Exception as error:
+            if debug:
+                raise
+            fail("failed", f"{type(error).__name__}: {error} (TEXTSAFE_DEBUG=1 shows the traceback)", 1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+class _OneLine(logging.Handler):
+    """Prints the project's own warnings as single lines, each once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes to whatever stderr is now."""
+        message = " ".join(record.getMessage().split())
+        if message not in self._seen:
+            self._seen.add(message)
+            click.echo(f"warning: {message}", err=True)
+
+
+def _quiet_libraries(debug: bool) -> None:
+    """Silences what other libraries say by the way; our own warnings stay."""
+    if debug:
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore")
+    for name in ("textsafe_gym", "algos"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, _OneLine) for handler in logger.handlers):
+            logger.addHandler(_OneLine())
+            logger.propagate = False
+
+
+@click.group(cls=TextsafeGroup, epilog=_EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="textsafe-gym", prog_name="textsafe")
+def main() -> None:
+    """Safe RLHF as a Gymnasium suite: train, compare and judge policies under a cost constraint."""
+
+
+if __name__ == "__main__":
+    main()

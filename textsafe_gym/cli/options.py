@@ -1,0 +1,68 @@
+"""Options that several commands share, and what they print."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines instead of a table.")
+env_option = click.option(
+    "--env", metavar="ID|FILE", help="Gymnasium id, preset, or YAML file with id, kwargs and policy. [SafeRLHF-v0]"
+)
+set_option = click.option(
+    "--set",
+    "assignments",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Setting of the algorithm; env.KEY=VALUE of the environment, policy.KEY=VALUE of the policy. Repeatable.",
+)
+
+
+def out_option(default: str) -> Callable[[Command], Command]:
+    """`--out` with its default spelt out."""
+    return click.option("--out", type=click.Path(path_type=Path), help=f"Directory for the results. [{default}]")
+
+
+def run_options(command: Command) -> Command:
+    """What `train` and `compare` have in common."""
+    for option in reversed(
+        [
+            env_option,
+            click.option("--config", metavar="FILE", help="YAML file with the same keys as --set, nested."),
+            set_option,
+            click.option("--episodes", type=int, metavar="N", help="Responses to generate in all, for each run."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def print_json(value: Any) -> None:
+    """The one document that `--json` prints."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_tables(tables: list[Any]) -> None:
+    """Tables of `evaluation.report` on the terminal, as wide as they need to be where the output is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, soft_wrap=False)
+    for given in tables:
+        table = Table(title=given.title, caption=given.note, title_justify="left", caption_justify="left")
+        for number, head in enumerate(given.columns):
+            table.add_column(head, justify="right" if number else "left", overflow="fold")
+        for row in given.rows:
+            table.add_row(*(_cell(cell) for cell in row))
+        console.print(table)
+
+
+def _cell(cell: Any) -> str:
+    from rich.markup import escape
+
+    return escape(cell.text) + (f"\n[dim]{cell.small}[/dim]" if cell.small else "")

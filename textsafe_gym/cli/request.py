@@ -1,0 +1,251 @@
+"""From options to a fully resolved run: which algorithm with which settings on which environment."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from textsafe_gym.config import Settings, merge, parse_assignments, parse_value, read_yaml, validate
+from textsafe_gym.errors import ConfigError, UnknownNameError
+from textsafe_gym.registry import nearest
+
+Made = TypeVar("Made")
+
+INITIAL = "initial"  # the untrained policy's name where algorithms are compared
+PRESETS = Path(importlib.import_module("configs").__path__[0]) / "env"
+DEFAULT_ENV = "SafeRLHF-v0"
+
+
+class PolicyOptions(BaseModel):
+    """What `policy.KEY` may set; keys left out keep the defaults of the policy's own class."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, description="directory or hub id to start from")
+    temperature: float | None = Field(None, gt=0, description="of the softmax that tokens are sampled from")
+    critics: Literal["heads", "separate"] | None = Field(None, description="heads on the trunk or models of their own")
+    reward_critic: str | None = Field(None, description="score model that a separate reward critic starts from")
+    cost_critic: str | None = Field(None, description="score model that a separate cost critic starts from")
+    device: str | None = Field(None, description="of the policy, e.g. cpu or cuda")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="of the policy's weights")
+    hidden: list[int] | None = Field(None, description="layer sizes of an MLP policy")
+
+
+class EnvFile(BaseModel):
+    """What a YAML file given as --env holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(DEFAULT_ENV, description="Gymnasium id")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="of the environment")
+    policy: dict[str, Any] = Field(default_factory=dict, description="see PolicyOptions")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides a run's outcome; `config.yaml` holds it.
+
+    Attributes:
+        algorithm: a name in `algos`, or `INITIAL`.
+        label: the algorithm with what was varied, e.g. "reward_shaping[nu=0.5]".
+        env: {"id", "kwargs"}.
+        policy: arguments of `make_policy`.
+        config: the algorithm's settings, all of them.
+    """
+
+    algorithm: str
+    label: str
+    env: dict[str, Any]
+    policy: dict[str, Any]
+    config: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return int(self.config["seed"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `config.yaml`."""
+        return asdict(self)
+
+    def with_seed(self, seed: int) -> "RunSpec":
+        """The same run with another seed."""
+        return replace(self, config={**self.config, "seed": seed})
+
+
+def call(make: Callable[..., Made], what: str, options: Mapping[str, Any], *args: Any) -> Made:
+    """`make(*args, **options)`, with an unknown option reported as the user's error.
+
+    Raises:
+        ConfigError: `make` takes no such option.
+    """
+    try:
+        return make(*args, **options)
+    except TypeError as error:
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if not found or found[1] not in options:
+            raise
+        takes = inspect.signature(make).parameters.values()
+        known = [parameter.name for parameter in takes if parameter.kind is not parameter.VAR_KEYWORD]
+        hint = f"; {nearest(found[1], known)}" if known else ""
+        raise ConfigError(f"{what}: unknown key '{found[1]}'{hint}") from None
+
+
+def config_class(algorithm: str) -> type[BaseModel]:
+    """The pydantic model of an algorithm's settings.
+
+    Raises:
+        UnknownNameError: no such algorithm.
+    """
+    check_algorithm(algorithm)
+    found: type[BaseModel] = importlib.import_module(f"algos.{algorithm}").Config
+    return found
+
+
+def check_algorithm(name: str) -> None:
+    """Refuses unknown names.
+
+    Raises:
+        UnknownNameError: no such algorithm; the message offers the nearest.
+    """
+    import algos
+
+    known = list(algos.available())
+    if name not in known:
+        raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, known)}")
+
+
+def tuned_defaults(algorithm: str) -> Settings:
+    """What `configs/algo/NAME.yaml` changes of the algorithm's defaults; empty where there is no such file."""
+    path = PRESETS.parent / "algo" / f"{algorithm}.yaml"
+    return read_yaml(path) if path.is_file() else Settings()
+
+
+def resolve_env(env: str | None) -> tuple[str, Settings, Settings]:
+    """The environment's id, its kwargs and the policy options that `--env` stands for.
+
+    Raises:
+        ConfigError: a file that is missing or malformed.
+    """
+    if env is None:
+        return DEFAULT_ENV, Settings(), Settings()
+    preset = PRESETS / f"{env}.yaml"
+    if env.endswith((".yaml", ".yml")) or preset.is_file():
+        given = read_yaml(preset if preset.is_file() else env)
+        loaded = validate(EnvFile, given, "--env")
+        return loaded.id, given.section("kwargs"), given.section("policy")
+    if Path(env).exists():
+        raise ConfigError(f"--env {env}: a file must be YAML and end in .yaml")
+    return env, Settings(), Settings()
+
+
+def build_spec(
+    algorithm: str,
+    *,
+    env: str | None,
+    config: str | None,
+    assignments: Sequence[str],
+    episodes: int | None,
+    seed: int | None,
+    varied: Mapping[str, Any] | None = None,
+    others: Sequence[str] = (),
+) -> RunSpec:
+    """Resolves one algorithm's run.
+
+    Args:
+        algorithm: its name.
+        env: `--env`.
+        config: `--config`.
+        assignments: `--set`.
+        episodes: `--episodes`.
+        seed: `--seed`.
+        varied: from key ("nu", "env.cost_limit") to the value that this variant has.
+        others: names of all algorithms in the request; sections for them are not this one's settings.
+
+    Raises:
+        TextsafeError: anything in it is wrong; all faults of the settings are in one message.
+    """
+    schema = config_class(algorithm)
+    env_id, env_kwargs, policy = resolve_env(env)
+    from_file = read_yaml(config) if config is not None else Settings()
+    if "algorithm" in from_file.values and "config" in from_file.values:
+        from_file, file_env = _from_run(from_file, algorithm)
+        env_id = env_id if env is not None else file_env
+    given = merge(from_file, parse_assignments(assignments))
+    variant = parse_variant(varied or {})
+    given = merge(given.without(*others, algorithm), given.section(algorithm), variant)
+    fixed = {name: value for name, value in (("episodes", episodes), ("seed", seed)) if value is not None}
+    own = merge(
+        tuned_defaults(algorithm),
+        given.without("env", "policy"),
+        Settings(fixed, {(name,): f"--{name}" for name in fixed}),
+    )
+    resolved = validate(schema, own, algorithm)
+    policy = merge(policy, given.section("policy"))
+    options = validate(PolicyOptions, policy, "policy").model_dump(exclude_none=True)
+    label = algorithm
+    if varied:
+        values = ",".join(f"{name.rpartition('.')[2]}={value}" for name, value in varied.items())
+        label += f"[{values}]"
+    kwargs = merge(env_kwargs, given.section("env")).values
+    return RunSpec(algorithm, label, {"id": env_id, "kwargs": kwargs}, options, resolved.model_dump(mode="json"))
+
+
+def parse_variant(varied: Mapping[str, Any]) -> Settings:
+    """Nested settings of {"env.cost_limit": 1}."""
+    settings = Settings()
+    for name, value in varied.items():
+        path = tuple(name.split("."))
+        nested: Any = value
+        for key in reversed(path):
+            nested = {key: nested}
+        settings = merge(settings, Settings(nested, {path: f"--vary {name}={value}"}))
+    return settings
+
+
+def _from_run(given: Settings, algorithm: str) -> tuple[Settings, str]:
+    """Settings and environment id of a run's `config.yaml`."""
+    ran = given.values["algorithm"]
+    if ran != algorithm:
+        raise ConfigError(f"{given.where(('algorithm',))}: this is a run of '{ran}', not of '{algorithm}'")
+    env = given.section("env")
+    config = given.section("config")
+    parts = [config]
+    for name, section in (("env", env.section("kwargs")), ("policy", given.section("policy"))):
+        origin = {(name, *path): place for path, place in section.origin.items()}
+        parts.append(Settings({name: section.values}, origin))
+    return merge(*parts), str(env.values.get("id", DEFAULT_ENV))
+
+
+def parse_vary(arguments: Sequence[str], algorithms: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The variants of each algorithm: all combinations of its `--vary` values, or one empty variant.
+
+    Raises:
+        ConfigError: not of the form ALGO.KEY=V1,V2,..., or of an algorithm that is not compared.
+    """
+    axes: dict[str, dict[str, list[Any]]] = {name: {} for name in algorithms}
+    for argument in arguments:
+        target, equals, text = argument.partition("=")
+        algorithm, dot, key = target.partition(".")
+        if not equals or not dot or not all(key.split(".")) or not text.strip():
+            raise ConfigError(f"--vary {argument}: expected ALGO.KEY=V1,V2,...")
+        if algorithm not in axes:
+            raise ConfigError(f"--vary {argument}: '{algorithm}' is not compared; {nearest(algorithm, list(axes))}")
+        if key in axes[algorithm]:
+            raise ConfigError(f"--vary {argument}: '{target}' is varied twice")
+        values = [parse_value(part, f"--vary {argument}") for part in text.split(",")]
+        if any(value is None or isinstance(value, dict | list) for value in values):
+            raise ConfigError(f"--vary {argument}: every value must be a number, a word, or true or false")
+        if len(set(map(str, values))) < len(values):
+            raise ConfigError(f"--vary {argument}: a value stands twice")
+        axes[algorithm][key] = values
+    return {
+        name: [dict(zip(own, combination, strict=True)) for combination in product(*own.values())]
+        for name, own in axes.items()
+    }

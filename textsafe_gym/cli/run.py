@@ -1,0 +1,299 @@
+"""One run and its directory: config.yaml, metrics.jsonl, evaluation.jsonl, summary.json, checkpoints/."""
+
+import fcntl
+import gc
+import math
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from textsafe_gym.cli.main import WorkFailed
+from textsafe_gym.cli.request import INITIAL, RunSpec, call
+from textsafe_gym.config import dump, read_yaml
+from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
+from textsafe_gym.evaluation.files import append_row, read_json, read_rows, write_json, write_rows, write_text
+
+CHECKPOINT = Path("checkpoints") / "latest"
+CHECKPOINT_EVERY = 10  # iterations; a killed run repeats at most so many
+# Below so many parameters a second thread costs more than it gives, and one thread makes results repeat exactly.
+_SMALL = 10_000_000
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def make_env(spec: RunSpec, num_envs: int) -> Any:
+    """The vector environment of a run.
+
+    Raises:
+        TextsafeError: the id, a keyword or what it names is wrong.
+    """
+    import gymnasium as gym
+
+    env_id, kwargs = spec.env["id"], spec.env["kwargs"]
+    try:
+        return call(lambda **options: gym.make_vec(env_id, num_envs=num_envs, **options), f"env {env_id}", kwargs)
+    except gym.error.UnregisteredEnv as error:
+        hint = "" if "did you mean" in str(error).lower() else "; `textsafe envs` lists this project's own"
+        raise UnknownNameError(f"unknown environment '{env_id}': {error}{hint}") from None
+    except ModuleNotFoundError as error:
+        if ":" not in env_id or error.name not in {env_id.split(":")[0], env_id.split(":")[0].split(".")[0]}:
+            raise
+        raise UnknownNameError(f"unknown environment '{env_id}': no module '{error.name}'") from None
+    except gym.error.Error as error:
+        raise ConfigError(f"env {env_id}: {error}") from None
+
+
+def make_policy(spec: RunSpec, env: Any) -> Any:
+    """The starting policy of a run.
+
+    Raises:
+        TextsafeError: the model or an option does not fit.
+    """
+    import torch
+
+    from textsafe_gym import models
+
+    torch.manual_seed(spec.seed)  # a fresh MLP's weights; a language model draws nothing
+    policy = call(models.make_policy, "policy", spec.policy, env)
+    trained = [parameter for group in policy.parameter_groups().values() for parameter in group]
+    if sum(parameter.numel() for parameter in trained) < _SMALL:
+        torch.set_num_threads(1)
+    return policy
+
+
+def make_trainer(spec: RunSpec, env: Any, policy: Any) -> Any:
+    """The algorithm at work on a policy.
+
+    Raises:
+        TextsafeError: settings, policy and environment do not go together.
+    """
+    import algos
+
+    shown = demonstrations(spec, env, policy)
+    return algos.make(spec.algorithm, env, policy=policy, demonstrations=shown, **spec.config)
+
+
+def demonstrations(spec: RunSpec, env: Any, policy: Any) -> Any:
+    """The environment's supervised pairs in the policy's form, if it has some and the algorithm wants them."""
+    if not spec.config.get("ptx_coefficient") or not hasattr(policy, "demonstrations"):
+        return None
+    task = env.unwrapped
+    rows = getattr(task, "demonstrations", None)
+    return policy.demonstrations(rows, task.max_prompt_length, task.max_response_length) if rows else None
+
+
+def cost_limit_of(spec: RunSpec, env: Any) -> float | None:
+    """The algorithm's own limit, else the environment's, or that of its first sub-environment; None without one."""
+    limit = spec.config.get("cost_limit")
+    if limit is None:
+        limit = getattr(env.unwrapped, "cost_limit", None)
+    if limit is None and hasattr(env.unwrapped, "envs"):
+        limit = getattr(env.unwrapped.envs[0].unwrapped, "cost_limit", None)
+    return None if limit is None else float(limit)
+
+
+def check(spec: RunSpec, played: set[str] | None = None) -> None:
+    """Everything that can be wrong with a run comes out here, before a directory is made.
+
+    Builds the environment, the policy and the algorithm and plays one episode, which also runs the scorers.
+
+    Args:
+        spec: the run.
+        played: which environments and policies have been played already; is added to.
+
+    Raises:
+        TextsafeError: what is wrong.
+    """
+    env = make_env(spec, 1)
+    try:
+        policy = make_policy(spec, env)
+        if spec.algorithm != INITIAL:
+            make_trainer(spec, env, policy)
+        key = repr((spec.env, spec.policy))
+        if played is None or key not in played:
+            policy.rollout(env, 0)
+            if played is not None:
+                played.add(key)
+    finally:
+        env.close()
+        gc.collect()
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Refuses a directory that holds something already, cannot be made, or has nothing to resume.
+
+    Raises:
+        RunError: see above.
+    """
+    try:
+        filled = out.is_dir() and any(out.iterdir())
+        blocked = next((part for part in (out, *out.parents) if part.exists() and not part.is_dir()), None)
+    except OSError as error:
+        raise RunError(f"--out {out}: {error.strerror}") from None
+    if blocked is not None:
+        raise RunError(f"--out {out}: {blocked} is a file, not a directory")
+    if filled and not resume:
+        raise RunError(f"--out {out} exists and is not empty; add --resume to continue it, or choose another")
+    if resume and not filled:
+        raise RunError(f"--resume: there is nothing to resume in {out}")
+
+
+def make_directory(out: Path) -> None:
+    """Makes a directory and those above it.
+
+    Raises:
+        RunError: the system refuses.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make {out}: {error.strerror}") from None
+
+
+def same_request(spec: RunSpec, directory: Path) -> None:
+    """Refuses to continue a run with other settings.
+
+    Raises:
+        ConfigError: the saved settings differ, or cannot be read.
+    """
+    saved = _flat(read_yaml(directory / "config.yaml").values)
+    wanted = _flat(spec.as_dict())
+    names = sorted(name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name))
+    if names:
+        changes = "; ".join(f"{name} was {saved.get(name)!r}, now {wanted.get(name)!r}" for name in names)
+        raise ConfigError(f"{directory / 'config.yaml'}: cannot resume with other settings: {changes}")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Holds a lock for as long as a process works in a run's directory; the system frees it if the process dies."""
+    with (directory / "config.yaml").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{directory}: another process is at work on this run") from None
+        yield
+
+
+def execute(spec: RunSpec, directory: Path, report: Report) -> dict[str, Any]:
+    """Does a run, or what is left of it, in its directory.
+
+    Args:
+        spec: has passed `check`.
+        directory: is made; a finished run in it is returned as it is, an unfinished one continued from its last
+            checkpoint, which leads to the same result.
+        report: is told of each iteration: {"done", "total", "metrics"}.
+
+    Returns:
+        The summary.
+
+    Raises:
+        TextsafeError: settings differ from those saved, or training had to stop.
+        WorkFailed: something unforeseen, with a traceback in `error.log`.
+    """
+    make_directory(directory)
+    if (directory / "config.yaml").exists():
+        same_request(spec, directory)
+        if (directory / "summary.json").exists():
+            return read_json(directory / "summary.json")
+    else:
+        write_text(directory / "config.yaml", dump(spec.as_dict()))
+    with _alone_in(directory):
+        try:
+            return _execute(spec, directory, report)
+        except TextsafeError:
+            raise
+        except Exception as error:
+            write_text(directory / "error.log", traceback.format_exc())
+            message = f"{spec.label} seed {spec.seed}: {type(error).__name__}: {error}; see {directory / 'error.log'}"
+            raise WorkFailed(message) from error
+
+
+def saved_trainer(spec: RunSpec, env: Any, policy: Any, checkpoint: Path) -> Any:
+    """The algorithm as a checkpoint holds it; `policy` is the one that the run started from.
+
+    Raises:
+        RunError: the checkpoint is missing or damaged.
+    """
+    import algos
+
+    return algos.load(checkpoint, env, policy=policy, demonstrations=demonstrations(spec, env, policy))
+
+
+def _train(spec: RunSpec, env: Any, policy: Any, directory: Path, report: Report) -> list[dict[str, Any]]:
+    """Trains from the last checkpoint, or from the start, to the end of the budget.
+
+    Returns:
+        The rows of `metrics.jsonl`.
+    """
+    checkpoint, path = directory / CHECKPOINT, directory / "metrics.jsonl"
+    aside = checkpoint.with_name(f".{checkpoint.name}.old")  # where a kill in the midst of saving leaves the old one
+    if checkpoint.exists() or aside.exists():
+        trainer = saved_trainer(spec, env, policy, checkpoint)
+    else:
+        trainer = make_trainer(spec, env, policy)
+    for leftover in checkpoint.parent.glob(f".{checkpoint.name}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    rows = read_rows(path, drop_torn_tail=True)[: trainer.iteration] if path.exists() else []
+    if len(rows) < trainer.iteration:
+        raise RunError(f"{path}: {len(rows)} rows, but the checkpoint is of iteration {trainer.iteration}")
+    write_rows(path, rows)
+    size = int(spec.config["episodes_per_iteration"])
+    total = math.ceil(int(spec.config["episodes"]) / size)
+
+    def on_iteration(metrics: dict[str, float]) -> None:
+        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        rows.append(row)
+        append_row(path, row)
+        if trainer.iteration % CHECKPOINT_EVERY == 0 or trainer.iteration == total:
+            trainer.save(checkpoint)
+        report({"done": trainer.iteration, "total": total, "metrics": row})
+
+    trainer.learn(on_iteration=on_iteration)
+    return rows
+
+
+def _execute(spec: RunSpec, directory: Path, report: Report) -> dict[str, Any]:
+    from textsafe_gym.evaluation.play import evaluate_policy
+    from textsafe_gym.evaluation.records import summarise
+
+    started = time.perf_counter()
+    env = make_env(spec, int(spec.config["episodes_per_iteration"]))
+    policy = make_policy(spec, env)
+    metrics: list[dict[str, Any]] = []
+    if spec.algorithm != INITIAL:
+        metrics = _train(spec, env, policy, directory, report)
+    identity = {"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed}
+    rows = evaluate_policy(
+        policy, env, spec.seed, identity, lambda done, total: report({"done": done, "total": total, "evaluating": True})
+    )
+    write_rows(directory / "evaluation.jsonl", rows)
+    limit = cost_limit_of(spec, env)
+    env.close()
+    speeds = [row["tokens_per_second"] for row in metrics if row.get("tokens_per_second")]
+    summary = {
+        **identity,
+        "cost_limit": limit,
+        "episodes": metrics[-1]["episodes"] if metrics else 0,
+        "seconds": round(time.perf_counter() - started, 2),
+        "evaluation": summarise(rows, limit),
+    }
+    if speeds:
+        summary["tokens_per_second"] = math.fsum(speeds) / len(speeds)
+    write_json(directory / "summary.json", summary)
+    (directory / "error.log").unlink(missing_ok=True)
+    return summary

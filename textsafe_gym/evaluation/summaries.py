@@ -1,0 +1,158 @@
+"""From run directories to one comparison: means and intervals over seeds, groups of prompts, the front."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from textsafe_gym.errors import DataError, RunError
+from textsafe_gym.evaluation.files import Row, read_json, read_rows
+from textsafe_gym.evaluation.intervals import t_interval
+from textsafe_gym.evaluation.pareto import RunPoint, analyse
+from textsafe_gym.evaluation.records import read_evaluation, summarise
+from textsafe_gym.evaluation.report import Table, comparison_tables
+
+_SKIPPED = {"responses", "groups"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as its directory tells it.
+
+    Attributes:
+        directory: where it lies.
+        summary: of `summary.json`.
+        rows: of `evaluation.jsonl`.
+    """
+
+    directory: Path
+    summary: Row
+    rows: list[Row]
+
+    @property
+    def algorithm(self) -> str:
+        """Its name."""
+        return str(self.summary["algorithm"])
+
+    @property
+    def label(self) -> str:
+        """The algorithm with what was varied."""
+        return str(self.summary["label"])
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return int(self.summary["seed"])
+
+    @property
+    def metrics(self) -> list[Row]:
+        """Of `metrics.jsonl`; empty for a policy that was not trained."""
+        path = self.directory / "metrics.jsonl"
+        return read_rows(path) if path.exists() else []
+
+
+def load_run(directory: Path) -> Run:
+    """Reads one.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    summary = read_json(directory / "summary.json")
+    for name in ("algorithm", "label", "seed", "cost_limit"):
+        if name not in summary:
+            raise DataError(f"{directory / 'summary.json'}: no '{name}'; is this a run's summary?")
+    return Run(directory, summary, read_evaluation(directory / "evaluation.jsonl"))
+
+
+def load_runs(directories: Sequence[Path]) -> list[Run]:
+    """All finished runs in the directories and below them, each once.
+
+    Raises:
+        RunError: a directory is missing or has no finished run.
+        DataError: a file is damaged.
+    """
+    found: dict[Path, Run] = {}
+    for directory in directories:
+        if not directory.is_dir():
+            raise RunError(f"{directory}: no such directory")
+        places = sorted(path.parent for path in directory.rglob("summary.json"))
+        if not places:
+            raise RunError(f"{directory}: no finished run here or below (no summary.json)")
+        for place in places:
+            found.setdefault(place.resolve(), load_run(place))
+    return list(found.values())
+
+
+def points_of(runs: Sequence[Run]) -> list[RunPoint]:
+    """Each run in the reward-cost plane."""
+    points = []
+    for run in runs:
+        means = summarise(run.rows, 0.0)
+        points.append(RunPoint(run.algorithm, run.label, run.seed, means["reward"], means["cost"]))
+    return points
+
+
+def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
+    """What `comparison.json` holds.
+
+    Args:
+        runs: finished ones, at least one; those of one label are each other's repetitions.
+
+    Returns:
+        "settings": from label to its algorithm, seeds, cost limit, and intervals over runs of every metric, overall and
+        for each group of prompts; "pareto": see `pareto.analyse`.
+
+    Raises:
+        RunError: a label has two runs of one seed, or runs with different cost limits.
+    """
+    by_label: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_label[run.label].append(run)
+    settings = {}
+    for label, own in by_label.items():
+        own = sorted(own, key=lambda run: run.seed)
+        seeds = [run.seed for run in own]
+        if len(set(seeds)) < len(seeds):
+            double = next(run for run in own if seeds.count(run.seed) > 1)
+            raise RunError(f"{double.directory}: '{label}' with seed {double.seed} is there twice; leave one out")
+        limits = {run.summary["cost_limit"] for run in own}
+        if len(limits) > 1:
+            raise RunError(
+                f"{own[0].directory}: the runs of '{label}' have different cost limits {sorted(map(str, limits))}"
+            )
+        limit = limits.pop()
+        means = [summarise(run.rows, limit) for run in own]
+        for run, mean in zip(own, means, strict=True):
+            if run.summary.get("tokens_per_second"):
+                mean["tokens_per_second"] = run.summary["tokens_per_second"]
+        groups = list(dict.fromkeys(name for mean in means for name in mean.get("groups", {})))
+        settings[label] = {
+            "algorithm": own[0].algorithm,
+            "seeds": seeds,
+            "runs": len(own),
+            "episodes": own[0].summary.get("episodes"),
+            "cost_limit": limit,
+            "metrics": _intervals(means),
+            "groups": {
+                name: _intervals([mean["groups"][name] for mean in means if name in mean.get("groups", {})])
+                for name in groups
+            },
+        }
+    limits = {entry["cost_limit"] for entry in settings.values()}
+    return {"settings": settings, "pareto": analyse(points_of(runs), limits.pop() if len(limits) == 1 else None)}
+
+
+def _intervals(means: Sequence[Row]) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for mean in means for name in mean if name not in _SKIPPED))
+    found = {}
+    for name in names:
+        values = [mean[name] for mean in means if name in mean]
+        found[name] = {**t_interval(values).as_dict(), "values": values}
+    return found
+
+
+def tables_of(comparison: dict[str, Any]) -> list[Table]:
+    """The tables of a comparison; a hypervolume is left out where there is nothing to compare."""
+    tables = comparison_tables(comparison)
+    return tables[:-1] if len(comparison["settings"]) == 1 else tables
