@@ -1,5 +1,6 @@
 """Two small constrained MDPs and a bandit whose constrained optimum is known."""
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -44,14 +45,21 @@ class Crossing(gym.Env):
 
     Each crossing is busy with probability ½, seen in the observation. Hurrying pays 1, waiting 0.3; hurrying at a busy
     crossing costs 1, at a clear one nothing. After step t >= 4 the episode ends with probability ¼, at 8 for certain.
-    Waiting at busy crossings alone satisfies any limit >= 0. The optimum hurries at clear crossings and, at busy ones,
-    with the probability that uses the limit up; its λ is the price of waiting, 0.7.
     """
 
-    COST_LIMIT, MULTIPLIER = 0.5, 0.7
+    COST_LIMIT = 0.5
     # E[steps] = 4 + 3/4 + (3/4)² + (3/4)³ + (3/4)⁴
     STEPS = 4 + sum(0.75**k for k in range(1, 5))
-    REWARD = STEPS * 0.5 * 1.3 + COST_LIMIT * 0.7
+
+    @classmethod
+    def optimum(cls, kl: float) -> tuple[float, float]:
+        """Reward and λ of the optimum of max E[R] - kl·KL subject to E[C] + kl·KL <= limit, the KL to a fair coin,
+        with λ where E[C] = limit: PPO-Lagrangian puts the KL in the signals and not in the constraint."""
+        busy = cls.COST_LIMIT / (cls.STEPS / 2)  # P(hurry | busy) uses the limit up
+        logit = math.log(busy / (1 - busy))  # = (0.7 - λ) / (kl·(1 + λ))
+        multiplier = (0.7 - kl * logit) / (1 + kl * logit)
+        clear = 1 / (1 + math.exp(-0.7 / (kl * (1 + multiplier))))
+        return cls.STEPS / 2 * (0.6 + 0.7 * (busy + clear)), multiplier
 
     def __init__(self) -> None:
         self.observation_space = Box(0.0, 1.0, (3,), np.float32)

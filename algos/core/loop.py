@@ -154,10 +154,8 @@ class Trainer:
         start = time.perf_counter()
         rollout = concatenate([self.policy.rollout(self.env, seed) for seed in seeds])
         collected = time.perf_counter()
-        for name, paid in (("rewards", rollout.rewards), ("costs", rollout.costs)):
-            if not torch.isfinite(paid[rollout.mask]).all():
-                raise RunError(f"iteration {self.iteration + 1}: the environment paid {name} that are not finite")
         try:
+            check_finite(rollout)
             learned = self.algorithm.update(rollout, torch.Generator().manual_seed(update_seed))
         except RunError as error:
             raise RunError(f"iteration {self.iteration + 1}: {error}") from None
@@ -185,6 +183,17 @@ def seeds_of(seed: int, iteration: int, parts: int) -> tuple[list[int], int]:
     """Seeds of an iteration's rollouts and of its update."""
     rollouts = np.random.SeedSequence([seed, iteration]).generate_state(parts).tolist()
     return rollouts, int(np.random.SeedSequence([seed, iteration], spawn_key=(1,)).generate_state(1)[0])
+
+
+def check_finite(rollout: Rollout) -> None:
+    """Refuses what would poison the update, before any of its steps.
+
+    Raises:
+        RunError: rewards, costs, log-probs or values are not finite; the message names which.
+    """
+    for name in ("rewards", "costs", "log_probs", "reference_log_probs", "reward_values", "cost_values"):
+        if not torch.isfinite(getattr(rollout, name)[rollout.mask]).all():
+            raise RunError(f"the rollout's {name} are not finite; look at the environment, or lower learning_rate")
 
 
 def plan(config: TrainingConfig) -> int:

@@ -1,0 +1,138 @@
+import math
+
+import pytest
+import torch
+
+from algos.core.multiplier import Multiplier
+from algos.core.objectives import clipped_surrogate_loss, clipped_value_loss, gae, masked_mean, shape_with_kl
+from algos.core.optim import TrainingConfig, minibatches, schedule
+from algos.ppo_lagrangian import mix_advantages
+from textsafe_gym.errors import RunError
+
+MASK = torch.tensor([[True, True, True], [True, False, False]])
+NAN = float("nan")
+
+
+def test_masked_mean_weighs_episodes_equally() -> None:
+    x = torch.tensor([[1.0, 2.0, 6.0], [5.0, NAN, math.inf]])
+    assert masked_mean(x, MASK).item() == 4.0  # (9/3 + 5/1) / 2; a mean over steps would be 14/4
+
+
+def test_kl_lowers_the_reward_and_raises_the_cost() -> None:
+    old, reference, paid = torch.tensor([[-1.0]]), torch.tensor([[-3.0]]), torch.tensor([[0.5]])
+    assert shape_with_kl(paid, old, reference, -0.1, 50.0).item() == pytest.approx(0.3)
+    assert shape_with_kl(paid, old, reference, 0.1, 50.0).item() == pytest.approx(0.7)
+    assert shape_with_kl(paid, old, reference, 0.1, 0.6).item() == pytest.approx(0.6)  # clamped after the KL
+    assert shape_with_kl(paid, old, reference, -1.0, 0.6).item() == pytest.approx(-0.6)
+
+
+def test_gae_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 3.0], [4.0, NAN, NAN]])
+    values = torch.tensor([[0.5, 1.0, 1.5], [2.0, NAN, NAN]])
+    advantages, returns = gae(rewards, values, MASK, gamma=0.9, gae_lambda=0.8)
+    # From the end: δ2 = 3 - 1.5; δ1 = 2 + 0.9·1.5 - 1; δ0 = 1 + 0.9·1 - 0.5; each A = δ + 0.72·A'.
+    a2, a1 = 1.5, 2.35 + 0.72 * 1.5
+    a0 = 1.4 + 0.72 * a1
+    expected = torch.tensor([[a0, a1, a2], [2.0, 0.0, 0.0]])
+    torch.testing.assert_close(advantages, expected)
+    torch.testing.assert_close(returns, expected + torch.tensor([[0.5, 1.0, 1.5], [2.0, 0.0, 0.0]]))
+
+
+def test_gae_bootstraps_only_where_an_episode_was_cut() -> None:
+    rewards, values = torch.ones(2, 3), torch.zeros(2, 3)
+    final = torch.tensor([10.0, 20.0])
+    advantages, _ = gae(rewards, values, MASK, 0.5, 1.0, final)
+    torch.testing.assert_close(advantages, torch.tensor([[1 + 0.5 + 0.25 + 1.25, 1 + 0.5 + 2.5, 6.0], [11.0, 0, 0]]))
+
+
+def test_with_both_factors_one_the_return_is_the_sum_of_what_follows() -> None:
+    torch.manual_seed(0)
+    rewards, values = torch.randn(2, 3), torch.randn(2, 3)
+    _, returns = gae(rewards, values, MASK, 1.0, 1.0)
+    torch.testing.assert_close(returns[0], rewards[0].flip(0).cumsum(0).flip(0))
+    torch.testing.assert_close(returns[1], torch.tensor([rewards[1, 0], 0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "moves"),
+    [(1.5, 1.0, -1.2, False), (1.5, -1.0, 1.5, True), (0.5, 1.0, -0.5, True), (0.5, -1.0, 0.8, False)],
+)
+def test_the_surrogate_is_pessimistic(ratio: float, advantage: float, loss: float, moves: bool) -> None:
+    new = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    value = clipped_surrogate_loss(new, torch.zeros(1, 1), torch.tensor([[advantage]]), mask, 0.2)
+    value.backward()
+    assert value.item() == pytest.approx(loss)
+    assert new.grad is not None
+    assert new.grad.item() == pytest.approx(-advantage * ratio if moves else 0.0)
+
+
+def test_padding_reaches_neither_losses_nor_gradients() -> None:
+    new = torch.tensor([[0.0, 0.1, 0.2], [0.3, 1000.0, -1000.0]], requires_grad=True)
+    old = torch.tensor([[0.0, 0.0, 0.0], [0.0, -1000.0, 1000.0]])
+    advantages, returns = torch.ones(2, 3), torch.ones(2, 3)
+    loss = clipped_surrogate_loss(new, old, advantages, MASK, 0.2) + clipped_value_loss(new, old, returns, MASK, 5.0)
+    loss.backward()
+    assert new.grad is not None
+    assert torch.isfinite(new.grad).all()
+    assert (new.grad[~MASK] == 0).all()
+
+
+def test_value_loss_takes_the_worse_of_clipped_and_free() -> None:
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    one = torch.ones(1, 1)
+    assert clipped_value_loss(3 * one, 0 * one, 3 * one, mask, 1.0).item() == 2.0  # clipped to 1: ½·(1 - 3)²
+    assert clipped_value_loss(3 * one, 0 * one, 0 * one, mask, 1.0).item() == 4.5  # free: ½·3²
+
+
+def test_a_costly_action_loses_advantage_and_the_scale_is_bounded() -> None:
+    reward, cost = torch.tensor([1.0, 1.0]), torch.tensor([2.0, -2.0])
+    assert mix_advantages(reward, cost, 0.0).tolist() == [1.0, 1.0]
+    assert mix_advantages(reward, cost, 1.0).tolist() == [-0.5, 1.5]
+    torch.testing.assert_close(mix_advantages(reward, cost, 1e9), -cost)
+
+
+@pytest.mark.parametrize("maximum", [None, 2.0])
+def test_log_multiplier_in_closed_form(maximum: float | None) -> None:
+    multiplier, expected = Multiplier(0.5, 0.3, maximum, "log"), 0.5
+    for excess in (1.0, 2.0, -4.0, 0.0, 3.0, 3.0):
+        expected = min(expected * math.exp(0.3 * expected * excess), maximum or math.inf)
+        assert multiplier.update(excess) == pytest.approx(expected, rel=1e-12)
+
+
+def test_projected_multiplier_starts_at_reaches_and_leaves_zero() -> None:
+    multiplier = Multiplier(0.0, 0.5, 1.0, "projected")
+    assert [multiplier.update(excess) for excess in (-1.0, 1.0, -4.0, -4.0, 0.5, 9.0)] == [0, 0.5, 0, 0, 0.25, 1.0]
+
+
+@pytest.mark.parametrize(("rule", "excess"), [("log", 1e6), ("log", NAN), ("projected", math.inf), ("projected", NAN)])
+def test_a_diverging_multiplier_is_said_and_not_kept(rule: str, excess: float) -> None:
+    multiplier = Multiplier(1.0, 1.0, None, rule)
+    with pytest.raises(RunError, match="multiplier diverged"):
+        multiplier.update(excess)
+    assert multiplier.value == 1.0
+
+
+def test_log_multiplier_survives_underflow() -> None:
+    multiplier = Multiplier(1.0, 1.0, None, "log")
+    assert multiplier.update(-1e6) == 0.0
+    assert multiplier.update(1.0) == 0.0  # as small as it can be, and no error
+
+
+def test_schedule() -> None:
+    config = TrainingConfig(warmup_ratio=0.2)
+    factors = [schedule(i, 10, config) for i in range(10)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[6] == pytest.approx(0.5)
+    assert factors == sorted(factors[:2]) + sorted(factors[2:], reverse=True)
+    assert factors[9] > 0
+    assert schedule(9, 10, config.model_copy(update={"learning_rate_schedule": "constant"})) == 1.0
+
+
+def test_minibatches_cover_each_epoch_once() -> None:
+    config = TrainingConfig(epochs=2, minibatches=3)
+    parts = list(minibatches(10, config, torch.Generator().manual_seed(0)))
+    assert [len(part) for part in parts] == [4, 3, 3] * 2
+    for epoch in (parts[:3], parts[3:]):
+        assert sorted(torch.cat(epoch).tolist()) == list(range(10))
+    assert torch.cat(parts[:3]).tolist() != torch.cat(parts[3:]).tolist()
