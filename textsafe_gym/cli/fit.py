@@ -1,0 +1,163 @@
+"""`textsafe fit`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from textsafe_gym.cli.options import json_option, print_json
+
+# What the official Safe RLHF scripts use; a tiny model from scratch wants larger steps.
+_DEFAULTS = {"epochs": {"sft": 3, "reward": 2, "cost": 2}, "lr": 2e-5, "tiny_lr": 1e-3, "batch_size": 16}
+
+_EXAMPLE = """\b
+Examples:
+  textsafe fit sft --data harmless-base-test.jsonl.gz --model tiny --out models/sft
+  textsafe fit cost --data train.json --prompt-column context --model models/sft --out models/cost
+  textsafe fit reward --data gpt4.csv --response-column completion --label-column final_label \\
+      --positive 1_full_compliance --model models/sft --out models/reward
+  textsafe fit cost --data hub:PKU-Alignment/PKU-SafeRLHF:train --model gpt2 --skip-inconsistent --out models/cost
+"""
+
+
+@click.command(epilog=_EXAMPLE)
+@click.argument("kind", type=click.Choice(["sft", "reward", "cost"]), metavar="sft|reward|cost")
+@click.option("--data", "sources", metavar="FILE", multiple=True, required=True, help="Rows; repeatable.")
+@click.option("--model", default="tiny", show_default=True, metavar="M", help="Folder or hub id to start from.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for model and metrics.json.")
+@click.option("--prompt-column", default="prompt", show_default=True, metavar="NAME")
+@click.option("--response-column", default="response", show_default=True, metavar="NAME")
+@click.option("--label-column", default="label", show_default=True, metavar="NAME")
+@click.option("--positive", multiple=True, metavar="LABEL", help="Label that means good (reward) or unsafe (cost).")
+@click.option("--skip-inconsistent", is_flag=True, help="Leave out pairs whose labels contradict their order.")
+@click.option("--loss", type=click.Choice(["sequence", "token"]), default="sequence", show_default=True)
+@click.option("--regularization", type=float, default=0.001, show_default=True, help="Weight of squared scores.")
+@click.option("--epochs", type=int, help="Passes over the data. [sft 3, reward and cost 2]")
+@click.option("--lr", type=float, help="Peak learning rate. [2e-5; 1e-3 for a tiny model]")
+@click.option("--batch-size", type=int, default=_DEFAULTS["batch_size"], show_default=True)
+@click.option("--max-length", type=int, default=512, show_default=True, help="Tokens of prompt and response.")
+@click.option("--test-fraction", type=float, default=0.1, show_default=True, help="Share of prompts held out.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--device", metavar="D", help="Torch device. [cuda if there is one, else cpu]")
+@json_option
+def fit(
+    kind: str,
+    sources: tuple[str, ...],
+    model: str,
+    out: Path,
+    prompt_column: str,
+    response_column: str,
+    label_column: str,
+    positive: tuple[str, ...],
+    skip_inconsistent: bool,
+    loss: str,
+    regularization: float,
+    epochs: int | None,
+    lr: float | None,
+    batch_size: int,
+    max_length: int,
+    test_fraction: float,
+    seed: int,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Fits a policy to demonstrations, or a reward or cost model to preferences or labels.
+
+    FILE is .jsonl, .json or .csv (gzipped or not), or hub:NAME[:SPLIT], with PKU-SafeRLHF columns, hh-rlhf dialogues
+    (chosen, rejected), or single answers (prompt, response, label). M may also be "tiny" or
+    "tiny:hidden=128,layers=4,heads=4,vocab=4096,length=512": a new model, with a tokenizer learned from the data.
+    """
+    from textsafe_gym.data.readers import Columns, read_demonstrations, read_score_data
+    from textsafe_gym.fitting.output import check_output, check_settings
+
+    is_tiny = model == "tiny" or model.startswith("tiny:")
+    settings: dict[str, Any] = {
+        "epochs": _DEFAULTS["epochs"][kind] if epochs is None else epochs,  # type: ignore[index]
+        "lr": _DEFAULTS["tiny_lr" if is_tiny else "lr"] if lr is None else lr,
+        "batch_size": batch_size,
+        "test_fraction": test_fraction,
+        "max_length": max_length,
+    }
+    check_settings(**settings)
+    check_output(out)
+    columns = Columns(prompt_column, response_column, label_column)
+    settings |= {"seed": seed, "device": device}
+    if kind == "sft":
+        demonstrations = [row for source in sources for row in read_demonstrations(source, columns)]
+        from textsafe_gym.fitting.fit import fit_sft
+
+        metrics = fit_sft(demonstrations, model, None, out, **settings)
+    else:
+        rows, origins, skipped = [], [], 0
+        for source in sources:
+            data = read_score_data(source, kind, columns, positive, skip_inconsistent)  # type: ignore[arg-type]
+            rows += data.rows
+            origins += [Path(source).name] * len(data.rows)
+            skipped += data.skipped
+        from textsafe_gym.fitting.fit import fit_score
+
+        metrics = fit_score(
+            kind,  # type: ignore[arg-type]
+            rows,
+            model,
+            None,
+            out,
+            loss=loss,  # type: ignore[arg-type]
+            regularization=regularization,
+            sources=origins,
+            skipped=skipped,
+            **settings,
+        )
+    if as_json:
+        print_json(metrics)
+    else:
+        _print(metrics, out)
+
+
+def _print(metrics: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if "held_out" in metrics:
+        table = Table(
+            title=f"{metrics['kind']}: {metrics['rows']['held_out']} held-out rows of "
+            f"{metrics['prompts']['held_out']} prompts",
+            caption="in brackets: 95 % intervals over prompts" if "intervals" in metrics else None,
+            title_justify="left",
+            caption_justify="left",
+        )
+        names = list(metrics["held_out"]["transformer"])
+        table.add_column("")
+        for name in names:
+            table.add_column(name.replace("_", " "), justify="right")
+        for judge, values in metrics["held_out"].items():
+            table.add_row(judge, *(_cell(values[name], metrics.get("intervals", {}), judge, name) for name in names))
+        if "train" in metrics:
+            trained = metrics["train"]["transformer"]
+            table.add_row("transformer, training rows", *(f"{trained[n]:.3f}" if n in trained else "" for n in names))
+        for source, judges in metrics.get("by_source", {}).items():
+            table.add_section()
+            for judge, values in judges.items():
+                cells = (f"{values[n]:.3f}" if n in values else "" for n in names)
+                table.add_row(f"{source}: {judge}", *cells)
+        console.print(table)
+        for sentence in metrics["verdicts"]:
+            console.print(sentence, soft_wrap=True)
+    if metrics["rows"].get("skipped_inconsistent"):
+        console.print(f"{metrics['rows']['skipped_inconsistent']} inconsistent rows were left out.")
+    if "normaliser" in metrics:
+        mean, std = metrics["normaliser"]["mean"], metrics["normaliser"]["std"]
+        console.print(f"Normaliser: mean {mean:.3f}, std {std:.3f}.")
+    console.print(
+        f"{metrics['parameters'] / 1e6:.1f} M parameters, {metrics['rows']['train']} training rows, "
+        f"{metrics['seconds']:.0f} s. Saved to {out}",
+        soft_wrap=True,
+    )
+
+
+def _cell(value: float, intervals: dict[str, Any], judge: str, name: str) -> str:
+    if judge not in intervals:
+        return f"{value:.3f}"
+    low, high = intervals[judge][name]
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]".replace("[", r"\[")

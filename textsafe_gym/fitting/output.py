@@ -1,0 +1,62 @@
+"""What all fits check before they start, and what they write."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from textsafe_gym.errors import ConfigError, RunError
+
+METRICS_FILE = "metrics.json"
+
+
+def check_output(out: str | Path) -> None:
+    """Makes sure, before any work is done and without writing anything, that `out` can become a new folder.
+
+    Raises:
+        RunError: it exists and is not an empty folder, or the folder above it cannot be written.
+    """
+    path = Path(out)
+    try:
+        if path.exists() and not path.is_dir():
+            raise RunError(f"--out {out}: is a file; give a new folder")
+        if path.is_dir() and any(path.iterdir()):
+            raise RunError(f"--out {out}: the folder is not empty; give a new one or remove it")
+        above = path.absolute().parent
+        while not above.exists():
+            above = above.parent
+    except OSError as error:
+        raise RunError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise RunError(f"--out {out}: '{above}' is not a folder that can be written; give another")
+
+
+def check_settings(epochs: int, lr: float, batch_size: int, test_fraction: float, max_length: int) -> None:
+    """Refuses what cannot work.
+
+    Raises:
+        ConfigError: names the setting and its value.
+    """
+    if epochs < 0:
+        raise ConfigError(f"epochs must be at least 0, got {epochs}")
+    if not 0 < lr < float("inf"):
+        raise ConfigError(f"lr must be a positive number, got {lr}")
+    if batch_size < 1:
+        raise ConfigError(f"batch-size must be at least 1, got {batch_size}")
+    if not 0 <= test_fraction < 1:
+        raise ConfigError(f"test-fraction must be at least 0 and below 1, got {test_fraction}")
+    if max_length < 2:
+        raise ConfigError(f"max-length must be at least 2, got {max_length}")
+
+
+def default_device(device: str | None) -> str:
+    """The device asked for, or a GPU if there is one, or the CPU."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def write_metrics(directory: Path, metrics: dict[str, Any]) -> None:
+    """Writes `metrics.json`."""
+    text = json.dumps(metrics, indent=2, ensure_ascii=False, default=str)
+    (directory / METRICS_FILE).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,124 @@
+"""What a fit starts from: a saved model, one in memory, or a new tiny one with a tokenizer learned from the data."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from textsafe_gym.errors import ConfigError, ModelError
+from textsafe_gym.models.files import load_pretrained, load_tokenizer
+from textsafe_gym.models.score import ScoreModel
+from textsafe_gym.registry import nearest
+
+TINY = {"hidden": 128, "layers": 4, "heads": 4, "vocab": 4096, "length": 512}
+"""Sizes of a new model, and of its tokenizer's vocabulary; "length" is the longest sequence that it takes."""
+
+
+def causal_model(model: Any, tokenizer: Any, texts: Sequence[str], device: str) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer.
+
+    Args:
+        model: a folder or hub id, "tiny" or "tiny:hidden=128,layers=4" (see `TINY`), or a model in memory (which is
+            trained in place).
+        tokenizer: None to take the one beside the model, or to learn one from `texts` for a tiny model.
+        texts: training texts.
+        device: a torch device.
+
+    Raises:
+        ConfigError: malformed sizes.
+        ModelError: the model is missing, corrupt or needs a tokenizer.
+    """
+    if isinstance(model, nn.Module):
+        if tokenizer is None:
+            raise ModelError(f"a {type(model).__name__} in memory has no tokenizer; give one")
+        return model.to(device), tokenizer
+    if _is_tiny(model):
+        return _tiny(str(model), tokenizer, texts, device)
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = tokenizer or load_tokenizer(model, "language model")
+    return load_pretrained(AutoModelForCausalLM, model, "language model", device), tokenizer
+
+
+def score_model(
+    model: Any, tokenizer: Any, kind: Literal["reward", "cost"], texts: Sequence[str], device: str
+) -> ScoreModel:
+    """A score model with a head at zero on the trunk of what `model` names; arguments as in `causal_model`."""
+    if isinstance(model, str | Path) and not _is_tiny(model):
+        return ScoreModel.on_trunk(model, kind, device)
+    from transformers import AutoModelForSequenceClassification
+
+    causal, tokenizer = causal_model(model, tokenizer, texts, device)
+    config = copy.deepcopy(causal.config)
+    config.num_labels = 1
+    try:
+        classifier = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        raise ModelError(f"{type(causal).__name__} has no sequence classifier in transformers; take another") from None
+    classifier.base_model.load_state_dict(causal.base_model.state_dict())
+    score = ScoreModel(classifier.to(device), tokenizer, kind)
+    nn.init.zeros_(score.model.score.weight)
+    return score
+
+
+def _is_tiny(model: Any) -> bool:
+    return isinstance(model, str) and (model == "tiny" or model.startswith("tiny:"))
+
+
+def _tiny(spec: str, tokenizer: Any, texts: Sequence[str], device: str) -> tuple[Any, Any]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = _sizes(spec)
+    tokenizer = tokenizer or _byte_pair_tokenizer(texts, sizes["vocab"])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes["hidden"],
+        intermediate_size=4 * sizes["hidden"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        max_position_embeddings=sizes["length"],
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    network: Any = LlamaForCausalLM(config)
+    return network.to(device), tokenizer
+
+
+def _sizes(spec: str) -> dict[str, int]:
+    sizes = dict(TINY)
+    for part in filter(None, spec.removeprefix("tiny").removeprefix(":").split(",")):
+        key, _, value = (x.strip() for x in part.partition("="))
+        if key not in sizes:
+            raise ConfigError(f"model '{spec}': unknown size '{key}'; {nearest(key, list(sizes))}")
+        if not value.isascii() or not value.isdigit() or int(value) < 1:
+            raise ConfigError(f"model '{spec}': {key} must be a positive whole number, got '{value}'")
+        sizes[key] = int(value)
+    if sizes["hidden"] % (2 * sizes["heads"]):
+        raise ConfigError(f"model '{spec}': hidden must be a multiple of twice the heads ({sizes['heads']})")
+    if sizes["vocab"] < 258:
+        raise ConfigError(f"model '{spec}': vocab must be at least 258 (256 bytes, <pad> and <eos>)")
+    return sizes
+
+
+def _byte_pair_tokenizer(texts: Sequence[str], vocab: int) -> Any:
+    """A byte-level BPE tokenizer (no text is unknown to it) with <pad> and <eos> apart."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
+    )
