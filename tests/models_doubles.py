@@ -10,8 +10,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    Gemma2Config,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -33,6 +35,11 @@ def make_config(kind: str = "llama", vocab_size: int = 32, **more: Any) -> Any:
         return GPT2Config(vocab_size=vocab_size, **sizes, **ids, **more)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 64}
+    if kind == "mistral":  # a window shorter than the sequences
+        return MistralConfig(vocab_size=vocab_size, sliding_window=4, initializer_range=0.3, **sizes, **ids, **more)
+    if kind == "gemma2":  # alternating windows, and a soft cap after the output embedding
+        more = {"final_logit_softcapping": 3.0, "head_dim": 4, "sliding_window": 4} | more
+        return Gemma2Config(vocab_size=vocab_size, initializer_range=0.3, **sizes, **ids, **more)
     return LlamaConfig(vocab_size=vocab_size, initializer_range=0.3, **sizes, **ids, **more)
 
 
@@ -41,7 +48,7 @@ def make_lm(kind: str = "llama", seed: int = 0, **more: Any) -> Any:
     model = AutoModelForCausalLM.from_config(make_config(kind, **more)).eval()
     if kind == "gpt2":  # its initial weights are so small that every distribution is near uniform
         for parameter in model.parameters():
-            parameter.data.mul_(8)
+            parameter.data.mul_(5)
     return model
 
 

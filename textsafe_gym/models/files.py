@@ -62,7 +62,7 @@ def check_source(source: str | Path, what: str) -> str:
         ModelError: it is neither.
     """
     path = Path(source)
-    if path.is_dir():
+    if str(source) and path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"{what} '{path}' has no config.json; give a model folder in Hugging Face format")
         return str(path)

@@ -84,8 +84,9 @@ class ScoreModel:
             raise ModelError(f"{what} '{source}' has a malformed '{_KEY}' in its config.json; it needs kind, mean, std")
         if saved["kind"] != kind:
             raise ModelError(f"'{source}' is a {saved['kind']} model, not a {kind} model; are the two swapped?")
+        tokenizer = load_tokenizer(source, what)
         try:
-            return cls(model, load_tokenizer(source, what), kind, float(saved["mean"]), float(saved["std"]))
+            return cls(model, tokenizer, kind, float(saved["mean"]), float(saved["std"]))
         except (TypeError, ModelError) as error:
             raise ModelError(f"cannot use {what} '{source}': {error}") from error
 
