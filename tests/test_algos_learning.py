@@ -79,3 +79,15 @@ def test_reward_shaping_meets_the_limit_at_a_price_that_is_high_enough(env: Any)
     _, cheap = train("reward_shaping", env, cost_weight=0.05, kl_coefficient=0.0, episodes=2400)
     assert cheap["cost"] > env.COST_LIMIT + 1
     assert cheap["reward"] > dear["reward"] + 1
+
+
+@pytest.mark.parametrize(("name", "price"), [("ppo", 0.0), ("reward_shaping", 0.5)])
+def test_the_kl_holds_the_policy_at_the_known_optimum(name: str, price: float) -> None:
+    kl = 0.5
+    priced = {} if name == "ppo" else {"cost_weight": price}
+    trainer, metrics = train(name, Bandit, episodes=3200, kl_coefficient=kl, **priced)
+    weights = np.exp((Bandit.REWARDS - price * Bandit.COSTS) / kl)  # π ∝ π_ref·exp((R - νC) / kl)
+    learned = torch.softmax(trainer.policy.actor(torch.ones(1)), 0).detach().numpy()
+    best = weights / weights.sum()
+    assert np.abs(learned - best).max() < 0.05
+    assert metrics["kl"] == pytest.approx(best @ np.log(3 * best), abs=0.03)
