@@ -90,4 +90,4 @@ def test_the_kl_holds_the_policy_at_the_known_optimum(name: str, price: float) -
     learned = torch.softmax(trainer.policy.actor(torch.ones(1)), 0).detach().numpy()
     best = weights / weights.sum()
     assert np.abs(learned - best).max() < 0.05
-    assert metrics["kl"] == pytest.approx(best @ np.log(3 * best), abs=0.03)
+    assert metrics["kl"] == pytest.approx(best @ np.log(3 * best), abs=0.06)
