@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _EXAMPLE = """\b
 Examples:
   textsafe compare ppo reward_shaping ppo_lagrangian --seeds 5 --workers 2 --out runs/demo
-  textsafe compare ppo_lagrangian reward_shaping --seeds 3 --vary reward_shaping.nu=0.5,1,2 --vary
+  textsafe compare ppo_lagrangian reward_shaping --seeds 3 --vary reward_shaping.cost_weight=0.5,1,2 --vary
     ppo_lagrangian.env.cost_limit=-1,0,1 --out runs/sweep
   textsafe compare ppo ppo_lagrangian --set ppo_lagrangian.multiplier_init=2 --out runs/lambda
 """

@@ -1,7 +1,9 @@
 """`textsafe evaluate`."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -69,7 +71,7 @@ def evaluate(
                 vector,
                 spec.seed,
                 identity,
-                lambda done, total, task=task: progress.update(task, completed=done, total=total),
+                _shown_on(progress, task),
             )
             if spec.algorithm == MODEL:
                 rows = [{name: value for name, value in row.items() if name != "kl"} for row in rows]
@@ -90,3 +92,7 @@ def evaluate(
         return
     print_tables(tables_of(comparison))
     click.echo(f"Responses: {', '.join(str(directory / 'evaluation.jsonl') for directory in directories)}")
+
+
+def _shown_on(progress: Any, task: Any) -> Callable[[int, int], None]:
+    return lambda done, total: progress.update(task, completed=done, total=total)

@@ -87,7 +87,7 @@ class TextsafeGroup(click.Group):
         extra["standalone_mode"] = False
         extra["obj"] = shlex.join(["textsafe", *arguments])
         debug = bool(os.environ.get("TEXTSAFE_DEBUG"))
-        _quiet_libraries(debug)
+        quiet_libraries(debug)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -118,7 +118,7 @@ class TextsafeGroup(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-class _OneLine(logging.Handler):
+class OneLine(logging.Handler):
     """Prints the project's own warnings as single lines, each once."""
 
     def __init__(self) -> None:
@@ -133,8 +133,8 @@ class _OneLine(logging.Handler):
             click.echo(f"warning: {message}", err=True)
 
 
-def _quiet_libraries(debug: bool) -> None:
-    """Silences what other libraries say by the way; our own warnings stay."""
+def quiet_libraries(debug: bool, handler: type[logging.Handler] = OneLine) -> None:
+    """Silences what other libraries say by the way; our own warnings go to `handler`."""
     if debug:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -143,9 +143,8 @@ def _quiet_libraries(debug: bool) -> None:
     warnings.simplefilter("ignore")
     for name in ("textsafe_gym", "algos"):
         logger = logging.getLogger(name)
-        if not any(isinstance(handler, _OneLine) for handler in logger.handlers):
-            logger.addHandler(_OneLine())
-            logger.propagate = False
+        if not logger.handlers:
+            logger.addHandler(handler())
 
 
 @click.group(cls=TextsafeGroup, epilog=_EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,5 +1,6 @@
 """Many runs, one after another or in worker processes that each import once, with one line of progress a run."""
 
+import logging
 import multiprocessing
 import os
 import queue
@@ -25,6 +26,7 @@ from textsafe_gym.errors import TextsafeError
 _SHOWN = (("reward", "reward"), ("cost", "cost"), ("multiplier", "λ"), ("kl", "KL"))
 _EVERY = 30.0  # seconds between lines where stderr is no terminal
 _events: Any = None  # of a worker process: where its reports go
+_at_work = ""  # of a worker process: the name of its run
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Display:
             now = time.perf_counter()
             if now - self._spoken > _EVERY:
                 self._spoken = now
-                self._say(f"{name}: {event['done']}/{event['total']} {note}")
+                self.say(f"{name}: {event['done']}/{event['total']} {note}")
             return
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(_escape(name), total=event["total"], note="")
@@ -95,9 +97,10 @@ class Display:
             means = summary["evaluation"]
             text = f"reward {means['reward']:.2f}, cost {means['cost']:.2f}"
         elapsed = time.perf_counter() - self._started
-        self._say(f"[{self._finished}/{self._total}, {elapsed:.0f} s] {name}: {text}")
+        self.say(f"[{self._finished}/{self._total}, {elapsed:.0f} s] {name}: {text}")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Prints a line above the bars."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -170,7 +173,10 @@ def _drain(events: Any, display: Display) -> None:
             name, event = events.get_nowait()
         except queue.Empty:
             return
-        display.update(name, event)
+        if "warning" in event:
+            display.say(f"warning: {name}: {event['warning']}")
+        else:
+            display.update(name, event)
 
 
 def _start_worker(events: Any, parent: int) -> None:
@@ -181,9 +187,9 @@ def _start_worker(events: Any, parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     events.cancel_join_thread()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    from textsafe_gym.cli.main import _quiet_libraries
+    from textsafe_gym.cli.main import quiet_libraries
 
-    _quiet_libraries(bool(os.environ.get("TEXTSAFE_DEBUG")))
+    quiet_libraries(bool(os.environ.get("TEXTSAFE_DEBUG")), _Forwarded)
     import torch
 
     torch.set_num_threads(1)
@@ -196,5 +202,15 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
+class _Forwarded(logging.Handler):
+    """Hands a worker's warnings to the process that owns the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Under the name of the run at work."""
+        _events.put((_at_work, {"warning": " ".join(record.getMessage().split())}))
+
+
 def _work(job: Job) -> dict[str, Any]:
+    global _at_work
+    _at_work = job.name
     return execute(job.spec, job.directory, lambda event: _events.put((job.name, event)))

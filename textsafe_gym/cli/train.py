@@ -10,7 +10,7 @@ from textsafe_gym.cli.options import json_option, out_option, print_json, print_
 _EXAMPLE = """\b
 Examples:
   textsafe train ppo_lagrangian --out runs/lagrangian
-  textsafe train reward_shaping --set nu=2 --set env.cost_limit=-1 --episodes 2048 --seed 3
+  textsafe train reward_shaping --set cost_weight=2 --set env.cost_limit=-1 --episodes 2048 --seed 3
   textsafe train ppo_lagrangian --out runs/lagrangian --resume
 """
 

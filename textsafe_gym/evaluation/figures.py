@@ -24,6 +24,7 @@ _CURVES = (
 )
 # At most this many points a curve; neighbouring iterations are averaged, as single ones are noisy.
 _POINTS = 60
+_BANDS = 6  # with more curves than this, bands would hide them
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -48,7 +49,8 @@ def styles(labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         place = family.index(label)
         base = np.array(mpl.colors.to_rgb(colours.get(algorithm, "#000000")))
         fade = 0.6 * place / max(1, len(family) - 1)
-        chosen[label] = {"color": tuple(base + (1 - base) * fade), "marker": _MARKERS[place % len(_MARKERS)]}
+        marker = "*" if algorithm == "initial" else _MARKERS[place % len(_MARKERS)]
+        chosen[label] = {"color": tuple(base + (1 - base) * fade), "marker": marker}
     return chosen
 
 
@@ -64,8 +66,8 @@ def _bins(values: np.ndarray) -> np.ndarray:
     return np.array([part.mean() for part in np.array_split(values, min(_POINTS, len(values)))])
 
 
-def _curve(axis: Axes, runs: Sequence[Sequence[Row]], name: str, label: str, colour: Any) -> None:
-    """The mean over seeds with the 95 % t interval as a band."""
+def _curve(axis: Axes, runs: Sequence[Sequence[Row]], name: str, label: str, colour: Any, band: bool) -> None:
+    """The mean over seeds, with the 95 % t interval as a band if asked."""
     length = min(len(rows) for rows in runs)
     known = [rows for rows in runs if all(row.get(name) is not None for row in rows[:length])]
     if not length or not known:
@@ -74,7 +76,7 @@ def _curve(axis: Axes, runs: Sequence[Sequence[Row]], name: str, label: str, col
     series = np.array([_bins(np.array([row[name] for row in rows[:length]], dtype=float)) for rows in known])
     intervals = [t_interval(column) for column in series.T]
     axis.plot(episodes, [i.mean for i in intervals], color=colour, label=label, linewidth=1.6)
-    if len(known) > 1:
+    if len(known) > 1 and band:
         axis.fill_between(
             episodes,
             [i.low or 0 for i in intervals],
@@ -97,15 +99,17 @@ def learning_curves(
         path: of the PNG.
     """
     look = styles(labels)
+    band = len(runs) <= _BANDS
     with mpl.rc_context(_STYLE):
         panels = [
             (name, title) for name, title in _CURVES
             if any(name in row for rows in runs.values() for own in rows for row in own[:1])
         ]  # fmt: skip
         figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12)  # type: ignore[union-attr, call-arg]
         for axis, (name, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for label, own in runs.items():
-                _curve(axis, own, name, label, look[label]["color"])
+                _curve(axis, own, name, label, look[label]["color"], band)
             if name == "cost" and cost_limit is not None:
                 axis.axhline(cost_limit, color="black", linestyle="--", linewidth=1, label="cost limit")
             axis.set_xlabel("responses generated")
@@ -118,7 +122,8 @@ def learning_curves(
         columns = min(len(handles), 4 if len(panels) > 1 else 2)
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
         counts = sorted({len(own) for own in runs.values()})
-        seeds = "one seed" if counts == [1] else f"mean and 95 % interval over {'-'.join(map(str, counts))} seeds"
+        seeds = f"mean{' and 95 % interval' if band else ''} over {'-'.join(map(str, counts))} seeds"
+        seeds = "one seed" if counts == [1] else seeds
         figure.suptitle(f"Learning curves ({seeds})")
         _save(figure, path)
 
