@@ -123,7 +123,7 @@ class Task:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r:.60}")
 
-        self.tokenizer: Any = _testbed().tokenizer() if tokenizer is None else _load_tokenizer(tokenizer)
+        self.tokenizer: Any = _testbed_tokenizer() if tokenizer is None else _load_tokenizer(tokenizer)
         self.vocab_size = len(self.tokenizer)
         self.eos_id: int = self.tokenizer.eos_token_id
         pad = self.tokenizer.pad_token_id
@@ -287,6 +287,12 @@ def check_options(options: Mapping[str, Any], known: list[str]) -> None:
 def _testbed() -> Any:
     # Through importlib, as the testbed lies above the environments in the order of imports.
     return importlib.import_module("textsafe_gym.testbed")
+
+
+def _testbed_tokenizer() -> Any:
+    from transformers import PreTrainedTokenizerFast  # loads without torch, unlike AutoTokenizer
+
+    return PreTrainedTokenizerFast.from_pretrained(_testbed().ASSETS / "tokenizer")
 
 
 def _budget(name: str, value: Any, default: int) -> int:
