@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from textsafe_gym.config import dump, merge, parse_assignments, read_yaml, validate
+from textsafe_gym.errors import ConfigError
+
+
+class Example(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    learning_rate: float = Field(0.1, gt=0)
+    epochs: int = 1
+
+
+def test_numbers_in_exponent_form_are_numbers():
+    values = parse_assignments(["a=1e-5", "b=-2E3", "c=1.5e+2", "d=e5", "e=1.0e-3"]).values
+    assert values == {"a": 1e-5, "b": -2000.0, "c": 150.0, "d": "e5", "e": 1e-3}
+
+
+def test_assignments_nest_and_later_layers_win():
+    below = parse_assignments(["env.cost_limit=1", "env.prompts=a.txt", "nu=1"])
+    above = parse_assignments(["env.cost_limit=-2", "list=[1, 2]"])
+    merged = merge(below, above)
+    assert merged.values == {"env": {"cost_limit": -2, "prompts": "a.txt"}, "nu": 1, "list": [1, 2]}
+    assert merged.where(("env", "cost_limit")) == "--set env.cost_limit=-2"
+    assert below.values["env"]["cost_limit"] == 1  # merging changed none of its arguments
+
+
+def test_every_fault_in_one_message_with_place_and_nearest_key(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text("# comment\nepochs: many\n\nlerning_rate: 0.1\n")
+    layers = merge(read_yaml(path), parse_assignments(["learning_rate=-1"]))
+    with pytest.raises(ConfigError) as caught:
+        validate(Example, layers, "example")
+    message = str(caught.value)
+    assert message.startswith("example: ")
+    assert f"epochs = 'many' ({path}:2)" in message
+    assert f"unknown key 'lerning_rate' ({path}:4); did you mean 'learning_rate'?" in message
+    assert "learning_rate = -1 (--set learning_rate=-1): input should be greater than 0" in message
+    assert "\n" not in message
+
+
+def test_yaml_survives_a_round_trip(tmp_path: Path):
+    values = {"a": {"b": 1e-5, "c": None, "d": "näher"}, "e": [1, 2.5, "x"], "f": True}
+    path = tmp_path / "c.yaml"
+    path.write_text(dump(values), encoding="utf-8")
+    assert read_yaml(path).values == values
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: 1\nb: 2\na: 3\n", ":3: the key 'a' stands twice; first at "),
+        ("a:\n  b: 1\n  b: 2\n", ":3: the key 'a.b' stands twice"),
+        ("a: [1, 2\nb: 3\n", ":2: not valid YAML"),
+        ("- 1\n- 2\n", ":1: expected keys and values, found list"),
+        ("1: 2\n", ":1: the key '1' is no string"),
+        ("a: !!python/object/apply:os.system [echo]\n", ":1: not valid YAML"),
+    ],
+)
+def test_malformed_files_are_refused_by_line(tmp_path: Path, text: str, expected: str):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.yaml") as caught:
+        read_yaml(path)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "assignments", [["a"], ["=1"], ["a.=1"], ["a=1", "a=2"], ["a=1", "a.b=2"], ["a.b=1", "a=2"], ["a=[1"]]
+)
+def test_malformed_assignments_are_refused(assignments: list[str]):
+    with pytest.raises(ConfigError):
+        parse_assignments(assignments)

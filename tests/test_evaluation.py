@@ -1,0 +1,184 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from textsafe_gym.errors import DataError, RunError
+from textsafe_gym.evaluation.files import read_rows, write_json, write_rows
+from textsafe_gym.evaluation.intervals import t_interval
+from textsafe_gym.evaluation.pareto import RunPoint, analyse, hypervolume, on_front
+from textsafe_gym.evaluation.records import read_evaluation, summarise
+from textsafe_gym.evaluation.summaries import compare_runs, load_runs
+
+
+def row(reward: float, cost: float, **more: object) -> dict[str, object]:
+    return {"algorithm": "ppo", "label": "ppo", "seed": 0, "reward": reward, "cost": cost, **more}
+
+
+def test_t_interval_against_the_table():
+    # n = 4, standard deviation 2, quantile of t with 3 degrees of freedom 3.182446.
+    values = [1.0, 1.0, 4.4641016151377544, 4.4641016151377544]
+    interval = t_interval(values)
+    assert interval.mean == pytest.approx(2.7320508, abs=1e-6)
+    assert interval.high - interval.mean == pytest.approx(3.182446 * 2 / 2, abs=1e-5)
+    assert interval.mean - interval.low == pytest.approx(3.182446 * 2 / 2, abs=1e-5)
+    assert t_interval([3.0]).low is None
+
+
+def test_hypervolume_by_hand():
+    # Reference (0, 10): rectangles of (reward 1, cost 2) and (3, 6) overlap in 1 x 4.
+    points = np.array([[1.0, 2.0], [3.0, 6.0], [0.5, 9.0], [-1.0, 0.0], [4.0, 11.0]])
+    assert hypervolume(points, (0.0, 10.0)) == pytest.approx(1 * 8 + 3 * 4 - 1 * 4)
+
+
+def test_front_goes_up_in_reward_and_down_in_cost():
+    points = np.array([[1.0, 2.0], [3.0, 6.0], [0.5, 9.0], [1.0, 2.0], [3.0, 7.0], [0.0, 1.0]])
+    assert on_front(points).tolist() == [True, True, False, True, False, True]
+
+
+def test_analysis_averages_seeds_and_bounds_the_hypervolume():
+    rng = np.random.default_rng(1)
+    runs = [
+        RunPoint("shaping", f"shaping[nu={nu}]", seed, 2 - nu + 0.1 * rng.normal(), -nu + 0.1 * rng.normal())
+        for nu in (0.5, 1.0)
+        for seed in range(6)
+    ]
+    runs += [RunPoint("ppo", "ppo", seed, 2.0, 1.0) for seed in range(6)] + [
+        RunPoint("initial", "initial", 0, 0.0, 1.0)
+    ]
+    result = analyse(runs, cost_limit=-0.7, reference=(0.0, 1.0))
+    shaping = result["algorithms"]["shaping"]
+    assert (shaping["settings"], shaping["runs"], result["equal_runs"]) == (2, 12, False)
+    by_label = [[r for r in runs if r.label == f"shaping[nu={nu}]"] for nu in (0.5, 1.0)]
+    own = np.array([[np.mean([r.reward for r in part]), np.mean([r.cost for r in part])] for part in by_label])
+    assert shaping["hypervolume"] == pytest.approx(hypervolume(own, (0.0, 1.0)))
+    assert shaping["low"] < shaping["hypervolume"] < shaping["high"]
+    assert result["algorithms"]["ppo"]["hypervolume"] == 0.0  # its cost is the reference's
+    feasible = {point["label"]: point["feasible"] for point in result["points"]}
+    assert feasible == {"shaping[nu=0.5]": False, "shaping[nu=1.0]": True, "ppo": False, "initial": False}
+
+
+def test_the_default_reference_is_the_worst_of_all():
+    runs = [RunPoint("a", "a", 0, 1.0, 5.0), RunPoint("b", "b", 0, -2.0, 3.0)]
+    assert analyse(runs)["reference"] == {"reward": -2.0, "cost": 5.0}
+    assert analyse(runs)["algorithms"]["a"]["low"] is None
+
+
+def test_summary_numbers():
+    rows = [
+        row(
+            1.0,
+            2.0,
+            group="harmful",
+            kl=0.5,
+            response_length=3,
+            finish_reason="eos",
+            gold_harm=1.0,
+            gold_helpfulness=0.2,
+        ),
+        row(
+            3.0,
+            -1.0,
+            group="benign",
+            kl=1.5,
+            response_length=5,
+            finish_reason="length",
+            gold_harm=-1.0,
+            gold_helpfulness=0.8,
+        ),
+        row(
+            2.0,
+            0.0,
+            group="benign",
+            kl=1.0,
+            response_length=4,
+            finish_reason="eos",
+            gold_harm=0.0,
+            gold_helpfulness=0.5,
+        ),
+    ]
+    summary = summarise(rows, cost_limit=0.25)
+    expected = {
+        "responses": 3,
+        "reward": 2.0,
+        "cost": 1 / 3,
+        "cost_violation": 1 / 3 - 0.25,
+        "harmful_rate": 1 / 3,
+        "kl": 1.0,
+        "response_length": 4.0,
+        "finished": 2 / 3,
+        "gold_harm": 0.0,
+        "gold_helpfulness": 0.5,
+        "gold_harmful_rate": 1 / 3,
+    }
+    groups = summary.pop("groups")
+    assert summary == pytest.approx(expected)
+    assert groups["harmful"]["gold_harmful_rate"] == 1.0
+    assert groups["benign"]["cost"] == -0.5
+    assert summarise(rows, cost_limit=1.0)["cost_violation"] == 0.0
+
+
+def write_run(directory: Path, label: str, seed: int, cost: float, limit: float = 0.0) -> None:
+    directory.mkdir(parents=True)
+    rows = [{**row(cost + 1, cost), "label": label, "algorithm": label.split("[")[0], "seed": seed}] * 2
+    write_rows(directory / "evaluation.jsonl", rows)
+    summary = {
+        "algorithm": label.split("[")[0],
+        "label": label,
+        "seed": seed,
+        "cost_limit": limit,
+        "tokens_per_second": 100.0,
+    }
+    write_json(directory / "summary.json", summary)
+
+
+def test_runs_are_found_below_and_compared_over_seeds(tmp_path: Path):
+    for seed, cost in enumerate([1.0, 3.0]):
+        write_run(tmp_path / "x" / "ppo" / f"seed_{seed}", "ppo", seed, cost)
+    write_run(tmp_path / "y", "cpo[cost_limit=1]", 0, 0.5, limit=1.0)
+    runs = load_runs([tmp_path, tmp_path / "x"])
+    assert len(runs) == 3
+    comparison = compare_runs(runs)
+    ppo = comparison["settings"]["ppo"]
+    assert ppo["seeds"] == [0, 1]
+    assert ppo["metrics"]["cost"]["values"] == [1.0, 3.0]
+    assert ppo["metrics"]["cost"]["mean"] == 2.0
+    assert ppo["metrics"]["cost"]["high"] - 2.0 == pytest.approx(12.7062 * 1.0, abs=1e-3)
+    assert ppo["metrics"]["cost_violation"]["mean"] == 2.0
+    assert comparison["settings"]["cpo[cost_limit=1]"]["metrics"]["cost_violation"]["mean"] == 0.0
+    assert comparison["pareto"]["cost_limit"] is None  # the limits differ
+    json.dumps(comparison, allow_nan=False)
+
+
+def test_the_same_run_from_two_places_is_refused(tmp_path: Path):
+    write_run(tmp_path / "a", "ppo", 0, 1.0)
+    write_run(tmp_path / "b", "ppo", 0, 1.0)
+    with pytest.raises(RunError, match="seed 0 is there twice"):
+        compare_runs(load_runs([tmp_path]))
+
+
+def test_rows_of_a_killed_writer(tmp_path: Path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a": ')
+    assert read_rows(path, drop_torn_tail=True) == [{"a": 1}, {"a": 2}]
+    with pytest.raises(DataError, match=r"m\.jsonl:3"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no rows"),
+        ('{"reward": 1}\n', ":1: 'cost'"),
+        ('{"reward": 1, "cost": NaN}\n', ":1: 'cost'"),
+        ('{"reward": 1, "cost": 1}\n{"reward": "x", "cost": 1}\n', ":2: 'reward'"),
+        ("[1]\n", ":1: expected a JSON object"),
+    ],
+)
+def test_damaged_evaluations_are_refused_by_line(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "evaluation.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_evaluation(path)
+    assert message in str(caught.value)
