@@ -263,7 +263,7 @@ def test_refusals() -> None:
     cart = gym.make_vec("CartPole-v1", num_envs=1, vectorization_mode="sync")
     with pytest.raises(ModelError, match="make_vec"):
         policy.rollout(cart, seed=0)
-    for temperature in (0.0, -1.0, float("nan"), float("inf")):
+    for temperature in (0.0, -1.0, "warm", float("nan"), float("inf")):
         with pytest.raises(ModelError, match="temperature"):
             make_policy_of(temperature=temperature)
     with pytest.raises(ModelError, match="known: heads, separate"):
@@ -303,3 +303,41 @@ def test_code_in_a_model_folder_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         load_policy(tmp_path / "policy")
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_package_environment_carries_the_rollout() -> None:
+    policy = make_policy_of(temperature=1.3)
+    env = gym.make_vec(
+        "SafeRLHF-v0",
+        num_envs=10,
+        prompts=["w1 w2", "w3 w4 w5 w6", "w7"],
+        tokenizer=policy.tokenizer,
+        reward_model=lambda prompts, responses: [float(len(text.split())) for text in responses],
+        cost_model=lambda prompts, responses: [float(text.count("w2")) for text in responses],
+        max_prompt_length=6,
+        max_response_length=9,
+    )
+    rollout = policy.rollout(env, seed=12)
+    for row, info in enumerate(rollout.infos):
+        ids = rollout.actions[row][rollout.mask[row]]
+        assert info["response"] == policy.tokenizer.decode(ids[:-1] if ids[-1] == 1 else ids)
+        assert info["response_length"] == len(ids)
+        assert info["finish_reason"] == ("eos" if ids[-1] == 1 else "length")
+        assert float(rollout.episode_rewards[row]) == len(info["response"].split())
+        assert float(rollout.episode_costs[row]) == info["cost"] == info["response"].count("w2")
+    now = policy.evaluate(rollout.observations, rollout.actions, rollout.mask)
+    assert torch.equal(now.log_probs, rollout.log_probs)
+    again = policy.rollout(env, seed=12)
+    assert torch.equal(again.actions, rollout.actions)
+    assert [info["prompt"] for info in again.infos] == [info["prompt"] for info in rollout.infos]
+
+
+def test_bfloat16_keeps_its_statistics_in_float32(tmp_path: Path) -> None:
+    make_policy_of().save(tmp_path / "policy")
+    policy = CausalLMPolicy.load(tmp_path / "policy", dtype="bfloat16")
+    rollout = policy.rollout(TextVectorEnv(6, policy.tokenizer), seed=13)
+    assert rollout.log_probs.dtype == rollout.reward_values.dtype == torch.float32
+    now = policy.evaluate(rollout.observations, rollout.actions, rollout.mask)
+    now.log_probs.sum().backward()
+    whole = make_policy_of().evaluate(rollout.observations, rollout.actions, rollout.mask)
+    torch.testing.assert_close(now.log_probs, whole.log_probs, atol=0.15, rtol=0.05)

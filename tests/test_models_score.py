@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models_doubles import make_classifier, make_lm, make_tokenizer
+from transformers import AutoModelForSequenceClassification
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models.encoding import encode_pairs
@@ -89,13 +90,23 @@ def test_save_and_load(architecture: str, tmp_path: Path) -> None:
 
 def test_reward_and_cost_may_not_be_swapped(tmp_path: Path) -> None:
     make_score("cost").save(tmp_path / "cost")
-    with pytest.raises(ModelError, match="is a cost model, not a reward model"):
+    with pytest.raises(ModelError, match="this is a cost model, not a reward model"):
         ScoreModel.load(tmp_path / "cost", "reward")
     plain = make_classifier()
     plain.save_pretrained(tmp_path / "plain")
     make_tokenizer().save_pretrained(tmp_path / "plain")
     for kind in ("reward", "cost"):
         assert ScoreModel.load(tmp_path / "plain", kind).std == 1.0
+
+
+def test_a_loaded_classifier_brings_its_normaliser(tmp_path: Path) -> None:
+    score = make_score(mean=0.25, std=3.0)
+    score.save(tmp_path / "reward")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    loaded = ScoreModel.of(model, make_tokenizer(), "reward")
+    np.testing.assert_array_equal(loaded(PROMPTS, RESPONSES), score(PROMPTS, RESPONSES))
+    with pytest.raises(ModelError, match="swapped"):
+        ScoreModel.of(model, make_tokenizer(), "cost")
 
 
 def test_a_new_head_on_a_language_models_trunk(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A causal language model as a policy over tokens, with two critics and a frozen reference."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,38 +25,32 @@ _LOGITS_AT_ONCE = 2**26
 
 
 class TokenStatistics(torch.autograd.Function):
-    """Log-prob of the taken token and entropy from one log-softmax, which is all that is kept for the gradient.
+    """Log-prob of the taken token and entropy from one log-softmax; only the probabilities are kept for the gradient.
 
     With p = softmax(z): ∂log p_a/∂z = 1[a] - p, and ∂H/∂z = -p·(log p + H).
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, V) and actions (N,) int64 to log-probs (N,) and entropies (N,), float32 (or float64 as given)."""
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        log_p = torch.log_softmax(wide, dim=-1)
-        entropy = -(log_p.exp() * log_p).sum(-1)
-        ctx.save_for_backward(log_p, actions, entropy)
+        """Logits (N, V) and actions (N,) int64 to log-probs (N,) and entropies (N,), of the same dtype."""
+        log_p = torch.log_softmax(logits, dim=-1)
+        p = log_p.exp()
+        entropy = -torch.linalg.vecdot(p, log_p)
+        ctx.save_for_backward(p, actions, entropy)
         ctx.set_materialize_grads(False)
-        ctx.dtype = logits.dtype
         return log_p.gather(-1, actions[:, None]).squeeze(-1), entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
         """The formulas above; a loss without an entropy term does not pay for one."""
-        log_p, actions, entropy = ctx.saved_tensors
+        p, actions, entropy = ctx.saved_tensors
         by_log_prob, by_entropy = grads
-        if by_log_prob is None and by_entropy is None:
-            return None, None
-        factor = torch.zeros_like(entropy) if by_log_prob is None else -by_log_prob
-        p = log_p.exp()
-        if by_entropy is None:
-            grad = p.mul_(factor[:, None])
-        else:
-            grad = p * (factor[:, None] - by_entropy[:, None] * (log_p + entropy[:, None]))
+        grad = torch.zeros_like(p) if by_log_prob is None else p * -by_log_prob[:, None]
         if by_log_prob is not None:
             grad.scatter_add_(-1, actions[:, None], by_log_prob[:, None])
-        return grad.to(ctx.dtype), None
+        if by_entropy is not None:
+            grad -= by_entropy[:, None] * (torch.xlogy(p, p) + p * entropy[:, None])
+        return grad, None
 
 
 class CausalLMPolicy(nn.Module):
@@ -86,8 +81,8 @@ class CausalLMPolicy(nn.Module):
         cost_critic: ScoreModel | str | Path | None = None,
     ) -> None:
         super().__init__()
-        if not (np.isfinite(temperature) and temperature > 0):
-            raise ModelError(f"temperature has to be above 0, not {temperature}")
+        if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
+            raise ModelError(f"temperature has to be a number above 0, not {temperature!r}")
         if tokenizer.eos_token_id is None:
             raise ModelError("the policy's tokenizer has no end-of-sequence token; set its eos_token")
         embeddings = model.get_input_embeddings().weight
@@ -253,7 +248,9 @@ class CausalLMPolicy(nn.Module):
         where[:, prompt - skip - 1 :] = mask[:, :used]
         inputs = model_inputs(self.model, ids, attention)
         logits, hidden = logits_at(self.model, where, **inputs, use_cache=False)
-        log_probs, entropy = TokenStatistics.apply(logits[:, : self.vocab_size] / self.temperature, actions[mask])
+        # Widened before the division, as in `draw`: the sampler's distribution in bfloat16 as well.
+        scaled = logits[:, : self.vocab_size].float() / self.temperature
+        log_probs, entropy = TokenStatistics.apply(scaled, actions[mask])
         columns = [log_probs, entropy]
         if not values:
             columns += [torch.zeros_like(entropy)] * 2

@@ -218,5 +218,7 @@ def sample_responses(
             model, ids, mask, max_new_tokens, tokenizer.eos_token_id, seeds[part], temperature, len(tokenizer)
         )
         rows = [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-        answers += tokenizer.batch_decode(rows, skip_special_tokens=True)
+        # As the environment decodes: without the final EOS, and with whatever other special token was said.
+        rows = [row[:-1] if row[-1] == tokenizer.eos_token_id else row for row in rows]
+        answers += tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return answers

@@ -79,16 +79,29 @@ class ScoreModel:
 
         what = f"{kind} model"
         model = load_pretrained(AutoModelForSequenceClassification, source, what, device, dtype)
-        saved = getattr(model.config, _KEY, None) or {"kind": kind, "mean": 0.0, "std": 1.0}
-        if not isinstance(saved, dict) or set(saved) != {"kind", "mean", "std"}:
-            raise ModelError(f"{what} '{source}' has a malformed '{_KEY}' in its config.json; it needs kind, mean, std")
-        if saved["kind"] != kind:
-            raise ModelError(f"'{source}' is a {saved['kind']} model, not a {kind} model; are the two swapped?")
         tokenizer = load_tokenizer(source, what)
         try:
-            return cls(model, tokenizer, kind, float(saved["mean"]), float(saved["std"]))
-        except (TypeError, ModelError) as error:
+            return cls.of(model, tokenizer, kind)
+        except ModelError as error:
             raise ModelError(f"cannot use {what} '{source}': {error}") from error
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, kind: str) -> "ScoreModel":
+        """A loaded classifier with the normaliser that its config holds; the identity where it holds none.
+
+        Raises:
+            ModelError: the model was saved as the other kind, or what the config holds is malformed.
+        """
+        saved = getattr(model.config, _KEY, None)
+        if saved is None:
+            return cls(model, tokenizer, kind)
+        if not isinstance(saved, dict) or set(saved) != {"kind", "mean", "std"}:
+            raise ModelError(f"'{_KEY}' in its config.json is malformed; it needs kind, mean and std")
+        if saved["kind"] != kind:
+            raise ModelError(f"this is a {saved['kind']} model, not a {kind} model; are the two swapped?")
+        if not all(isinstance(saved[name], int | float) for name in ("mean", "std")):
+            raise ModelError(f"'{_KEY}' in its config.json is malformed; mean and std have to be numbers")
+        return cls(model, tokenizer, kind, saved["mean"], saved["std"])
 
     @classmethod
     def on_trunk(cls, source: str | Path, kind: str, device: str = "cpu", dtype: str = "float32") -> "ScoreModel":
