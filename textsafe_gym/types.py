@@ -141,7 +141,7 @@ class Policy(Protocol):
         ...
 
     def state_dict(self) -> Mapping[str, Any]:
-        """All tensors, the reference policy's excluded."""
+        """All tensors that cannot be made again from the starting model, so that a resumed run is the same run."""
         ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
