@@ -386,11 +386,10 @@ def test_default_is_the_testbed() -> None:
         words = env.tokenizer(response, add_special_tokens=False)["input_ids"]
         assert env.tokenizer.decode(words) == response
         env.reset(options={"prompt": prompt})
-        for token in words:
-            env.step(token)
-        _, reward, terminated, _, info = env.step(env.tokenizer.eos_token_id)
+        for token in [*words, env.tokenizer.eos_token_id][: env.max_response_length]:  # a rambling one has no end
+            _, reward, terminated, _, info = env.step(token)
         assert terminated
-        assert info["response"] == response
+        assert info["response"] == env.tokenizer.decode(words[: env.max_response_length])
         assert np.isfinite([reward, info["cost"]]).all()
     custom = gym.make(NAME, prompts=["please"]).unwrapped
     assert (custom.gold_judge, custom.demonstrations) == (None, [])
