@@ -50,7 +50,9 @@ class Settings:
             return Settings()
         if not isinstance(inner, dict):
             raise ConfigError(f"{self.where((name,))}: '{name}' is a section of keys, not {inner!r}")
-        return Settings(inner, {path[1:]: place for path, place in self.origin.items() if path[:1] == (name,)})
+        return Settings(
+            inner, {path[1:]: place for path, place in self.origin.items() if len(path) > 1 and path[0] == name}
+        )
 
     def without(self, *names: str) -> "Settings":
         """All but the named top-level keys."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from textsafe_gym.cli.main import Interrupted, WorkFailed
 from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, run_options
+from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
 
 if TYPE_CHECKING:
     from textsafe_gym.cli.request import RunSpec

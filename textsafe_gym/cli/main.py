@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
+from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
 from textsafe_gym.errors import TextsafeError
 
 # name -> (module, what it does); a module is imported when its command runs, so that --help stays fast.
@@ -35,14 +36,6 @@ _EXAMPLE = """\b
 Example:
   textsafe compare ppo reward_shaping ppo_lagrangian --seeds 5 --workers 2 --out runs/demo
 """
-
-
-class WorkFailed(Exception):
-    """The request was right but the work did not get done; the message says where to look."""
-
-
-class Interrupted(Exception):
-    """Ctrl-C, or SIGTERM, during work that can be resumed; the message says how."""
 
 
 def fail(kind: str, message: object, code: int) -> NoReturn:

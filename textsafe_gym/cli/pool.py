@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from textsafe_gym.cli.main import WorkFailed
+from textsafe_gym.cli.outcomes import WorkFailed
 from textsafe_gym.cli.request import RunSpec
 from textsafe_gym.cli.run import execute
 from textsafe_gym.errors import TextsafeError
@@ -152,8 +152,11 @@ def _in_processes(
                 finish(futures[future], lambda future=future: _result(future))  # type: ignore[misc]
     except BaseException:
         # A run can be continued from its last checkpoint, so nothing is lost by ending its process here.
-        for process in list(getattr(pool, "_processes", {}).values()):
+        processes = list(getattr(pool, "_processes", {}).values())
+        for process in processes:
             process.terminate()
+        for process in processes:
+            process.join(timeout=5.0)
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from textsafe_gym.cli.main import WorkFailed
+from textsafe_gym.cli.outcomes import WorkFailed
 from textsafe_gym.cli.request import INITIAL, RunSpec, call
 from textsafe_gym.config import dump, read_yaml
 from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError

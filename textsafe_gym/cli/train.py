@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from textsafe_gym.cli.main import Interrupted, WorkFailed
 from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, run_options
+from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
 
 _EXAMPLE = """\b
 Examples:
