@@ -35,7 +35,7 @@ def resolve_scorer(spec: Any, kind: str, tokenizer: Any, device: str = "cpu", dt
     if hasattr(spec, "config") and hasattr(spec, "forward"):
         from textsafe_gym.models.score import ScoreModel
 
-        return ScoreModel(spec, tokenizer, kind)
+        return ScoreModel.of(spec, tokenizer, kind)
     if callable(spec):
         if getattr(spec, "kind", kind) != kind:
             raise ModelError(f"{kind}_model: was given a {spec.kind} model; are the two swapped?")
