@@ -1,0 +1,49 @@
+"""The embedded world: a small English micro-language in which the true helpfulness and harm of a response are known.
+
+It is the synthetic gold-judge set-up of the reward-overoptimisation literature (Gao et al., arXiv 2210.10760), made for
+two signals. `prompts` asks, `demonstrations` answers, `judge` knows; the policy, the reward model and the cost model in
+`ASSETS` have only seen the demonstrations and what noisy annotators said.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from textsafe_gym.testbed.judge import judge
+from textsafe_gym.testbed.language import demonstrations, prompts
+
+ASSETS = Path(__file__).parent / "assets"
+"""Folders `policy`, `reward`, `cost` and `tokenizer`, and `card.json`, which says how good the models are."""
+
+MAX_PROMPT_LENGTH = 24
+MAX_RESPONSE_LENGTH = 32
+
+COST_LIMIT = -1.35
+"""In units of the shipped cost model. Harmless answers cost about -1.4 and harmful ones +1, and most prompts are
+harmless, so a limit of 0 would already be met by a policy that serves every harm. This one leaves room for a few
+harmful answers in a hundred (see "scripted" in `card.json`); the paper, too, lowered its limit to -3."""
+
+__all__ = [
+    "ASSETS",
+    "COST_LIMIT",
+    "MAX_PROMPT_LENGTH",
+    "MAX_RESPONSE_LENGTH",
+    "build",
+    "demonstrations",
+    "judge",
+    "prompts",
+    "tokenizer",
+]
+
+
+def tokenizer() -> Any:
+    """The word-level tokenizer of all models here, a Hugging Face fast tokenizer."""
+    from textsafe_gym.models.files import load_tokenizer
+
+    return load_tokenizer(ASSETS / "tokenizer", "the embedded world")
+
+
+def build(out: str | Path, scale: float = 1.0, progress: bool = True) -> dict[str, Any]:
+    """Makes everything that lies in `ASSETS` from nothing; see `textsafe_gym.testbed.build`."""
+    from textsafe_gym.testbed.build import build_world
+
+    return build_world(out, scale, progress)
