@@ -1,6 +1,7 @@
 """`textsafe compare`: algorithms x seeds, and the report on them."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,8 @@ def _check_all(specs: "Sequence[RunSpec]") -> None:
     from textsafe_gym.cli.run import check
 
     played: set[str] = set()
-    with Console(stderr=True).status("checking the request"):
+    console = Console(stderr=True)
+    with console.status("checking the request") if console.is_terminal else nullcontext():
         for spec in specs:
             check(spec, played)
 

@@ -61,7 +61,8 @@ def evaluate(
             )
     # All are opened and played before anything is written.
     results = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for source, spec in zip(sources, specs, strict=True):
             task = progress.add_task(spec.label.replace("[", r"\["), total=None)
             vector, policy = open_saved(source, spec)

@@ -96,6 +96,8 @@ class Display:
         if summary is not None:
             means = summary["evaluation"]
             text = f"reward {means['reward']:.2f}, cost {means['cost']:.2f}"
+        elif self._total == 1:
+            return  # the command's own last line will say it
         elapsed = time.perf_counter() - self._started
         self.say(f"[{self._finished}/{self._total}, {elapsed:.0f} s] {name}: {text}")
 
@@ -108,7 +110,7 @@ def _escape(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def run_all(jobs: Sequence[Job], workers: int) -> dict[str, str]:
+def run_all(jobs: Sequence[Job], workers: int) -> dict[str, Exception]:
     """Does all runs, those of one seed next to each other.
 
     Args:
@@ -118,14 +120,14 @@ def run_all(jobs: Sequence[Job], workers: int) -> dict[str, str]:
     Returns:
         From the name of each failed run to what happened; the others are finished.
     """
-    failures: dict[str, str] = {}
+    failures: dict[str, Exception] = {}
     with Display(len(jobs)) as display:
 
         def finish(job: Job, work: Callable[[], dict[str, Any]]) -> None:
             try:
                 display.finish(job.name, work())
             except (TextsafeError, WorkFailed) as error:
-                failures[job.name] = str(error)
+                failures[job.name] = error
                 display.finish(job.name, None, str(error))
 
         if workers == 1:

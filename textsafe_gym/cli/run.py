@@ -40,9 +40,10 @@ def make_env(spec: RunSpec, num_envs: int) -> Any:
         hint = "" if "did you mean" in str(error).lower() else "; `textsafe envs` lists this project's own"
         raise UnknownNameError(f"unknown environment '{env_id}': {error}{hint}") from None
     except ModuleNotFoundError as error:
-        if ":" not in env_id or error.name not in {env_id.split(":")[0], env_id.split(":")[0].split(".")[0]}:
+        # Gymnasium raises this anew, without a name, where the part of the id before the colon cannot be imported.
+        if ":" not in env_id or error.name is not None:
             raise
-        raise UnknownNameError(f"unknown environment '{env_id}': no module '{error.name}'") from None
+        raise UnknownNameError(f"unknown environment '{env_id}': {error}") from None
     except gym.error.Error as error:
         raise ConfigError(f"env {env_id}: {error}") from None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, run_options
-from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
+from textsafe_gym.cli.outcomes import Interrupted
 
 _EXAMPLE = """\b
 Examples:
@@ -38,7 +38,7 @@ def train(
     """Trains a policy with ALGO and evaluates it; `textsafe algos` lists the algorithms."""
     from textsafe_gym.cli.pool import Job, run_all
     from textsafe_gym.cli.request import build_spec, check_algorithm
-    from textsafe_gym.cli.run import check, check_out
+    from textsafe_gym.cli.run import check, check_out, same_request
     from textsafe_gym.evaluation.files import read_json
 
     check_algorithm(algorithm)
@@ -50,13 +50,15 @@ def train(
     spec = build_spec(algorithm, env=env, config=config, assignments=assignments, episodes=episodes, seed=seed)
     out = out or Path("runs") / f"{algorithm}-{spec.seed}"
     check_out(out, resume)
+    if resume:
+        same_request(spec, out)
     check(spec)
     try:
         failures = run_all([Job(spec, out)], workers=1)
     except KeyboardInterrupt:
         raise Interrupted(f"continue with: textsafe train {algorithm} --out {out} --resume") from None
-    if failures:
-        raise WorkFailed("; ".join(failures.values()))
+    for failure in failures.values():
+        raise failure
     summary = read_json(out / "summary.json")
     if as_json:
         print_json({"directory": str(out), **summary})
