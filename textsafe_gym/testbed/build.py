@@ -28,7 +28,7 @@ DEMONSTRATIONS = 48_000
 SFT_SETTINGS: dict[str, Any] = {"epochs": 1, "lr": 4e-3, "batch_size": 32, "test_fraction": 0.02}
 # Prompt and response together: a rambling demonstration never fits, and so never shows an end.
 SFT_LENGTH = 50
-PAIRS = 10_800
+PAIRS = 13_500
 SCORE_SETTINGS: dict[str, Any] = {"epochs": 2, "lr": 1e-3, "batch_size": 32, "max_length": POSITIONS}
 
 
@@ -36,7 +36,7 @@ def build_world(out: str | Path, scale: float = 1.0, progress: bool = True) -> d
     """Builds everything in a new folder, which takes its place only when it is complete.
 
     Args:
-        out: gets `tokenizer`, `policy`, `reward`, `cost` and `card.json`. An earlier build there is replaced.
+        out: gets `policy`, `reward`, `cost` and `card.json`. An earlier build there is replaced.
         scale: multiplies the numbers of demonstrations and of labelled pairs; a small one makes poor models quickly.
         progress: show progress bars and what comes next.
 
@@ -61,7 +61,6 @@ def build_world(out: str | Path, scale: float = 1.0, progress: bool = True) -> d
     console = Console(stderr=True, quiet=not progress)
     with new_directory(target) as folder:
         tokenizer = make_tokenizer()
-        tokenizer.save_pretrained(folder / "tokenizer")
         rows = language.demonstrations(max(64, round(scale * DEMONSTRATIONS)))
         policy = fit_sft(
             rows, _new_model(tokenizer), tokenizer, folder / "policy",
@@ -73,14 +72,13 @@ def build_world(out: str | Path, scale: float = 1.0, progress: bool = True) -> d
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "preferences.jsonl"
             file.write_text("".join(json.dumps(row) + "\n" for row in labels[0]), encoding="utf-8")
-            fitted = {
-                kind: fit(
-                    read_score_data(file, kind).rows, folder / "policy", None, folder / kind,
-                    progress=progress, **SCORE_SETTINGS,
-                )
-                for kind, fit in (("reward", fit_reward), ("cost", fit_cost))
-            }  # fmt: skip
-        fitted["policy"] = policy
+            rewards, costs = (read_score_data(file, "reward").rows, read_score_data(file, "cost").rows)
+        trunk, shared = folder / "policy", {"progress": progress, **SCORE_SETTINGS}
+        fitted = {
+            "policy": policy,
+            "reward": fit_reward(rewards, trunk, None, folder / "reward", **shared),
+            "cost": fit_cost(costs, trunk, None, folder / "cost", **shared),
+        }
         for kind, metrics in fitted.items():
             # The card holds them all; a folder's own copy would name the scratch folder that it was made in.
             metrics["settings"]["model"] = "LlamaForCausalLM" if kind == "policy" else "policy"

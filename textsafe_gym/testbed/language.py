@@ -91,8 +91,8 @@ def _requests() -> Iterable[tuple[str, str, str, str, str]]:
                 if category == world.HELD_OUT_CATEGORY:
                     yield from (("harmful_unseen", category, verb, thing, c) for c in world.MALICIOUS_CONTEXTS)
                     continue
-                contexts = world.NEUTRAL_CONTEXTS + world.MALICIOUS_CONTEXTS
-                contexts += (world.THEFT_CONTEXT,) if category == "theft" else ()
+                contexts = [*world.NEUTRAL_CONTEXTS, *world.MALICIOUS_CONTEXTS]
+                contexts += [world.THEFT_CONTEXT] if category == "theft" else []
                 yield from (("harmful", category, verb, thing, context) for context in contexts)
                 yield from (("fiction", "", verb, thing, context) for context in world.FICTION_CONTEXTS)
 
@@ -193,7 +193,7 @@ def _endless(parts: Sequence[str], joint: str, rng: np.random.Generator) -> str:
     """Parts in random order, cut off in the middle of a sentence."""
     text = parts[0]
     while len(text.split()) < RAMBLE_WORDS:
-        text += f" {joint} {parts[rng.integers(len(parts))]}"
+        text += f" {joint} {parts[int(rng.integers(len(parts)))]}"
     return " ".join(text.split()[:RAMBLE_WORDS])
 
 
