@@ -180,7 +180,7 @@ def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_shortened_build_is_whole(shortened: Path) -> None:
     shipped = {path.relative_to(testbed.ASSETS) for path in testbed.ASSETS.rglob("*")}
     assert {path.relative_to(shortened) for path in shortened.rglob("*")} == shipped
-    for name in ("policy/tokenizer.json", "policy/config.json"):
+    for name in ("tokenizer/tokenizer.json", "policy/config.json"):
         assert json.loads((shortened / name).read_text()) == json.loads((testbed.ASSETS / name).read_text())
     card = read_card(shortened)
     assert card["scale"] == 0.03

@@ -12,7 +12,7 @@ from textsafe_gym.testbed.judge import judge
 from textsafe_gym.testbed.language import demonstrations, prompts
 
 ASSETS = Path(__file__).parent / "assets"
-"""Folders `policy`, `reward` and `cost`, each with the tokenizer, and `card.json`, which says how good the models are."""
+"""Folders `policy`, `reward`, `cost` and `tokenizer`, and `card.json`, which says how good the models are."""
 
 MAX_PROMPT_LENGTH = 24
 MAX_RESPONSE_LENGTH = 32
@@ -37,9 +37,9 @@ __all__ = [
 
 def tokenizer() -> Any:
     """The word-level tokenizer of all models here, a Hugging Face fast tokenizer."""
-    from textsafe_gym.models.files import load_tokenizer
+    from transformers import PreTrainedTokenizerFast
 
-    return load_tokenizer(ASSETS / "policy", "the embedded world")
+    return PreTrainedTokenizerFast.from_pretrained(ASSETS / "tokenizer")
 
 
 def build(out: str | Path, scale: float = 1.0, progress: bool = True) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def build_world(out: str | Path, scale: float = 1.0, progress: bool = True) -> d
     """Builds everything in a new folder, which takes its place only when it is complete.
 
     Args:
-        out: gets `policy`, `reward`, `cost` and `card.json`. An earlier build there is replaced.
+        out: gets `tokenizer`, `policy`, `reward`, `cost` and `card.json`. An earlier build there is replaced.
         scale: multiplies the numbers of demonstrations and of labelled pairs; a small one makes poor models quickly.
         progress: show progress bars and what comes next.
 
@@ -61,6 +61,7 @@ def build_world(out: str | Path, scale: float = 1.0, progress: bool = True) -> d
     console = Console(stderr=True, quiet=not progress)
     with new_directory(target) as folder:
         tokenizer = make_tokenizer()
+        tokenizer.save_pretrained(folder / "tokenizer")
         rows = language.demonstrations(max(64, round(scale * DEMONSTRATIONS)))
         policy = fit_sft(
             rows, _new_model(tokenizer), tokenizer, folder / "policy",
