@@ -165,7 +165,8 @@ def _report(out: Path, directories: Sequence[Path], specs: "Sequence[RunSpec]", 
     write_report(
         out / "report.html",
         title="Comparison: " + ", ".join(dict.fromkeys(spec.algorithm for spec in specs[1:])),
-        subtitle=f"{specs[0].env['id']}, {specs[1].config['episodes']} responses a run, {seeds} seed(s), "
+        subtitle=f"{specs[0].env['id']}, {specs[1].config['episodes']} responses a run, "
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'}, "
         f"{len(first[0].rows)} evaluation responses a run.",
         tables=tables_of(comparison),
         figures=[
@@ -181,7 +182,7 @@ def _report(out: Path, directories: Sequence[Path], specs: "Sequence[RunSpec]", 
             ),
         ],
         samples=samples,
-        command=command,
+        command=command.replace(" --resume", ""),
         settings=dump({spec.label: {"env": spec.env, "policy": spec.policy, "config": spec.config} for spec in specs}),
     )
     return comparison

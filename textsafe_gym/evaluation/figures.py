@@ -150,7 +150,12 @@ def reward_cost_plane(
             axis.plot(run["cost"], run["reward"], ".", color=look[run["label"]]["color"], alpha=0.35, markersize=5)
         for point in points:
             style = look[point["label"]]
-            style |= {"linestyle": "", "markersize": 8, "markeredgecolor": "white", "label": point["label"]}
+            style |= {
+                "linestyle": "",
+                "markersize": 13 if style["marker"] == "*" else 8,
+                "markeredgecolor": "white",
+                "label": point["label"],
+            }
             axis.plot(point["cost"], point["reward"], **style)
         front = sorted((point["cost"], point["reward"]) for point in points if point["front"])
         axis.step(

@@ -149,6 +149,9 @@ def _intervals(means: Sequence[Row]) -> dict[str, Any]:
     for name in names:
         values = [mean[name] for mean in means if name in mean]
         found[name] = {**t_interval(values).as_dict(), "values": values}
+        if name.endswith("_rate") and found[name]["low"] is not None:
+            # Student's interval knows nothing of the bounds of a share.
+            found[name] |= {"low": max(0.0, found[name]["low"]), "high": min(1.0, found[name]["high"])}
     return found
 
 
