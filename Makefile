@@ -11,7 +11,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed  ## compare the three algorithms on the embedded world
-	$(BIN)/textsafe compare ppo reward_shaping ppo_lagrangian --seeds 5 --workers 2 --out runs/demo
+	$(BIN)/textsafe compare ppo reward_shaping ppo_lagrangian --seeds 5 --workers 2 --out runs/demo $(if $(wildcard runs/demo),--resume)
 
 test: $(VENV)/.installed  ## lint, types, tests
 	$(BIN)/ruff check .
