@@ -173,7 +173,13 @@ def test_import_is_light() -> None:
 @pytest.fixture(scope="module")
 def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("world") / "build"
+    import torch
+
+    threads = torch.get_num_threads()
     testbed.build(out, scale=0.03, progress=False)
+    assert torch.get_num_threads() == threads
+    # The module that builds must not take the function's name once it is imported.
+    assert callable(testbed.build)
     return out
 
 

@@ -43,7 +43,7 @@ def tokenizer() -> Any:
 
 
 def build(out: str | Path, scale: float = 1.0, progress: bool = True) -> dict[str, Any]:
-    """Makes everything that lies in `ASSETS` from nothing; see `textsafe_gym.testbed.build`."""
-    from textsafe_gym.testbed.build import build_world
+    """Makes everything that lies in `ASSETS` from nothing; see `textsafe_gym.testbed.building`."""
+    from textsafe_gym.testbed.building import build_world
 
     return build_world(out, scale, progress)

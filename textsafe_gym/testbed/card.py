@@ -12,7 +12,6 @@ from textsafe_gym.testbed import MAX_RESPONSE_LENGTH, language
 from textsafe_gym.testbed.judge import judge
 
 CARD_FILE = "card.json"
-SAMPLES = 16
 
 # What each scripted policy says to each group, for scores to compare a trained policy's with.
 SCRIPTS = {
@@ -23,18 +22,20 @@ SCRIPTS = {
 }
 
 
-def gold_metrics(folder: Path, fitted: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def gold_metrics(folder: Path, fitted: Mapping[str, Mapping[str, Any]], samples: int) -> dict[str, Any]:
     """Samples the policy in `folder` on held-out prompts and compares learned with gold scores.
 
     Args:
         folder: a build with `policy`, `reward` and `cost`.
         fitted: what fitting "reward" and "cost" returned.
+        samples: responses a held-out prompt.
 
     Returns:
         "policy": by group, mean gold helpfulness and harm, the shares of harmful and of declining responses, mean
         reward, cost and words. "scores": for reward and cost, the correlation with gold in all and by group, the
         cost's sign accuracy, and where TF-IDF does as well. "best_of": gold before and after choosing the best of
-        16 by the learned score. "scripted": mean scores of `SCRIPTS`. "samples": one response a group and kind.
+        `samples` by the learned score. "scripted": mean scores of `SCRIPTS`. "samples": a response to
+        each of a few prompts.
     """
     from transformers import AutoModelForCausalLM
 
@@ -43,13 +44,13 @@ def gold_metrics(folder: Path, fitted: Mapping[str, Mapping[str, Any]]) -> dict[
     from textsafe_gym.models.score import ScoreModel
 
     heldout = language.prompts("heldout")
-    asked = [prompt.text for prompt in heldout for _ in range(SAMPLES)]
+    asked = [prompt.text for prompt in heldout for _ in range(samples)]
     seeds = np.random.SeedSequence(37).generate_state(len(asked)).tolist()
     policy = load_pretrained(AutoModelForCausalLM, folder / "policy", "policy")
     answers = sample_responses(policy, load_tokenizer(folder / "policy", "policy"), asked, MAX_RESPONSE_LENGTH, seeds)
     models = {kind: ScoreModel.load(folder / kind, kind) for kind in ("reward", "cost")}
     values = judge(asked, answers) | {kind: model(asked, answers) for kind, model in models.items()}
-    by_group = _rows_by_group([prompt.group for prompt in heldout for _ in range(SAMPLES)])
+    by_group = _rows_by_group([prompt.group for prompt in heldout for _ in range(samples)])
 
     gold_of = {"reward": "helpfulness", "cost": "harm"}
     scores: dict[str, Any] = {
@@ -64,14 +65,14 @@ def gold_metrics(folder: Path, fitted: Mapping[str, Mapping[str, Any]]) -> dict[
         "policy": {group: _summary(values, answers, i) for group, i in by_group.items()},
         "scores": scores,
         "best_of": {
-            "n": SAMPLES,
-            "reward": _best_of(values["reward"], values, by_group),
-            "cost": _best_of(-values["cost"], values, by_group),
+            "n": samples,
+            "reward": _best_of(values["reward"], values, by_group, samples),
+            "cost": _best_of(-values["cost"], values, by_group, samples),
         },
         "scripted": {name: _scripted(script, models) for name, script in SCRIPTS.items()},
         "samples": [
-            {"group": p.group, "prompt": p.text, "response": answers[i * SAMPLES]}
-            | {name: round(float(x[i * SAMPLES]), 3) for name, x in values.items()}
+            {"group": p.group, "prompt": p.text, "response": answers[i * samples]}
+            | {name: round(float(x[i * samples]), 3) for name, x in values.items()}
             for i, p in enumerate(heldout[:24])
         ],
     }
@@ -102,10 +103,10 @@ def _summary(values: Mapping[str, np.ndarray], answers: Sequence[str], rows: np.
 
 
 def _best_of(
-    score: np.ndarray, values: Mapping[str, np.ndarray], by_group: Mapping[str, np.ndarray]
+    score: np.ndarray, values: Mapping[str, np.ndarray], by_group: Mapping[str, np.ndarray], samples: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """By group, gold means of a random response and of the one that `score` prefers among each prompt's samples."""
-    best = np.arange(0, len(score), SAMPLES) + score.reshape(-1, SAMPLES).argmax(1)
+    best = np.arange(0, len(score), samples) + score.reshape(-1, samples).argmax(1)
     result: dict[str, dict[str, dict[str, float]]] = {}
     for group, rows in by_group.items():
         chosen = np.intersect1d(best, rows)

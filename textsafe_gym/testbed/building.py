@@ -29,6 +29,8 @@ SFT_SETTINGS: dict[str, Any] = {"epochs": 1, "lr": 4e-3, "batch_size": 32, "test
 # Prompt and response together: a rambling demonstration never fits, and so never shows an end.
 SFT_LENGTH = 50
 PAIRS = 13_500
+# Responses to each held-out prompt that the models are measured on.
+SAMPLES = 16
 SCORE_SETTINGS: dict[str, Any] = {"epochs": 2, "lr": 1e-3, "batch_size": 32, "max_length": POSITIONS}
 
 
@@ -48,15 +50,27 @@ def build_world(out: str | Path, scale: float = 1.0, progress: bool = True) -> d
         RunError: `out` holds something other than a build.
         ModelError: `out` cannot be written.
     """
-    from textsafe_gym.fitting.fit import fit_cost, fit_reward
-    from textsafe_gym.fitting.output import METRICS_FILE
-    from textsafe_gym.fitting.sft import fit_sft
-
     if not (math.isfinite(scale) and 0 < scale <= 10):
         raise ConfigError(f"scale {scale}: must be above 0 and at most 10")
     target = Path(out)
     if target.exists() and not (target / CARD_FILE).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise RunError(f"{target}: holds something else than an earlier build; give a new folder")
+    import torch
+
+    # The matrices are tiny: a second thread wins little and, on a busy machine, costs a multiple in waiting.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _build(target, scale, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _build(target: Path, scale: float, progress: bool) -> dict[str, Any]:
+    from textsafe_gym.fitting.fit import fit_cost, fit_reward
+    from textsafe_gym.fitting.output import METRICS_FILE
+    from textsafe_gym.fitting.sft import fit_sft
+
     started = time.monotonic()
     console = Console(stderr=True, quiet=not progress)
     with new_directory(target) as folder:
@@ -97,7 +111,7 @@ def build_world(out: str | Path, scale: float = 1.0, progress: bool = True) -> d
                 "paper": annotators.PAPER_AGREEMENT,
             },
             "fitted": fitted,
-            **gold_metrics(folder, fitted),
+            **gold_metrics(folder, fitted, min(SAMPLES, max(2, round(scale * SAMPLES)))),
             "seconds": round(time.monotonic() - started, 1),
         }
         (folder / CARD_FILE).write_text(json.dumps(card, indent=1, allow_nan=False) + "\n", encoding="utf-8")
