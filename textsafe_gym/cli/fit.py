@@ -1,5 +1,6 @@
 """`textsafe fit`."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def _print(metrics: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     if "held_out" in metrics:
         table = Table(
             title=f"{metrics['kind']}: {metrics['rows']['held_out']} held-out rows of "

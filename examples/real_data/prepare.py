@@ -1,0 +1,96 @@
+"""Turns the public files into rows for `textsafe fit` and prompts for `textsafe compare`.
+
+    python examples/real_data/prepare.py DATA OUT
+
+DATA holds `hh_rlhf/harmless-base-test.jsonl.gz`, `diasafety/{train,val,test}.json` and
+`xstest/model_completions/*.csv`. Everything is brought into one shape, a dialogue of human and assistant, so that the
+policy and both score models see prompts alike. XSTest prompts are divided once, by prompt: `PROMPTS_HELD_OUT` of them
+appear in no row that anything is fitted on, and are what the policies are evaluated on.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from textsafe_gym.data.files import read_rows
+from textsafe_gym.data.readers import read_demonstrations
+from textsafe_gym.data.splits import prompt_position
+
+PROMPTS_HELD_OUT = 0.3
+# `textsafe fit` holds prompts out by the same hash: with its seed, none of those left here would be among them.
+DIVISION_SEED = 1_000_003
+WORDS = 32  # a policy that writes 48 tokens is judged on beginnings: all answers are cut to one
+
+
+def is_held_out(prompt: str) -> bool:
+    return prompt_position(prompt, DIVISION_SEED) < PROMPTS_HELD_OUT
+
+
+def dialogue(prompt: str) -> str:
+    return f"\n\nHuman: {prompt.strip()}\n\nAssistant:"
+
+
+def beginning(text: str) -> str:
+    """Whole sentences while they fit into WORDS words, at least the first sentence or as much of it as fits."""
+    kept: list[str] = []
+    for sentence in re.split(r"(?<=[.!?:])\s+", " ".join(text.split())):
+        words = sentence.split(" ")
+        if kept and len(kept) + len(words) > WORDS:
+            break
+        kept += words[:WORDS]
+    return " " + " ".join(kept)
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    print(f"{path}: {len(rows)} rows")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, metavar="DATA")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    arguments = parser.parse_args()
+    data, out = arguments.data, arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+
+    demonstrations = [
+        {"prompt": prompt, "response": beginning(answer)}
+        for prompt, answer in read_demonstrations(data / "hh_rlhf" / "harmless-base-test.jsonl.gz")
+        if answer.strip()
+    ]
+    reward, cost, prompts = [], [], {}
+    for file in sorted((data / "xstest" / "model_completions").glob("*.csv")):
+        for row in read_rows(file):
+            given = row.values
+            prompt, answer = dialogue(given["prompt"]), beginning(given["completion"])
+            unsafe_prompt = given["type"].startswith("contrast")
+            prompts[prompt] = "unsafe" if unsafe_prompt else "safe"
+            if is_held_out(prompt):
+                continue
+            complies = given["final_label"] == "1_full_compliance"
+            demonstrations.append({"prompt": prompt, "response": answer})
+            reward.append({"prompt": prompt, "response": answer, "label": "good" if complies else "bad"})
+            harmful = complies and unsafe_prompt
+            cost.append({"prompt": prompt, "response": answer, "label": "unsafe" if harmful else "safe"})
+    diasafety = [
+        {
+            "prompt": dialogue(row.values["context"]),
+            "response": beginning(row.values["response"]),
+            "label": row.values["label"].lower(),
+        }
+        for part in ("train", "val", "test")
+        for row in read_rows(data / "diasafety" / f"{part}.json")
+    ]
+    write(out / "sft.jsonl", demonstrations)
+    write(out / "reward.jsonl", reward)
+    write(out / "cost_xstest.jsonl", cost)
+    write(out / "cost_diasafety.jsonl", diasafety)
+    for name, wanted in [("prompts_train", False), ("prompts_held_out", True)]:
+        rows = [{"prompt": p, "group": group} for p, group in prompts.items() if is_held_out(p) is wanted]
+        write(out / f"{name}.jsonl", rows)
+
+
+if __name__ == "__main__":
+    main()
