@@ -1,0 +1,67 @@
+"""The algorithms on a language model: the same files, whole responses as episodes."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+
+import algos
+import textsafe_gym  # noqa: F401 (registers the environment)
+from textsafe_gym import testbed
+from textsafe_gym.models import make_policy
+
+SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatches": 2, "learning_rate": 1e-3}
+SEPARATE = {
+    "critics": "separate",
+    "reward_critic": testbed.ASSETS / "reward",
+    "cost_critic": testbed.ASSETS / "cost",
+}
+TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+@pytest.mark.parametrize("critics", ["heads", "separate"])
+def test_a_loaded_run_continues_bit_for_bit(critics: str, tmp_path: Path) -> None:
+    env = gym.make_vec("SafeRLHF-v0", num_envs=8)
+    options = SEPARATE if critics == "separate" else {}
+
+    def start() -> tuple[Any, Any]:
+        policy: Any = make_policy(env, **options)
+        rows = testbed.demonstrations(64)
+        return policy, policy.demonstrations(rows, testbed.MAX_PROMPT_LENGTH, testbed.MAX_RESPONSE_LENGTH)
+
+    whole = algos.make("ppo_lagrangian", env, *start(), **SMALL)
+    rows = whole.learn()
+    part = algos.make("ppo_lagrangian", env, *start(), **SMALL)
+    early = part.learn(16)
+    part.save(tmp_path / "half")
+    resumed = algos.load(tmp_path / "half", env, *start())
+    assert without_times(early + resumed.learn()) == without_times(rows)
+    final, reached = whole.policy.state_dict(), resumed.policy.state_dict()
+    assert all(torch.equal(final[key], reached[key]) for key in final)
+    assert rows[-1]["kl"] > 0
+    assert all(row["ptx_loss"] > 0 for row in rows)
+
+
+def test_the_environments_own_policy_is_found_again(tmp_path: Path) -> None:
+    trainer = algos.make("ppo", gym.make("SafeRLHF-v0"), **SMALL)
+    assert trainer.env.num_envs == 8
+    assert trainer.cost_limit == trainer.env.unwrapped.cost_limit
+    first = trainer.learn(8)
+    trainer.save(tmp_path / "checkpoint")
+    resumed = algos.load(tmp_path / "checkpoint", "SafeRLHF-v0")
+    assert without_times(first + resumed.learn()) == without_times(first + trainer.learn())
+    assert (tmp_path / "checkpoint" / "policy" / "config.json").is_file()
