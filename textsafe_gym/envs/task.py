@@ -79,7 +79,8 @@ class Task:
         cost_model: the same, above 0 for harmful; or a mapping from names to several.
         max_prompt_length, max_response_length: budgets in tokens, at least 1.
         prompt_truncation: what becomes of a prompt over its budget: "error", or "left" to keep its last tokens.
-        cost_limit: the limit on the mean episode cost, any finite number.
+        cost_limit: the limit on the mean episode cost, any finite number; by default the testbed's where prompts and
+            cost model are, else 0.
         device, dtype: of models that are loaded from a path, such as "cuda" and "bfloat16".
         evaluation_prompts: like `prompts`; without them the testbed's held-out ones, or those of `prompts` if given.
         gold_judge: a callable on (prompts, responses) that returns true scores by name, if they are known.
@@ -101,7 +102,7 @@ class Task:
         max_prompt_length: int | None = None,
         max_response_length: int | None = None,
         prompt_truncation: str = "error",
-        cost_limit: float = 0.0,
+        cost_limit: float | None = None,
         device: str = "cpu",
         dtype: str = "float32",
         evaluation_prompts: Any = None,
@@ -115,6 +116,8 @@ class Task:
             self.default_policy = _testbed().ASSETS / "policy"
         self.max_prompt_length = _budget("max_prompt_length", max_prompt_length, default_lengths[0])
         self.max_response_length = _budget("max_response_length", max_response_length, default_lengths[1])
+        if cost_limit is None:
+            cost_limit = _testbed().COST_LIMIT if prompts is None and cost_model is None else 0.0
         self.cost_limit = _finite("cost_limit", cost_limit)
         if prompt_truncation not in ("error", "left"):
             raise ConfigError(f"prompt_truncation: expected 'error' or 'left', got {prompt_truncation!r:.60}")
