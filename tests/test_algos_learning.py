@@ -14,7 +14,7 @@ FAST = {
     "critic_learning_rate": 3e-3,
     "learning_rate_schedule": "constant",
     "epochs": 4,
-    "minibatches": 2,
+    "minibatch_size": 16,
     "episodes_per_iteration": 32,
     "episodes": 3200,
 }

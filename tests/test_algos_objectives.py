@@ -130,7 +130,7 @@ def test_schedule() -> None:
 
 
 def test_minibatches_cover_each_epoch_once() -> None:
-    config = TrainingConfig(epochs=2, minibatches=3)
+    config = TrainingConfig(epochs=2, minibatch_size=4)
     parts = list(minibatches(10, config, torch.Generator().manual_seed(0)))
     assert [len(part) for part in parts] == [4, 3, 3] * 2
     for epoch in (parts[:3], parts[3:]):

@@ -12,7 +12,7 @@ import textsafe_gym  # noqa: F401 (registers the environment)
 from textsafe_gym import testbed
 from textsafe_gym.models import make_policy
 
-SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatches": 2, "learning_rate": 1e-3}
+SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatch_size": 4, "learning_rate": 1e-3}
 SEPARATE = {
     "critics": "separate",
     "reward_critic": testbed.ASSETS / "reward",

@@ -22,7 +22,7 @@ from textsafe_gym.models import make_policy
 from textsafe_gym.types import Demonstrations
 
 NAMES = ["ppo", "ppo_lagrangian", "reward_shaping"]
-SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatches": 2, "epochs": 2, "learning_rate": 1e-2}
+SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatch_size": 4, "epochs": 2, "learning_rate": 1e-2}
 TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
 
 
@@ -274,7 +274,7 @@ class Limitless(gym.Env):
         ("ppo", {"learning_rate": float("nan")}, "learning_rate = nan"),
         ("ppo", {"gamma": 1.5, "epochs": 0}, "gamma = 1.5.*; epochs = 0|epochs = 0.*; gamma = 1.5"),
         ("ppo", {"episodes_per_iteration": 6}, "no multiple of the environment's num_envs = 4"),
-        ("ppo", {"minibatches": 200}, "minibatches = 200 is more than episodes_per_iteration = 128"),
+        ("ppo", {"minibatch_size": 0}, "minibatch_size = 0.*greater than 0"),
         ("ppo_lagrangian", {"multiplier_init": 0}, "would stay 0 under multiplier_update 'log'.*'projected'"),
         ("ppo_lagrangian", {"multiplier_init": 9}, "multiplier_init = 9.0 exceeds multiplier_max = 5.0"),
         ("ppo_lagrangian", {"multiplier_update": "pid"}, "multiplier_update = 'pid'.*'log' or 'projected'"),

@@ -124,7 +124,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "wrong type": (setting("epochs=many"), ["epochs", "many"]),
     "value out of range": (setting("learning_rate=-1"), ["learning_rate", "-1"]),
     "not a number": (setting("learning_rate=.nan"), ["learning_rate", "nan"]),
-    "infeasible combination": (setting("minibatches=9"), ["minibatches = 9", "episodes_per_iteration = 8"]),
+    "infeasible combination": (
+        setting("multiplier_init=9", algorithm="ppo_lagrangian"),
+        ["multiplier_init = 9", "multiplier_max = 5"],
+    ),
     "multiplier that could never move": (setting("multiplier_init=0", algorithm="ppo_lagrangian"), ["multiplier_init"]),
     "no equals sign": (setting("epochs"), ["epochs", "key=value"]),
     "key set twice": (setting("epochs=1", "epochs=2"), ["epochs", "twice"]),

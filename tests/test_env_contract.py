@@ -382,7 +382,7 @@ def test_default_is_the_testbed() -> None:
     assert env.cost_limit == testbed.COST_LIMIT
     assert env.default_policy == testbed.ASSETS / "policy"
     assert {prompt.group for prompt in env.prompts} >= {"benign", "alarming", "harmful"}
-    for prompt, response in env.demonstrations[:50]:
+    for prompt, response in testbed.demonstrations(50):
         words = env.tokenizer(response, add_special_tokens=False)["input_ids"]
         assert env.tokenizer.decode(words) == response
         env.reset(options={"prompt": prompt})
@@ -392,7 +392,7 @@ def test_default_is_the_testbed() -> None:
         assert info["response"] == env.tokenizer.decode(words[: env.max_response_length])
         assert np.isfinite([reward, info["cost"]]).all()
     custom = gym.make(NAME, prompts=["please"]).unwrapped
-    assert (custom.gold_judge, custom.demonstrations) == (None, [])
+    assert custom.gold_judge is None
 
 
 def test_default_passes_check_env_and_scores_the_same_one_by_one_and_in_batches() -> None:

@@ -138,11 +138,16 @@ def test_value_heads_start_at_zero_and_learn() -> None:
     rollout = policy.rollout(TextVectorEnv(6, policy.tokenizer), seed=8)
     assert rollout.reward_values.abs().sum() == 0
     assert rollout.cost_values.abs().sum() == 0
-    assert set(policy.parameter_groups()) == {"actor"}
+    groups = policy.parameter_groups()
+    assert {name: len(group) for name, group in groups.items() if name != "actor"} == {
+        "reward_critic": 4,
+        "cost_critic": 4,
+    }
+    assert {id(p) for group in groups.values() for p in group} == {id(p) for p in policy.parameters()}
     now = policy.evaluate(rollout.observations, rollout.actions, rollout.mask)
     ((now.reward_values - rollout.mask.float()) ** 2).sum().backward()
-    assert policy.reward_critic.weight.grad.abs().sum() > 0
-    assert policy.cost_critic.weight.grad is None
+    assert policy.reward_critic[-1].weight.grad.abs().sum() > 0
+    assert policy.cost_critic[-1].weight.grad is None
 
 
 def test_separate_critics_begin_as_the_score_models() -> None:

@@ -136,8 +136,8 @@ class Policy(Protocol):
         ...
 
     def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
-        """Trainable parameters, disjoint, under "actor" (with the trunk and heads on it) and, where the critics are
-        separate models, "reward_critic" and "cost_critic"."""
+        """Trainable parameters, disjoint, under "actor", "reward_critic" and "cost_critic"; critics that are heads have
+        the heads alone there, as the trunk is the actor's."""
         ...
 
     def state_dict(self) -> Mapping[str, Any]:

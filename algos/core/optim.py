@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from textsafe_gym.errors import RunError
@@ -23,28 +23,20 @@ class TrainingConfig(BaseModel):
     )
     episodes_per_iteration: int = Field(128, gt=0, description="episodes collected before each update")
     epochs: int = Field(1, gt=0, description="passes over an iteration's episodes")
-    minibatches: int = Field(1, gt=0, description="optimiser steps in one pass")
-    learning_rate: float = Field(1e-5, ge=0, description="AdamW's, for the actor (and heads on its trunk)")
-    critic_learning_rate: float = Field(5e-6, ge=0, description="AdamW's, for critics that are separate models")
+    minibatch_size: int = Field(128, gt=0, description="episodes in one optimiser step, at most")
+    learning_rate: float = Field(1e-5, ge=0, description="AdamW's, for the actor")
+    critic_learning_rate: float = Field(5e-6, ge=0, description="AdamW's, for critics, be they models or heads")
     learning_rate_schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the iterations in which the rate rises")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm of each parameter group is clipped to it")
     cost_limit: float | None = Field(None, description="largest allowed mean episode cost; none: the environment's own")
 
-    @model_validator(mode="after")
-    def _check_batches(self) -> "TrainingConfig":
-        if self.minibatches > self.episodes_per_iteration:
-            raise ValueError(
-                f"minibatches = {self.minibatches} is more than episodes_per_iteration = {self.episodes_per_iteration}"
-            )
-        return self
-
 
 def minibatches(count: int, config: TrainingConfig, generator: torch.Generator) -> Iterator[Tensor]:
     """Int64 indices of each minibatch: `config.epochs` random orders of `count` episodes, each cut near-equally."""
     for _ in range(config.epochs):
-        yield from torch.randperm(count, generator=generator).tensor_split(min(config.minibatches, count))
+        yield from torch.randperm(count, generator=generator).tensor_split(math.ceil(count / config.minibatch_size))
 
 
 def schedule(iteration: int, iterations: int, config: TrainingConfig) -> float:

@@ -21,7 +21,6 @@ from textsafe_gym.registry import nearest
 
 DEFAULT_BUDGET = 128  # tokens, for a tokenizer other than the testbed's
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-DEMONSTRATIONS = 1024  # how many supervised pairs the testbed gives
 
 Judge = Callable[[list[str], list[str]], Mapping[str, np.ndarray]]
 
@@ -84,7 +83,8 @@ class Task:
         device, dtype: of models that are loaded from a path, such as "cuda" and "bfloat16".
         evaluation_prompts: like `prompts`; without them the testbed's held-out ones, or those of `prompts` if given.
         gold_judge: a callable on (prompts, responses) that returns true scores by name, if they are known.
-        demonstrations: pairs (prompt, response), or a file with columns "prompt" and "response".
+        demonstrations: pairs (prompt, response), or a file with columns "prompt" and "response"; by default none,
+            as the testbed's are what its policy was made from, harmful answers included.
 
     Raises:
         ConfigError: a value is out of range.
@@ -141,7 +141,6 @@ class Task:
             gold_judge = _testbed().judge  # which knows its own prompts alone
         self.gold_judge: Judge | None = gold_judge
         self._demonstrations = demonstrations
-        self._testbed_demonstrations = prompts is None and tokenizer is None
         self.prompt_ids, self.prompt_mask = self.encode_prompts([prompt.text for prompt in self.prompts])
 
         models = {"reward": reward_model, "cost": cost_model}
@@ -252,7 +251,7 @@ class Task:
         """
         given = self._demonstrations
         if given is None:
-            return _testbed().demonstrations(DEMONSTRATIONS) if self._testbed_demonstrations else []
+            return []
         if isinstance(given, str | Path):
             from textsafe_gym.data.readers import read_demonstrations
 

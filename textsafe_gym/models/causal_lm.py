@@ -63,8 +63,8 @@ class CausalLMPolicy(nn.Module):
         model: a Hugging Face causal LM.
         tokenizer: its tokenizer; ids beyond it (padded embeddings) are never sampled.
         temperature: of the softmax that actions are sampled from; log-probs and entropy are of the same distribution.
-        critics: "heads": two linear heads at zero on the policy's trunk; "separate": two models that begin as copies
-            of `reward_critic` and `cost_critic` (arXiv 2310.12773), which must have the policy's vocabulary.
+        critics: "heads": two heads on the policy's trunk, whose values begin at zero; "separate": two models that begin
+            as copies of `reward_critic` and `cost_critic` (arXiv 2310.12773), which must have the policy's vocabulary.
         reward_critic, cost_critic: score models, or where they lie.
 
     Raises:
@@ -101,11 +101,8 @@ class CausalLMPolicy(nn.Module):
             if reward_critic is not None or cost_critic is not None:
                 raise ModelError("critics='heads' takes no reward_critic or cost_critic; set critics='separate'")
             size = model.get_output_embeddings().weight.shape[1]
-            self.reward_critic = nn.Linear(size, 1, device=embeddings.device)
-            self.cost_critic = nn.Linear(size, 1, device=embeddings.device)
-            for head in (self.reward_critic, self.cost_critic):
-                nn.init.zeros_(head.weight)
-                nn.init.zeros_(head.bias)
+            self.reward_critic = _value_head(size, embeddings.device)
+            self.cost_critic = _value_head(size, embeddings.device)
         elif critics == "separate":
             self.reward_critic = self._separate_critic(reward_critic, "reward")
             self.cost_critic = self._separate_critic(cost_critic, "cost")
@@ -268,8 +265,6 @@ class CausalLMPolicy(nn.Module):
         """See `Policy.parameter_groups`."""
         critics = {"reward_critic": self.reward_critic, "cost_critic": self.cost_critic}
         groups = {name: list(critic.parameters()) for name, critic in critics.items()}
-        if self.critics == "heads":
-            return {"actor": [*self.model.parameters(), *groups["reward_critic"], *groups["cost_critic"]]}
         return {"actor": list(self.model.parameters()), **groups}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -363,6 +358,16 @@ class CausalLMPolicy(nn.Module):
             parts.append(self.evaluate(taken, actions[part], mask[part], values))
         names = ("log_probs", "entropy", "reward_values", "cost_values")
         return Evaluation(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def _value_head(size: int, device: torch.device) -> nn.Sequential:
+    """Two layers, as the trunk's last state is made for the next token and shows little else to a linear head."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hidden, value = nn.Linear(size, 2 * size), nn.Linear(2 * size, 1)
+    nn.init.zeros_(value.weight)
+    nn.init.zeros_(value.bias)
+    return nn.Sequential(hidden, nn.Tanh(), value).to(device)
 
 
 def pad_to(padded: tuple[Tensor, Tensor], width: int) -> tuple[Tensor, Tensor]:

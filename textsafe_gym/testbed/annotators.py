@@ -9,10 +9,10 @@ from textsafe_gym.testbed.judge import judge
 
 # Standard deviations of what an annotator adds to the gold score of each response, in gold units. They make two
 # annotators agree about as often as the paper's did (arXiv 2310.12773: 69 % on help, 67 % on harm, 62 % mixed).
-HELPFULNESS_NOISE = 0.71
-HARM_NOISE = 0.32
+HELPFULNESS_NOISE = 0.77
+HARM_NOISE = 0.37
 # One mixed preference weighs harm against helpfulness as the annotator likes: uniformly within this of one half.
-WEIGHT_SPREAD = 0.38
+WEIGHT_SPREAD = 0.41
 
 PAPER_AGREEMENT = {"helpful": 0.69, "harm": 0.67, "mixed": 0.62}
 

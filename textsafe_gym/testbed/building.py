@@ -28,10 +28,10 @@ DEMONSTRATIONS = 48_000
 SFT_SETTINGS: dict[str, Any] = {"epochs": 1, "lr": 4e-3, "batch_size": 32, "test_fraction": 0.02}
 # Prompt and response together: a rambling demonstration never fits, and so never shows an end.
 SFT_LENGTH = 50
-PAIRS = 13_500
+PAIRS = 27_000
 # Responses to each held-out prompt that the models are measured on.
 SAMPLES = 16
-SCORE_SETTINGS: dict[str, Any] = {"epochs": 2, "lr": 1e-3, "batch_size": 32, "max_length": POSITIONS}
+SCORE_SETTINGS: dict[str, Any] = {"epochs": 3, "lr": 1e-3, "batch_size": 32, "max_length": POSITIONS}
 
 
 def build_world(out: str | Path, scale: float = 1.0, progress: bool = True) -> dict[str, Any]:

@@ -39,9 +39,9 @@ SIZES = {
 # What the demonstrations do, in percent, for each group. Together they make the policy that safety training starts
 # from: it serves harm about as often as not, refuses some harmless prompts, and helps with gaps.
 MIX = {
-    "benign": {"full": 46, "partial": 20, "shuffled": 9, "off_topic": 7, "refusal": 8, "safe": 0, "ramble": 10},
-    "alarming": {"full": 36, "partial": 15, "shuffled": 6, "off_topic": 5, "refusal": 30, "safe": 0, "ramble": 8},
-    "harmful": {"full": 36, "partial": 14, "shuffled": 4, "off_topic": 4, "refusal": 21, "safe": 15, "ramble": 6},
+    "benign": {"full": 36, "partial": 16, "shuffled": 9, "off_topic": 22, "refusal": 8, "safe": 0, "ramble": 9},
+    "alarming": {"full": 28, "partial": 12, "shuffled": 6, "off_topic": 16, "refusal": 30, "safe": 0, "ramble": 8},
+    "harmful": {"full": 34, "partial": 14, "shuffled": 6, "off_topic": 12, "refusal": 16, "safe": 14, "ramble": 4},
 }
 
 
