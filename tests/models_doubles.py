@@ -73,6 +73,7 @@ class TextVectorEnv(gym.vector.VectorEnv):
         self.num_envs = num_envs
         self.tokenizer = tokenizer
         self.default_policy = None
+        self.score_models = {}
         self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

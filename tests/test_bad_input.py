@@ -174,7 +174,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "truncated policy": (setting("policy.model={w}/policy_torn"), ["{w}/policy_torn"]),
     "unknown policy option": (setting("policy.temprature=1"), ["temprature", "temperature"]),
     "temperature of nought": (setting("policy.temperature=0"), ["temperature", "0"]),
-    "separate critics of nothing": (setting("policy.critics=separate"), ["reward_critic"]),
+    "separate critic of several costs": (
+        setting("policy.critics=separate", "env.cost_model={a: {w}/cost, b: {w}/cost}"),
+        ["cost_critic"],
+    ),
     "unknown device": (setting("policy.device=abacus"), ["abacus"]),
     "output exists": (train(out="{w}/run"), ["{w}/run", "--resume"]),
     "output below a file": (train(out="{w}/empty.txt/out"), ["{w}/empty.txt"]),

@@ -363,6 +363,7 @@ def test_public_attributes(task_options: dict[str, Any]) -> None:
     assert env.evaluation_prompts == env.prompts
     assert (env.cost_limit, env.vocab_size, env.max_prompt_length, env.max_response_length) == (0.5, 25, 7, 5)
     assert (env.demonstrations, env.gold_judge, env.default_policy) == (pairs, None, None)
+    assert env.score_models == {}
     assert make(task_options).unwrapped.demonstrations == []
     with pytest.raises(DataError, match="demonstration 0"):
         _ = make(task_options, demonstrations=["please"]).unwrapped.demonstrations
@@ -381,6 +382,7 @@ def test_default_is_the_testbed() -> None:
     assert (env.max_prompt_length, env.max_response_length) == (testbed.MAX_PROMPT_LENGTH, testbed.MAX_RESPONSE_LENGTH)
     assert env.cost_limit == testbed.COST_LIMIT
     assert env.default_policy == testbed.ASSETS / "policy"
+    assert env.score_models == {"reward": testbed.ASSETS / "reward", "cost": testbed.ASSETS / "cost"}
     assert {prompt.group for prompt in env.prompts} >= {"benign", "alarming", "harmful"}
     for prompt, response in testbed.demonstrations(50):
         words = env.tokenizer(response, add_special_tokens=False)["input_ids"]

@@ -242,6 +242,17 @@ def test_make_policy_reads_the_environment(tmp_path: Path) -> None:
     make_policy_of().save(tmp_path / "policy")
     env.default_policy = tmp_path / "policy"
     assert isinstance(make_policy(env, temperature=0.5), CausalLMPolicy)
+    with pytest.raises(ModelError, match="needs reward_critic"):
+        make_policy(env, critics="separate")
+    for kind in ("reward", "cost"):
+        ScoreModel(make_classifier(seed=len(kind)), make_tokenizer(), kind).save(tmp_path / kind)
+        env.score_models[kind] = tmp_path / kind
+    policy = make_policy(env, critics="separate")
+    rollout = policy.rollout(env, seed=1)
+    assert not torch.equal(rollout.reward_values, rollout.cost_values)
+    swapped = {"reward_critic": tmp_path / "cost", "cost_critic": None}
+    with pytest.raises(ModelError, match="are the two swapped"):
+        make_policy(env, critics="separate", **swapped)
 
 
 def test_demonstrations_have_the_shape_of_rollouts() -> None:

@@ -144,6 +144,11 @@ class Task:
         self.prompt_ids, self.prompt_mask = self.encode_prompts([prompt.text for prompt in self.prompts])
 
         models = {"reward": reward_model, "cost": cost_model}
+        self.score_models: dict[str, str | Path] = {
+            kind: _testbed().ASSETS / kind if model is None else model
+            for kind, model in models.items()
+            if model is None or isinstance(model, str | Path)
+        }
         self.names: list[str] = []  # of several costs; empty if there is one without a name
         if isinstance(cost_model, Mapping):
             self.names = _cost_names(cost_model)

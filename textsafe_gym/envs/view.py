@@ -58,6 +58,11 @@ class TaskView:
         return self.task.demonstrations
 
     @property
+    def score_models(self) -> dict[str, str | Path]:
+        """Where the "reward" and "cost" models lie, for critics to begin as; models given as objects are left out."""
+        return self.task.score_models
+
+    @property
     def default_policy(self) -> Path | None:
         """A policy that fits the tokenizer, if one is shipped."""
         return self.task.default_policy

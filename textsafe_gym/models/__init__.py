@@ -15,7 +15,8 @@ def make_policy(env: Any, model: str | Path | None = None, **options: Any) -> "P
     Args:
         env: a vector environment; one whose base has a `tokenizer` gets a language model, any other an MLP.
         model: the language model's folder or hub id; by default the environment's own `default_policy`.
-        **options: of `CausalLMPolicy.load` or of `MLPPolicy`.
+        **options: of `CausalLMPolicy.load` or of `MLPPolicy`. Separate critics of a language model begin as the
+            environment's own reward and cost model unless others are named.
 
     Raises:
         ModelError: there is no model to load, it does not fit, or an MLP was asked to load one.
@@ -27,6 +28,9 @@ def make_policy(env: Any, model: str | Path | None = None, **options: Any) -> "P
         source = model if model is not None else task.default_policy
         if source is None:
             raise ModelError("this environment brings no policy of its own; give a model's folder or hub id")
+        if options.get("critics") == "separate":
+            own = {f"{kind}_critic": scores for kind, scores in task.score_models.items()}
+            options = own | {name: value for name, value in options.items() if value is not None}
         return CausalLMPolicy.load(source, **options)
     from textsafe_gym.models.mlp import MLPPolicy
 

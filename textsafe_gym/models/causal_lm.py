@@ -319,7 +319,10 @@ class CausalLMPolicy(nn.Module):
 
     def _separate_critic(self, source: ScoreModel | str | Path | None, kind: str) -> Critic:
         if source is None:
-            raise ModelError(f"critics='separate' needs {kind}_critic: a score model or its folder to start from")
+            raise ModelError(
+                f"critics='separate' needs {kind}_critic: a score model or its folder to start from; "
+                "the environment has no folder of one"
+            )
         if not isinstance(source, ScoreModel):
             dtype = str(self.model.dtype).removeprefix("torch.")
             source = ScoreModel.load(source, kind, str(self.device), dtype)
