@@ -170,6 +170,6 @@ def reward_cost_plane(
             axis.set_xlim(low, high)
         axis.set_xlabel("mean cost per response (lower is safer)")
         axis.set_ylabel("mean reward per response")
-        axis.set_title("Reward against cost (marker: mean over seeds; dot: one run)", fontsize=11)
+        axis.set_title("Marker: mean over seeds; dot: one run", fontsize=11)
         figure.legend(loc="outside right upper", fontsize=9)
         _save(figure, path)
