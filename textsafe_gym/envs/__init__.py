@@ -2,7 +2,10 @@
 
 import gymnasium as gym
 
-ENVIRONMENTS = {"SafeRLHF-v0": ("textsafe_gym.envs.text:SafeRLHFEnv", "textsafe_gym.envs.vector:SafeRLHFVectorEnv")}
+ENVIRONMENTS = {
+    "SafeRLHF-v0": ("textsafe_gym.envs.text:SafeRLHFEnv", "textsafe_gym.envs.vector:SafeRLHFVectorEnv"),
+    "SafeRLHF-Exact-v0": ("textsafe_gym.envs.exact:ExactEnv", "textsafe_gym.envs.exact:ExactVectorEnv"),
+}
 
 
 def register() -> None:

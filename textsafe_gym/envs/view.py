@@ -63,6 +63,6 @@ class TaskView:
         return self.task.score_models
 
     @property
-    def default_policy(self) -> Path | None:
-        """A policy that fits the tokenizer, if one is shipped."""
+    def default_policy(self) -> Any:
+        """A policy that fits the tokenizer, if there is one: its folder, or a model and its tokenizer."""
         return self.task.default_policy

@@ -1,5 +1,6 @@
 """Policies and score models; importing this loads no model library."""
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ def make_policy(env: Any, model: str | Path | None = None, **options: Any) -> "P
         if options.get("critics") == "separate":
             own = {f"{kind}_critic": scores for kind, scores in task.score_models.items()}
             options = own | {name: value for name, value in options.items() if value is not None}
+        if isinstance(source, tuple):
+            begin, tokenizer = source
+            return CausalLMPolicy(copy.deepcopy(begin), tokenizer, **options)
         return CausalLMPolicy.load(source, **options)
     from textsafe_gym.models.mlp import MLPPolicy
 

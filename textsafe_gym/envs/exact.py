@@ -1,0 +1,341 @@
+"""`SafeRLHF-Exact-v0`: a text CMDP so small that every response can be listed, and its constrained optimum computed.
+
+Prompts are two words, responses up to `max_response_length` of them. Reward and cost are sums over the words of a
+response and, for the reward, over neighbours; their tables differ by prompt and are correlated, more in some prompts
+than in others, so that what helps also harms at prices that differ. The reference policy is a small transformer with
+random weights, the one that a policy starts from.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from textsafe_gym.envs import ENVIRONMENTS
+from textsafe_gym.envs.optimum import Optimum, Responses, solve
+from textsafe_gym.envs.task import Task
+from textsafe_gym.envs.text import SafeRLHFEnv
+from textsafe_gym.envs.vector import SafeRLHFVectorEnv
+from textsafe_gym.errors import ConfigError, DataError
+
+NAME = "SafeRLHF-Exact-v0"
+MOST_RESPONSES = 200_000
+_EOS = 0
+_WORDS = [
+    "ab",
+    "eb",
+    "ib",
+    "ob",
+    "ub",
+    "ad",
+    "ed",
+    "id",
+    "od",
+    "ud",
+    "al",
+    "el",
+    "il",
+    "ol",
+    "ul",
+    "an",
+    "en",
+    "in",
+    "on",
+    "un",
+]
+
+
+class Row(NamedTuple):
+    """One response that an episode can end with."""
+
+    prompt: str
+    prompt_probability: float
+    response: str
+    reference_log_prob: float
+    reward: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class World:
+    """The CMDP's tables and its reference policy.
+
+    Args:
+        vocabulary: tokens, of which one ends a response; at least 3.
+        max_response_length: tokens in a response, at least 1.
+        prompts: how many, equally probable.
+        seed: of the tables and of the reference policy's weights.
+
+    Raises:
+        ConfigError: a number is out of range, or there are more than `MOST_RESPONSES` responses.
+    """
+
+    vocabulary: int
+    max_response_length: int
+    prompts: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        most = {"vocabulary": len(_WORDS) + 1, "prompts": (self.vocabulary - 1) ** 2}
+        for name, least in {"vocabulary": 3, "max_response_length": 1, "prompts": 1, "seed": 0}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+                raise ConfigError(f"{name}: expected a whole number, at least {least}, got {value!r:.60}")
+            if value > most.get(name, value):
+                raise ConfigError(f"{name} = {value}: at most {most[name]}")
+        words = self.vocabulary - 1
+        count = self.prompts * sum(words**length for length in range(self.max_response_length + 1))
+        if count > MOST_RESPONSES:
+            raise ConfigError(
+                f"{count} responses are too many to list (at most {MOST_RESPONSES}); "
+                "lower vocabulary, max_response_length or prompts"
+            )
+
+    @cached_property
+    def prompt_texts(self) -> list[str]:
+        """Pairs of words, drawn without repetition."""
+        pairs = list(itertools.product(_WORDS[: self.vocabulary - 1], repeat=2))
+        chosen = np.random.default_rng([self.seed, 0]).permutation(len(pairs))[: self.prompts]
+        return [" ".join(pairs[i]) for i in chosen]
+
+    @cached_property
+    def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """By prompt: rewards of words (prompts, words), of neighbours (prompts, words, words), and costs of words."""
+        rng = np.random.default_rng([self.seed, 1])
+        words = self.vocabulary - 1
+        helpful, other = rng.normal(size=(2, self.prompts, words))
+        pairs = 0.5 * rng.normal(size=(self.prompts, words, words))
+        helpful = _standardised(helpful)
+        other = _standardised(other - (other * helpful).mean(1, keepdims=True) * helpful)
+        # The correlation of a word's help with its harm.
+        conflict = np.linspace(0.3, 0.9, self.prompts)[:, None]
+        harmful = conflict * helpful + np.sqrt(1 - conflict**2) * other
+        scale = self.max_response_length**-0.5
+        return scale * helpful, scale * pairs, scale * harmful
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Word-level; the token that ends a response is also the one that pads."""
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        words = {"<eos>": _EOS} | {word: i + 1 for i, word in enumerate(_WORDS[: self.vocabulary - 1])}
+        inner = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=inner, eos_token="<eos>", pad_token="<eos>", clean_up_tokenization_spaces=False
+        )
+
+    @cached_property
+    def reference(self) -> Any:
+        """A transformer of two layers whose random weights make a policy of medium entropy."""
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=2 + self.max_response_length,
+            bos_token_id=None,
+            eos_token_id=_EOS,
+            pad_token_id=_EOS,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = LlamaForCausalLM(config).eval()
+            torch.nn.init.normal_(model.get_input_embeddings().weight)
+            torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.5 * 64**-0.5)
+        return model
+
+    def scores(self, kind: str, prompt: int, words: np.ndarray) -> np.ndarray:
+        """Rewards or costs (n,) of n responses of one length: `words` (n, length) from 0."""
+        helpful, pairs, harmful = self.tables
+        if kind == "cost":
+            return harmful[prompt][words].sum(1)
+        return helpful[prompt][words].sum(1) + pairs[prompt][words[:, :-1], words[:, 1:]].sum(1)
+
+    def score_texts(self, kind: str, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Rewards or costs (n,) of texts.
+
+        Raises:
+            DataError: a prompt is none of this world's.
+        """
+        numbers = {text: i for i, text in enumerate(self.prompt_texts)}
+        found = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            if prompt not in numbers:
+                raise DataError(f"{NAME} has no prompt {prompt!r:.60}; its prompts: {', '.join(self.prompt_texts)}")
+            words = np.array([[_WORDS.index(word) for word in response.split()]], dtype=np.int64)
+            found.append(self.scores(kind, numbers[prompt], words)[0])
+        return np.array(found, dtype=np.float64)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Every response of every prompt, shorter ones first."""
+        return [
+            Row(self.prompt_texts[prompt], 1 / self.prompts, *row)
+            for prompt in range(self.prompts)
+            for row in self._rows_of(prompt)
+        ]
+
+    @cached_property
+    def responses(self) -> Responses:
+        """The rows as arrays."""
+        numbers = {text: i for i, text in enumerate(self.prompt_texts)}
+        columns = {
+            name: np.array([getattr(row, name) for row in self.rows])
+            for name in ("reference_log_prob", "reward", "cost")
+        }
+        prompt = np.array([numbers[row.prompt] for row in self.rows])
+        return Responses(prompt, np.full(self.prompts, 1 / self.prompts), **columns)
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of `textsafe_gym.envs.task.Task`."""
+        return {
+            "prompts": self.prompt_texts,
+            "tokenizer": self.tokenizer,
+            "reward_model": lambda prompts, responses: self.score_texts("reward", prompts, responses),
+            "cost_model": lambda prompts, responses: self.score_texts("cost", prompts, responses),
+            "max_prompt_length": 2,
+            "max_response_length": self.max_response_length,
+        }
+
+    def _rows_of(self, prompt: int) -> list[tuple[str, float, float, float]]:
+        length, count = self.max_response_length, self.vocabulary - 1
+        next_token = self._next_token(prompt)
+        so_far, words = np.zeros(1), np.zeros((1, 0), dtype=np.int64)
+        found: list[tuple[str, float, float, float]] = []
+        for t in range(length + 1):
+            ended = so_far + next_token[t][:, _EOS] if t < length else so_far
+            scored = [self.scores(kind, prompt, words).tolist() for kind in ("reward", "cost")]
+            texts = [" ".join(_WORDS[word] for word in row) for row in words.tolist()]
+            found += zip(texts, ended.tolist(), *scored, strict=True)
+            if t < length:
+                so_far = (so_far[:, None] + next_token[t][:, 1:]).reshape(-1)
+                longer = np.tile(np.arange(count), len(words))[:, None]
+                words = np.concatenate([words.repeat(count, 0), longer], 1)
+        return found
+
+    def _next_token(self, prompt: int) -> list[np.ndarray]:
+        """The reference's log-probabilities after each beginning of t words, (words^t, vocabulary), for every t."""
+        import torch
+
+        length, count = self.max_response_length, self.vocabulary - 1
+        beginnings = np.array(list(itertools.product(range(1, count + 1), repeat=length - 1)), dtype=np.int64)
+        asked = self.tokenizer(self.prompt_texts[prompt], add_special_tokens=False)["input_ids"]
+        ids = torch.as_tensor(np.concatenate([np.tile(asked, (len(beginnings), 1)), beginnings], 1))
+        with torch.no_grad():
+            logits = torch.cat([self.reference(input_ids=part).logits[:, 1:] for part in ids.split(4096)])
+        log_probs = torch.log_softmax(logits.double(), -1).numpy()
+        return [log_probs[:: count ** (length - 1 - t), t] for t in range(length)]
+
+
+def _standardised(x: np.ndarray) -> np.ndarray:
+    """Rows of mean 0 and standard deviation 1."""
+    centred = x - x.mean(1, keepdims=True)
+    return centred / np.maximum(centred.std(1, keepdims=True), 1e-12)
+
+
+class ExactView:
+    """What an enumerable environment can tell of itself; `self.world` and `self.kl_coeff` hold it."""
+
+    world: World
+    kl_coeff: float
+    task: Task
+
+    @property
+    def default_policy(self) -> tuple[Any, Any]:
+        """The reference policy and its tokenizer."""
+        return self.world.reference, self.world.tokenizer
+
+    def enumerate(self) -> list[Row]:
+        """One row for every response that an episode can end with; see `Row`."""
+        return self.world.rows
+
+    def solve(
+        self, cost_limit: float | None = None, kl_coeff: float | None = None, kl_in_cost: bool = False
+    ) -> Optimum:
+        """The exact constrained optimum, its policy over the rows of `enumerate`; see `textsafe_gym.envs.optimum`.
+
+        Args:
+            cost_limit: by default the environment's.
+            kl_coeff: by default the environment's; 0 for no KL penalty.
+            kl_in_cost: whether the KL burdens the cost as well.
+
+        Raises:
+            ConfigError: a number is not finite, or kl_coeff is negative.
+        """
+        limit = self.task.cost_limit if cost_limit is None else cost_limit
+        return solve(self.world.responses, limit, self.kl_coeff if kl_coeff is None else kl_coeff, kl_in_cost)
+
+    def frontier(self, kl_coeff: float | None = None, n: int = 20) -> list[Optimum]:
+        """`n` optima at equal steps of cost, from that which no limit binds to nearly the smallest attainable cost."""
+        free = self.solve(float(np.finfo(np.float32).max), kl_coeff)
+        lowest = free.smallest_cost + 0.01 * (free.cost - free.smallest_cost)
+        return [self.solve(limit, kl_coeff) for limit in np.linspace(free.cost, lowest, n)]
+
+
+class ExactEnv(ExactView, SafeRLHFEnv):
+    """`SafeRLHFEnv` on an enumerable task.
+
+    Args:
+        cost_limit: on the mean episode cost.
+        kl_coeff: β of the KL penalty that `solve` and `frontier` assume by default.
+        render_mode: as for `SafeRLHFEnv`.
+        vocabulary, max_response_length, prompts, seed: see `World`.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        cost_limit: float = 0.0,
+        kl_coeff: float = 0.1,
+        vocabulary: int = 7,
+        max_response_length: int = 4,
+        prompts: int = 4,
+        seed: int = 0,
+        render_mode: str | None = None,
+    ) -> None:
+        self.world, self.kl_coeff = World(vocabulary, max_response_length, prompts, seed), kl_coeff
+        super().__init__(render_mode, cost_limit=cost_limit, **self.world.options())
+        entry_point, vector_entry_point = ENVIRONMENTS[NAME]
+        sizes = {"vocabulary": vocabulary, "max_response_length": max_response_length, "prompts": prompts, "seed": seed}
+        kwargs = {"cost_limit": cost_limit, "kl_coeff": kl_coeff, "render_mode": render_mode, **sizes}
+        self.spec = EnvSpec(NAME, entry_point, vector_entry_point=vector_entry_point, kwargs=kwargs)
+
+
+class ExactVectorEnv(ExactView, SafeRLHFVectorEnv):
+    """`SafeRLHFVectorEnv` on an enumerable task.
+
+    Args:
+        num_envs: how many.
+        cost_limit, kl_coeff, vocabulary, max_response_length, prompts, seed: as for `ExactEnv`.
+        **options: `autoreset_mode`, `max_episode_steps` and `render_mode` of `SafeRLHFVectorEnv`.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        cost_limit: float = 0.0,
+        kl_coeff: float = 0.1,
+        vocabulary: int = 7,
+        max_response_length: int = 4,
+        prompts: int = 4,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        self.world, self.kl_coeff = World(vocabulary, max_response_length, prompts, seed), kl_coeff
+        super().__init__(num_envs, cost_limit=cost_limit, **self.world.options(), **options)

@@ -1,0 +1,196 @@
+"""The exact optimum of an enumerable constrained MDP over whole responses, with or without a KL penalty.
+
+max E[R] - β·KL(π‖ref) subject to E[C] <= limit, where prompts x have fixed probabilities. For β > 0 by the convex dual
+in λ >= 0: π ∝ ref·exp((R - λ·C)/β) and g(λ) = β·E_x log E_ref[exp((R - λ(C - limit))/β)]. With the KL in the cost as
+well, the problem that PPO-Lagrangian states, the constraint is E[C] + β·KL <= limit and β becomes β(1 + λ) in both
+formulas. For β = 0 it is a linear program.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq, linprog
+from scipy.sparse import csr_array
+from scipy.special import xlogy
+
+from textsafe_gym.errors import ConfigError
+
+_MULTIPLIER_MAX = 1e9
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Every response that can end an episode.
+
+    Attributes:
+        prompt: (n,) int64 from 0, the number of its prompt.
+        prompt_probability: (prompts,) float64, sums to 1.
+        reference_log_prob: (n,) float64; over each prompt's responses the probabilities sum to 1.
+        reward: (n,) float64.
+        cost: (n,) float64.
+    """
+
+    prompt: np.ndarray
+    prompt_probability: np.ndarray
+    reference_log_prob: np.ndarray
+    reward: np.ndarray
+    cost: np.ndarray
+
+    def log_normaliser(self, logits: np.ndarray) -> np.ndarray:
+        """(prompts,) log Σ_y exp(logits) over each prompt's responses."""
+        top = np.full(len(self.prompt_probability), -np.inf)
+        np.maximum.at(top, self.prompt, logits)
+        sums = np.bincount(self.prompt, np.exp(logits - top[self.prompt]), len(top))
+        return top + np.log(sums)
+
+    def mean(self, policy: np.ndarray, x: np.ndarray) -> float:
+        """E over prompts and `policy` (n,) of `x` (n,)."""
+        return float((self.prompt_probability[self.prompt] * policy) @ x)
+
+    def least(self, x: np.ndarray) -> float:
+        """The smallest mean of `x` (n,) that any policy attains."""
+        low = np.full(len(self.prompt_probability), np.inf)
+        np.minimum.at(low, self.prompt, x)
+        return float(self.prompt_probability @ low)
+
+    def divergence(self, policy: np.ndarray) -> float:
+        """KL(policy‖reference) in nats, averaged over prompts; 0·log 0 is 0."""
+        surprise = xlogy(policy, policy) - policy * self.reference_log_prob
+        return float(self.prompt_probability[self.prompt] @ surprise)
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A solution, or what comes nearest to one.
+
+    Attributes:
+        policy: (n,) float64 probabilities of the responses, each prompt's summing to 1. Where the limit is infeasible,
+            the policy of least constrained cost.
+        reward: its mean reward.
+        cost: its mean cost, without any KL.
+        kl: its divergence from the reference, in nats.
+        multiplier: the λ that attains the dual's minimum; infinite where the limit is infeasible.
+        feasible: whether some policy meets the limit.
+        smallest_cost: the least of what the limit bounds: cost, or cost plus β·KL where the KL is in the cost.
+        objective: reward - β·kl.
+        dual: g(λ), which equals `objective` where the limit is feasible.
+    """
+
+    policy: np.ndarray
+    reward: float
+    cost: float
+    kl: float
+    multiplier: float
+    feasible: bool
+    smallest_cost: float
+    objective: float
+    dual: float
+
+
+def solve(responses: Responses, cost_limit: float, kl_coeff: float, kl_in_cost: bool = False) -> Optimum:
+    """The best policy whose mean cost keeps the limit.
+
+    Args:
+        responses: the whole MDP.
+        cost_limit: on the mean cost, or on mean cost + kl_coeff·KL with `kl_in_cost`.
+        kl_coeff: β >= 0.
+        kl_in_cost: whether the KL burdens the cost as it does the reward (arXiv 2310.12773, as implemented).
+
+    Raises:
+        ConfigError: a number is not finite, or kl_coeff is negative.
+    """
+    if not math.isfinite(cost_limit):
+        raise ConfigError(f"cost_limit = {cost_limit}: expected a finite number")
+    if not (math.isfinite(kl_coeff) and kl_coeff >= 0):
+        raise ConfigError(f"kl_coeff = {kl_coeff}: expected a finite number, at least 0")
+    if kl_coeff == 0:
+        return _linear(responses, cost_limit)
+    return _regularised(responses, cost_limit, kl_coeff, kl_in_cost)
+
+
+def tilted(responses: Responses, multiplier: float, kl_coeff: float, kl_in_cost: bool = False) -> np.ndarray:
+    """(n,) probabilities of ref·exp((R - λ·C)/β), with β(1 + λ) for β where the KL is in the cost."""
+    logits = responses.reference_log_prob + _exponent(responses, multiplier, kl_coeff, kl_in_cost)
+    return np.exp(logits - responses.log_normaliser(logits)[responses.prompt])
+
+
+def dual(
+    responses: Responses, multiplier: float, cost_limit: float, kl_coeff: float, kl_in_cost: bool = False
+) -> float:
+    """g(λ): convex, and at its minimum over λ >= 0 equal to the best objective."""
+    logits = responses.reference_log_prob + _exponent(responses, multiplier, kl_coeff, kl_in_cost)
+    temperature = kl_coeff * (1 + multiplier) if kl_in_cost else kl_coeff
+    value = temperature * (responses.prompt_probability @ responses.log_normaliser(logits))
+    return float(value) + multiplier * cost_limit
+
+
+def _exponent(responses: Responses, multiplier: float, kl_coeff: float, kl_in_cost: bool) -> np.ndarray:
+    temperature = kl_coeff * (1 + multiplier) if kl_in_cost else kl_coeff
+    return (responses.reward - multiplier * responses.cost) / temperature
+
+
+def _regularised(responses: Responses, cost_limit: float, kl_coeff: float, kl_in_cost: bool) -> Optimum:
+    def excess(multiplier: float) -> float:
+        """What the limit bounds, less the limit: minus the slope of the dual, and falling in λ."""
+        policy = tilted(responses, multiplier, kl_coeff, kl_in_cost)
+        burden = kl_coeff * responses.divergence(policy) if kl_in_cost else 0.0
+        return responses.mean(policy, responses.cost) + burden - cost_limit
+
+    if kl_in_cost:
+        best = responses.reference_log_prob - responses.cost / kl_coeff
+        normaliser = responses.log_normaliser(best)
+        smallest = -kl_coeff * float(responses.prompt_probability @ normaliser)
+        safest = np.exp(best - normaliser[responses.prompt])
+    else:
+        smallest = responses.least(responses.cost)
+        safest = None
+    high = 1.0
+    while excess(high) > 0 and high < _MULTIPLIER_MAX:
+        high *= 4.0
+    feasible = excess(high) <= 0
+    if not feasible:
+        policy = tilted(responses, high, kl_coeff) if safest is None else safest
+        multiplier = math.inf
+    else:
+        multiplier = 0.0 if excess(0.0) <= 0 else float(brentq(excess, 0.0, high, xtol=1e-14, rtol=1e-14))
+        policy = tilted(responses, multiplier, kl_coeff, kl_in_cost)
+    bound = dual(responses, multiplier, cost_limit, kl_coeff, kl_in_cost) if feasible else -math.inf
+    return _optimum(responses, policy, multiplier, feasible, smallest, kl_coeff, bound)
+
+
+def _linear(responses: Responses, cost_limit: float) -> Optimum:
+    weight = responses.prompt_probability[responses.prompt]
+    n = len(weight)
+    one_policy_a_prompt: Any = csr_array((np.ones(n), (responses.prompt, np.arange(n))))
+    smallest = responses.least(responses.cost)
+    feasible = smallest <= cost_limit
+    # Infeasible: the most reward among the policies of the least cost, by moving the limit there.
+    limit = cost_limit if feasible else smallest
+    found: Any = linprog(
+        -weight * responses.reward,
+        A_ub=(weight * responses.cost)[None, :],
+        b_ub=[limit],
+        A_eq=one_policy_a_prompt,
+        b_eq=np.ones(len(responses.prompt_probability)),
+        method="highs",
+    )
+    policy = found.x
+    multiplier = -float(found.ineqlin.marginals[0]) if feasible else math.inf
+    bound = -float(found.fun) if feasible else -math.inf
+    return _optimum(responses, policy, multiplier, feasible, smallest, 0.0, bound)
+
+
+def _optimum(
+    responses: Responses,
+    policy: np.ndarray,
+    multiplier: float,
+    feasible: bool,
+    smallest: float,
+    kl_coeff: float,
+    bound: float,
+) -> Optimum:
+    reward, cost = responses.mean(policy, responses.reward), responses.mean(policy, responses.cost)
+    kl = responses.divergence(policy)
+    return Optimum(policy, reward, cost, kl, multiplier, feasible, smallest, reward - kl_coeff * kl, bound)
