@@ -39,9 +39,11 @@ def done(*arguments: object, text: str | None = None) -> Result:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
+    # A shell's background job, and what it starts, ignores Ctrl-C; here it is asked about.
     return subprocess.Popen(
         [sys.executable, "-m", "textsafe_gym.cli.main", *map(str, arguments)], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
