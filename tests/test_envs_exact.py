@@ -206,11 +206,15 @@ def test_it_is_an_environment_like_the_other() -> None:
         ({"max_response_length": 12}, "too many to list"),
         ({"seed": -1}, "seed: expected a whole number, at least 0"),
         ({"cost_limit": float("nan")}, "cost_limit"),
+        ({"kl_coeff": -1.0}, "kl_coeff = -1.0: expected a finite number, at least 0"),
+        ({"kl_coeff": "high"}, "kl_coeff = 'high': expected a finite number"),
     ],
 )
 def test_wrong_sizes_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TextsafeError, match=message) as caught:
         gym.make(NAME, **{**SMALL, **options})
+    with pytest.raises(TextsafeError, match=message):
+        gym.make_vec(NAME, num_envs=2, **{**SMALL, **options})
     assert "\n" not in str(caught.value)
 
 
@@ -219,6 +223,8 @@ def test_wrong_questions_are_one_line(env: Any) -> None:
         env.solve(0.0, -1)
     with pytest.raises(ConfigError, match="cost_limit = nan"):
         env.solve(float("nan"))
+    with pytest.raises(ConfigError, match="n = 1: a frontier takes"):
+        env.frontier(n=1)
     env.reset(options={"prompt": "ab"})
     with pytest.raises(DataError, match="has no prompt 'ab'; its prompts"):
         env.step(0)

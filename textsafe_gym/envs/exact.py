@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from textsafe_gym.envs import ENVIRONMENTS
-from textsafe_gym.envs.optimum import Optimum, Responses, solve
+from textsafe_gym.envs.optimum import Optimum, Responses, checked_kl_coeff, solve
 from textsafe_gym.envs.task import Task
 from textsafe_gym.envs.text import SafeRLHFEnv
 from textsafe_gym.envs.vector import SafeRLHFVectorEnv
@@ -276,7 +276,13 @@ class ExactView:
         return solve(self.world.responses, limit, self.kl_coeff if kl_coeff is None else kl_coeff, kl_in_cost)
 
     def frontier(self, kl_coeff: float | None = None, n: int = 20) -> list[Optimum]:
-        """`n` optima at equal steps of cost, from that which no limit binds to nearly the smallest attainable cost."""
+        """`n` optima at equal steps of cost, from that which no limit binds to nearly the smallest attainable cost.
+
+        Raises:
+            ConfigError: kl_coeff is negative or not finite, or n is below 2.
+        """
+        if n < 2:
+            raise ConfigError(f"n = {n}: a frontier takes at least 2 points")
         free = self.solve(float(np.finfo(np.float32).max), kl_coeff)
         lowest = free.smallest_cost + 0.01 * (free.cost - free.smallest_cost)
         return [self.solve(limit, kl_coeff) for limit in np.linspace(free.cost, lowest, n)]
@@ -305,7 +311,8 @@ class ExactEnv(ExactView, SafeRLHFEnv):
         seed: int = 0,
         render_mode: str | None = None,
     ) -> None:
-        self.world, self.kl_coeff = World(vocabulary, max_response_length, prompts, seed), kl_coeff
+        self.world = World(vocabulary, max_response_length, prompts, seed)
+        self.kl_coeff = checked_kl_coeff(kl_coeff)
         super().__init__(render_mode, cost_limit=cost_limit, **self.world.options())
         entry_point, vector_entry_point = ENVIRONMENTS[NAME]
         sizes = {"vocabulary": vocabulary, "max_response_length": max_response_length, "prompts": prompts, "seed": seed}
@@ -337,5 +344,6 @@ class ExactVectorEnv(ExactView, SafeRLHFVectorEnv):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        self.world, self.kl_coeff = World(vocabulary, max_response_length, prompts, seed), kl_coeff
+        self.world = World(vocabulary, max_response_length, prompts, seed)
+        self.kl_coeff = checked_kl_coeff(kl_coeff)
         super().__init__(num_envs, cost_limit=cost_limit, **self.world.options(), **options)

@@ -8,6 +8,7 @@ formulas. For β = 0 it is a linear program.
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -101,13 +102,27 @@ def solve(responses: Responses, cost_limit: float, kl_coeff: float, kl_in_cost: 
     Raises:
         ConfigError: a number is not finite, or kl_coeff is negative.
     """
-    if not math.isfinite(cost_limit):
-        raise ConfigError(f"cost_limit = {cost_limit}: expected a finite number")
-    if not (math.isfinite(kl_coeff) and kl_coeff >= 0):
-        raise ConfigError(f"kl_coeff = {kl_coeff}: expected a finite number, at least 0")
+    if not _is_finite(cost_limit):
+        raise ConfigError(f"cost_limit = {cost_limit!r:.60}: expected a finite number")
+    kl_coeff = checked_kl_coeff(kl_coeff)
     if kl_coeff == 0:
         return _linear(responses, cost_limit)
     return _regularised(responses, cost_limit, kl_coeff, kl_in_cost)
+
+
+def checked_kl_coeff(kl_coeff: float) -> float:
+    """The coefficient itself.
+
+    Raises:
+        ConfigError: it is no finite number, or negative.
+    """
+    if not _is_finite(kl_coeff) or kl_coeff < 0:
+        raise ConfigError(f"kl_coeff = {kl_coeff!r:.60}: expected a finite number, at least 0")
+    return float(kl_coeff)
+
+
+def _is_finite(x: Any) -> bool:
+    return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def tilted(responses: Responses, multiplier: float, kl_coeff: float, kl_in_cost: bool = False) -> np.ndarray:
