@@ -63,6 +63,7 @@ class Played:
     attention_mask: np.ndarray
     rewards: np.ndarray
     costs: np.ndarray
+    named_costs: dict[str, np.ndarray]
     infos: list[dict[str, Any]]
 
 
@@ -97,4 +98,4 @@ class TextVectorEnv(gym.vector.VectorEnv):
             self.ids[row, self.max_prompt_length :][:length] = actions[row, :length]
             self.mask[row, self.max_prompt_length :][:length] = 1
         infos = [{"response_length": int(length)} for length in lengths]
-        return Played(self.ids, self.mask, lengths.astype(float), actions[:, 0].astype(float), infos)
+        return Played(self.ids, self.mask, lengths.astype(float), actions[:, 0].astype(float), {}, infos)

@@ -3,11 +3,15 @@ import math
 import pytest
 import torch
 
-from algos.core.multiplier import Multiplier
-from algos.core.objectives import clipped_surrogate_loss, clipped_value_loss, gae, masked_mean, shape_with_kl
+from algos.core.objectives import (
+    clipped_surrogate_loss,
+    clipped_value_loss,
+    gae,
+    masked_mean,
+    mix_advantages,
+    shape_with_kl,
+)
 from algos.core.optim import TrainingConfig, minibatches, schedule
-from algos.ppo_lagrangian import mix_advantages
-from textsafe_gym.errors import RunError
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 NAN = float("nan")
@@ -90,33 +94,6 @@ def test_a_costly_action_loses_advantage_and_the_scale_is_bounded() -> None:
     assert mix_advantages(reward, cost, 0.0).tolist() == [1.0, 1.0]
     assert mix_advantages(reward, cost, 1.0).tolist() == [-0.5, 1.5]
     torch.testing.assert_close(mix_advantages(reward, cost, 1e9), -cost)
-
-
-@pytest.mark.parametrize("maximum", [None, 2.0])
-def test_log_multiplier_in_closed_form(maximum: float | None) -> None:
-    multiplier, expected = Multiplier(0.5, 0.3, maximum, "log"), 0.5
-    for excess in (1.0, 2.0, -4.0, 0.0, 3.0, 3.0):
-        expected = min(expected * math.exp(0.3 * expected * excess), maximum or math.inf)
-        assert multiplier.update(excess) == pytest.approx(expected, rel=1e-12)
-
-
-def test_projected_multiplier_starts_at_reaches_and_leaves_zero() -> None:
-    multiplier = Multiplier(0.0, 0.5, 1.0, "projected")
-    assert [multiplier.update(excess) for excess in (-1.0, 1.0, -4.0, -4.0, 0.5, 9.0)] == [0, 0.5, 0, 0, 0.25, 1.0]
-
-
-@pytest.mark.parametrize(("rule", "excess"), [("log", 1e6), ("log", NAN), ("projected", math.inf), ("projected", NAN)])
-def test_a_diverging_multiplier_is_said_and_not_kept(rule: str, excess: float) -> None:
-    multiplier = Multiplier(1.0, 1.0, None, rule)
-    with pytest.raises(RunError, match="multiplier diverged"):
-        multiplier.update(excess)
-    assert multiplier.value == 1.0
-
-
-def test_log_multiplier_survives_underflow() -> None:
-    multiplier = Multiplier(1.0, 1.0, None, "log")
-    assert multiplier.update(-1e6) == 0.0
-    assert multiplier.update(1.0) == 0.0  # as small as it can be, and no error
 
 
 def test_schedule() -> None:

@@ -21,7 +21,8 @@ from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNam
 from textsafe_gym.models import make_policy
 from textsafe_gym.types import Demonstrations
 
-NAMES = ["ppo", "ppo_lagrangian", "reward_shaping"]
+NAMES = list(algos.available())
+WITHOUT_CRITICS = {"rloo", "grpo", "rloo_lagrangian", "grpo_lagrangian"}
 SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatch_size": 4, "epochs": 2, "learning_rate": 1e-2}
 TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
 
@@ -35,7 +36,7 @@ def tensors_of(trainer: Any) -> dict[str, Tensor]:
 
 
 def test_available_reads_the_folder_without_torch() -> None:
-    assert set(NAMES) <= set(algos.available())
+    assert {"ppo", "cpo", "ppo_lagrangian"} <= set(algos.available())
     assert algos.available()["ppo"].startswith("PPO: max reward")
     code = "import algos, sys; algos.available(); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -52,7 +53,11 @@ def test_the_same_seed_gives_the_same_metrics(name: str) -> None:
 def test_metrics_have_the_agreed_names(name: str) -> None:
     row = algos.make(name, vector(Crossing, 8), **SMALL).learn(8)[0]
     agreed = {"iteration", "episodes", "reward", "cost", "cost_violation", "kl", "entropy", "response_length"}
-    agreed |= {"actor_loss", "reward_critic_loss", "tokens_per_second"}
+    agreed |= {"tokens_per_second", "learning_rate"}
+    if name not in WITHOUT_CRITICS:
+        agreed.add("reward_critic_loss")
+    if name not in {"cpo", "pcpo", "trpo_lagrangian"}:
+        agreed.add("actor_loss")
     if name == "ppo_lagrangian":
         agreed |= {"multiplier", "cost_critic_loss"}
     assert agreed <= row.keys()
@@ -64,7 +69,8 @@ def test_metrics_have_the_agreed_names(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("env", [Tracking, Crossing])
 def test_a_loaded_run_continues_bit_for_bit(name: str, env: Any, tmp_path: Path) -> None:
-    config = {**SMALL, "cost_window": 12} if name == "ppo_lagrangian" else SMALL
+    windowed = name not in {"ppo", "reward_shaping", "rloo", "grpo"}
+    config = {**SMALL, "cost_window": 12} if windowed else SMALL
     whole = algos.make(name, vector(env, 8), **config)
     rows = whole.learn()
     part = algos.make(name, vector(env, 8), **config)
@@ -87,7 +93,7 @@ def test_saving_twice_replaces_and_the_policy_loads_alone(tmp_path: Path) -> Non
     assert [path.name for path in target.parent.iterdir()] == ["checkpoint"]
     state = json.loads((target / "state.json").read_text())
     assert (state["name"], state["iteration"], state["config"]["seed"]) == ("ppo_lagrangian", 4, 0)
-    assert len(state["algorithm.costs"]) == 32
+    assert len(state["constraints.costs."]) == 32
     policy = make_policy(vector(Crossing, 1), model=target / "policy")
     x = torch.rand(5, 3)
     assert torch.equal(policy.actor(x), trainer.policy.actor(x))  # type: ignore[attr-defined]
@@ -176,8 +182,8 @@ def test_nan_stops_the_run_and_changes_no_parameter(name: str, poison: str) -> N
     trainer = algos.make(name, vector(Crossing, 8), **SMALL)
     before, rollout_of = tensors_of(trainer), trainer.policy.rollout
 
-    def poisoned(env: Any, seed: int) -> Any:
-        rollout = rollout_of(env, seed)
+    def poisoned(env: Any, seed: int, group_size: int) -> Any:
+        rollout = rollout_of(env, seed, group_size)
         getattr(rollout, poison)[0, 0] = float("nan")
         return rollout
 
@@ -204,12 +210,11 @@ def test_an_infinite_loss_or_gradient_changes_no_parameter() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_demonstrations_are_imitated(name: str) -> None:
     steps = 6
-    x = torch.rand(64, steps, 3)
+    x = torch.rand(64, steps, 3, generator=torch.Generator().manual_seed(0))
     shown = Demonstrations({"observation": x}, torch.ones(64, steps, dtype=torch.int64), torch.ones(64, steps).bool())
     trainer = algos.make(name, vector(Crossing, 8), demonstrations=shown, **SMALL)
     rows = trainer.learn()
-    assert rows[0]["ptx_loss"] == pytest.approx(math.log(2), abs=0.2)
-    assert rows[-1]["ptx_loss"] < 0.5 * rows[0]["ptx_loss"]
+    assert rows[-1]["ptx_loss"] < 0.2 < rows[0]["ptx_loss"] < math.log(2) + 0.2  # the policy begins as a fair coin
     assert "ptx_loss" not in algos.make(name, vector(Crossing, 8), **SMALL).learn(8)[0]
     off = algos.make(name, vector(Crossing, 8), demonstrations=shown, ptx_coefficient=0, **SMALL)
     assert "ptx_loss" not in off.learn(8)[0]
@@ -275,9 +280,9 @@ class Limitless(gym.Env):
         ("ppo", {"gamma": 1.5, "epochs": 0}, "gamma = 1.5.*; epochs = 0|epochs = 0.*; gamma = 1.5"),
         ("ppo", {"episodes_per_iteration": 6}, "no multiple of the environment's num_envs = 4"),
         ("ppo", {"minibatch_size": 0}, "minibatch_size = 0.*greater than 0"),
-        ("ppo_lagrangian", {"multiplier_init": 0}, "would stay 0 under multiplier_update 'log'.*'projected'"),
+        ("ppo_lagrangian", {"multiplier_init": 0}, "would stay 0 under multiplier_update 'log'.*another"),
         ("ppo_lagrangian", {"multiplier_init": 9}, "multiplier_init = 9.0 exceeds multiplier_max = 5.0"),
-        ("ppo_lagrangian", {"multiplier_update": "pid"}, "multiplier_update = 'pid'.*'log' or 'projected'"),
+        ("ppo_lagrangian", {"multiplier_update": "sgd"}, "multiplier_update = 'sgd'.*'log', 'projected'"),
         ("ppo_lagrangian", {}, "needs a cost limit.*set cost_limit"),
     ],
 )
@@ -307,7 +312,7 @@ def test_every_setting_is_described() -> None:
 def test_costs_drive_the_multiplier_before_the_actor_moves() -> None:
     trainer = algos.make("ppo_lagrangian", vector(Crossing, 8), multiplier_learning_rate=0.5, **SMALL)
     row = trainer.learn(8)[0]
-    cost = np.mean(list(trainer.algorithm.costs))
+    cost = np.mean(list(trainer.algorithm.constraints.windows[""]))
     assert row["cost"] == pytest.approx(cost)
     assert row["window_cost"] == pytest.approx(cost)
     assert row["multiplier"] == pytest.approx(min(math.exp(0.5 * (cost - Crossing.COST_LIMIT)), 5.0))
@@ -316,7 +321,7 @@ def test_costs_drive_the_multiplier_before_the_actor_moves() -> None:
 def test_the_window_holds_the_last_episodes() -> None:
     trainer = algos.make("ppo_lagrangian", vector(Bandit, 8), cost_window=12, **SMALL)
     rows = trainer.learn()
-    window = list(trainer.algorithm.costs)
+    window = list(trainer.algorithm.constraints.windows[""])
     assert len(window) == 12
     assert rows[-1]["cost"] == pytest.approx(np.mean(window[-8:]))
     assert rows[-1]["window_cost"] == pytest.approx(np.mean(window))

@@ -14,7 +14,7 @@ BASE = {"types", "registry", "errors", "config"}
 ALLOWED = {
     "textsafe_gym.errors": set(),
     "textsafe_gym.registry": {"errors"},
-    "textsafe_gym.types": set(),
+    "textsafe_gym.types": {"errors"},
     "textsafe_gym.config": BASE,
     "textsafe_gym": {"envs"},
     "textsafe_gym.data": BASE,

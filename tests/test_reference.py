@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from algos.core.multiplier import Multiplier
-from algos.core.objectives import clipped_surrogate_loss, clipped_value_loss, gae, shape_with_kl
-from algos.ppo_lagrangian import mix_advantages
+from algos.core.dual import Log, MultiplierConfig
+from algos.core.objectives import clipped_surrogate_loss, clipped_value_loss, gae, mix_advantages, shape_with_kl
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "safe_rlhf_reference.json"
 PATH = Path(os.environ.get("TEXTSAFE_REFERENCE", DEFAULT))
@@ -63,6 +62,13 @@ def test_ppo_lagrangian(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", FIXTURES["multiplier"], ids=lambda case: f"limit={case['inputs']['limit']:g}")
 def test_multiplier(case: dict[str, Any]) -> None:
     given = case["inputs"]
-    multiplier = Multiplier(given["lambda_init"], given["lambda_lr"], given["lambda_max"], "log")
+    multiplier = Log(
+        MultiplierConfig(
+            multiplier_update="log",
+            multiplier_init=given["lambda_init"],
+            multiplier_learning_rate=given["lambda_lr"],
+            multiplier_max=given["lambda_max"],
+        )
+    )
     after = [multiplier.update(cost - given["limit"]) for cost in given["mean_episode_costs"]]
     close(tensor(after), case["outputs"]["lambda_after_each_update"])

@@ -1,5 +1,6 @@
 """What passes between rooms: a policy's interface and the rollouts that it makes."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any, Protocol
 import gymnasium as gym
 import torch
 from torch import Tensor
+
+from textsafe_gym.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Rollout:
         reference_log_probs: (B, T), the same under the frozen reference policy.
         reward_values, cost_values: (B, T), the critics at collection.
         rewards, costs: (B, T), as the environment paid them.
+        named_costs: from name to (B, T), where the environment has several costs; `costs` is their sum.
+        groups: (B,) int64; the episodes of one group began in the same state.
         final_reward_values, final_cost_values: (B,), V of the state after the last step where a limit from outside
             cut the episode (`truncated`); 0 where the MDP ended it.
         infos: the environment's info at the end of each episode.
@@ -55,6 +60,8 @@ class Rollout:
     cost_values: Tensor
     rewards: Tensor
     costs: Tensor
+    named_costs: Mapping[str, Tensor]
+    groups: Tensor
     final_reward_values: Tensor
     final_cost_values: Tensor
     infos: Sequence[Mapping[str, Any]]
@@ -65,7 +72,8 @@ class Rollout:
     def __getitem__(self, index: Tensor) -> "Rollout":
         """The episodes of an int64 index of shape (b,)."""
         picked: dict[str, Any] = {"infos": [self.infos[i] for i in index.tolist()]}
-        picked["observations"] = {name: x[index] for name, x in self.observations.items()}
+        for several in ("observations", "named_costs"):
+            picked[several] = {name: x[index] for name, x in getattr(self, several).items()}
         for field in fields(self):
             if field.name not in picked:
                 picked[field.name] = getattr(self, field.name)[index]
@@ -74,12 +82,12 @@ class Rollout:
     @property
     def episode_rewards(self) -> Tensor:
         """(B,): each episode's sum of rewards."""
-        return (self.rewards * self.mask).sum(1)
+        return episode_sums(self.rewards, self.mask)
 
     @property
     def episode_costs(self) -> Tensor:
         """(B,): each episode's sum of costs."""
-        return (self.costs * self.mask).sum(1)
+        return episode_sums(self.costs, self.mask)
 
     @property
     def lengths(self) -> Tensor:
@@ -88,13 +96,15 @@ class Rollout:
 
     @staticmethod
     def concatenate(parts: Sequence["Rollout"]) -> "Rollout":
-        """One rollout of all parts' episodes; the parts share T."""
+        """One rollout of all parts' episodes; the parts share T, and their groups stay apart."""
         if len(parts) == 1:
             return parts[0]
         joined: dict[str, Any] = {"infos": [info for part in parts for info in part.infos]}
-        joined["observations"] = {
-            name: torch.cat([part.observations[name] for part in parts]) for name in parts[0].observations
-        }
+        for several in ("observations", "named_costs"):
+            names = getattr(parts[0], several)
+            joined[several] = {name: torch.cat([getattr(part, several)[name] for part in parts]) for name in names}
+        firsts = itertools.accumulate((int(part.groups.max()) + 1 for part in parts[:-1]), initial=0)
+        joined["groups"] = torch.cat([part.groups + first for part, first in zip(parts, firsts, strict=True)])
         for field in fields(Rollout):
             if field.name not in joined:
                 joined[field.name] = torch.cat([getattr(part, field.name) for part in parts])
@@ -124,15 +134,43 @@ class Demonstrations:
         return Demonstrations(observations, self.actions[index], self.mask[index])
 
 
+def episode_sums(x: Tensor, mask: Tensor) -> Tensor:
+    """(B,): for each episode the sum of `x` (B, T) over its steps, whatever stands outside the mask."""
+    return x.masked_fill(~mask, 0.0).sum(1)
+
+
+def group_numbers(episodes: int, group_size: int) -> Tensor:
+    """(episodes,) int64, 0 for the first `group_size` episodes, 1 for the next, and so on.
+
+    Raises:
+        ConfigError: the groups do not fill the episodes.
+    """
+    if episodes % group_size:
+        raise ConfigError(f"group_size = {group_size} does not divide the {episodes} episodes that are played at once")
+    return torch.arange(episodes) // group_size
+
+
 class Policy(Protocol):
     """An agent with two critics. Implementations are `torch.nn.Module`s; the algorithms use nothing beyond this."""
 
-    def rollout(self, env: gym.vector.VectorEnv, seed: int) -> Rollout:
-        """Plays `env.num_envs` whole episodes, one in each sub-environment; every draw follows from `seed`."""
+    def rollout(self, env: gym.vector.VectorEnv, seed: int, group_size: int = 1) -> Rollout:
+        """Plays `env.num_envs` whole episodes, one in each sub-environment; every draw follows from `seed`.
+
+        Sub-environments are reset alike in groups of `group_size` neighbours, which divides their number.
+        """
         ...
 
     def evaluate(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Evaluation:
         """Log-probs, entropy and values of given actions, with gradients; arguments as in `Rollout`."""
+        ...
+
+    def distributions(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
+        """(N, D), with gradients: the parameters of the action distribution at each of the N steps inside the mask,
+        episode after episode."""
+        ...
+
+    def divergence(self, p: Tensor, q: Tensor) -> Tensor:
+        """(N,): KL(p‖q) in nats, step by step, of distributions as `distributions` gives them."""
         ...
 
     def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:

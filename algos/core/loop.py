@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,24 +15,41 @@ from torch import Tensor
 from algos.core.checkpoint import save_checkpoint, split_off
 from algos.core.optim import TrainingConfig
 from textsafe_gym.errors import ConfigError, RunError
-from textsafe_gym.types import Policy, Rollout
+from textsafe_gym.types import Policy, Rollout, group_numbers
 
 
-class Algorithm(Protocol):
-    """What the loop needs of an algorithm."""
-
-    policy: Policy
-
-    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
-        """Learns from one iteration's episodes and returns metrics."""
-        ...
+class Stateful(Protocol):
+    """A part of an algorithm that remembers something from one update to the next."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the policy that the next update depends on."""
+        """Tensors and JSON values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
+        ...
+
+
+class Algorithm(Protocol):
+    """What the loop needs of an algorithm; each is made with the same five arguments.
+
+    Args:
+        policy: actor and two critics; an algorithm without critics leaves them as they are.
+        config: settings.
+        cost_limit: the largest allowed mean episode cost; none: there is no limit, which a constrained method refuses.
+        iterations: how many updates are planned; the learning rate is scheduled over them.
+        demonstrations: for the PTX term; without them there is none.
+
+    Attributes:
+        policy: the one being trained.
+        parts: by name, all beside the policy that the next update depends on; a checkpoint holds their state.
+    """
+
+    policy: Policy
+    parts: Mapping[str, Stateful]
+
+    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """Learns from one iteration's episodes and returns metrics; `generator` draws all that is random in it."""
         ...
 
 
@@ -51,7 +68,7 @@ class Trainer:
         own_policy: the policy is the environment's default, which `algos.load` can make again.
 
     Raises:
-        ConfigError: the sub-environments do not divide the episodes of an iteration.
+        ConfigError: the sub-environments do not divide the episodes of an iteration, or groups do not fill them.
     """
 
     def __init__(
@@ -63,6 +80,7 @@ class Trainer:
         cost_limit: float | None,
         own_policy: bool,
     ) -> None:
+        group_numbers(env.num_envs, config.group_size)
         if config.episodes_per_iteration % env.num_envs:
             raise ConfigError(
                 f"episodes_per_iteration = {config.episodes_per_iteration} is no multiple of the environment's "
@@ -126,7 +144,8 @@ class Trainer:
             RunError: the folder cannot be written.
         """
         state = {f"policy.{name}": x for name, x in self.policy.state_dict().items()}
-        state |= {f"algorithm.{name}": x for name, x in self.algorithm.state_dict().items()}
+        for part, stateful in self.algorithm.parts.items():
+            state |= {f"{part}.{name}": x for name, x in stateful.state_dict().items()}
         state |= {
             "name": self.name,
             "config": self.config.model_dump(),
@@ -143,7 +162,8 @@ class Trainer:
         """
         try:
             self.policy.load_state_dict(split_off(state, "policy."))
-            self.algorithm.load_state_dict(split_off(state, "algorithm."))
+            for part, stateful in self.algorithm.parts.items():
+                stateful.load_state_dict(split_off(state, f"{part}."))
             self.iteration = int(state["iteration"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(f"the checkpoint does not fit: {' '.join(str(error).split())[:200]}") from None
@@ -152,7 +172,7 @@ class Trainer:
         parts = self.config.episodes_per_iteration // self.env.num_envs
         seeds, update_seed = seeds_of(self.config.seed, self.iteration, parts)
         start = time.perf_counter()
-        rollout = concatenate([self.policy.rollout(self.env, seed) for seed in seeds])
+        rollout = concatenate([self.policy.rollout(self.env, seed, self.config.group_size) for seed in seeds])
         collected = time.perf_counter()
         try:
             check_finite(rollout)
@@ -219,4 +239,6 @@ def _padded(part: Rollout, longest: int) -> Rollout:
 
     values: dict[str, Any] = {field.name: getattr(part, field.name) for field in fields(part)}
     values = {name: pad(x) if isinstance(x, Tensor) else x for name, x in values.items()}
-    return Rollout(**{**values, "observations": {name: pad(x) for name, x in part.observations.items()}})
+    for several in ("observations", "named_costs"):
+        values[several] = {name: pad(x) for name, x in getattr(part, several).items()}
+    return Rollout(**values)

@@ -5,8 +5,32 @@ are tested; GAE is Schulman et al., arXiv 1506.02438; the clipped losses are PPO
 Entries outside a mask may hold anything finite or not; no result and no gradient depends on them.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
+
+from textsafe_gym.types import Evaluation, Rollout
+
+# From the policy's present view of a minibatch, and the index (b,) of its episodes, to the loss and what to report.
+Losses = Callable[[Evaluation, Rollout, Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+class ClipConfig(BaseModel):
+    """PPO's clip."""
+
+    clip_range_ratio: float = Field(0.2, gt=0, description="PPO's clip on the ratio of new to old probability")
+
+
+class CriticConfig(BaseModel):
+    """Advantages from critics, and how critics learn; the defaults are the official Safe RLHF script's."""
+
+    gamma: float = Field(1.0, ge=0, le=1, description="discount")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of generalised advantage estimation")
+    clip_range_value: float = Field(5.0, gt=0, description="how far a value may move from the old one in an update")
+    value_coefficient: float = Field(1.0, ge=0, description="weight of the critics' losses beside the actor's")
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -40,6 +64,11 @@ def shape_with_kl(
         (B, T).
     """
     return (signal + coefficient * (log_probs - reference_log_probs)).clamp(-clip, clip)
+
+
+def shaped_rewards(rollout: Rollout, kl_coefficient: float, clip: float) -> Tensor:
+    """(B, T): the rollout's rewards less `kl_coefficient` times the KL, by `shape_with_kl`."""
+    return shape_with_kl(rollout.rewards, rollout.log_probs, rollout.reference_log_probs, -kl_coefficient, clip)
 
 
 def gae(
@@ -91,10 +120,32 @@ def clipped_surrogate_loss(
     Returns:
         A scalar to minimise.
     """
+    return masked_mean(clipped_ratio_term(log_probs, old_log_probs, -advantages, mask, clip), mask)
+
+
+def clipped_ratio_term(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float
+) -> Tensor:
+    """(B, T): max(ρ·A, clip(ρ, 1 ± `clip`)·A) inside the mask, else 0; arguments as in `clipped_surrogate_loss`."""
     # Masked before exp: an overflow in the padding would turn the gradient of the whole batch to NaN.
     ratios = (log_probs - old_log_probs).masked_fill(~mask, 0.0).exp()
-    surrogate = torch.minimum(ratios * advantages, ratios.clamp(1.0 - clip, 1.0 + clip) * advantages)
-    return -masked_mean(surrogate, mask)
+    return torch.maximum(ratios * advantages, ratios.clamp(1.0 - clip, 1.0 + clip) * advantages).masked_fill(~mask, 0.0)
+
+
+def response_surrogate_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float
+) -> Tensor:
+    """`clipped_surrogate_loss` of whole episodes: ρ is the product over an episode's steps.
+
+    Args:
+        log_probs: (B, T), as for that.
+        old_log_probs: (B, T), as for that.
+        advantages: (B,), one an episode.
+        mask: (B, T) bool.
+        clip: half-width of the trusted interval of ratios.
+    """
+    new, old = ((x.masked_fill(~mask, 0.0)).sum(1, keepdim=True) for x in (log_probs, old_log_probs))
+    return clipped_surrogate_loss(new, old, advantages[:, None], torch.ones_like(new, dtype=torch.bool), clip)
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
@@ -112,3 +163,99 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask
     """
     clipped = torch.clamp(values, old_values - clip, old_values + clip)
     return 0.5 * masked_mean(torch.maximum((values - returns).square(), (clipped - returns).square()), mask)
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Advantages of both signals, and what their critics learn; each (B, T), without gradient, 0 outside the mask."""
+
+    reward: Tensor
+    reward_returns: Tensor
+    cost: Tensor
+    cost_returns: Tensor
+
+
+def estimate(rollout: Rollout, rewards: Tensor, costs: Tensor, config: CriticConfig) -> Estimates:
+    """`gae` of shaped rewards and costs (B, T) with the rollout's own values."""
+    reward, reward_returns = gae(
+        rewards, rollout.reward_values, rollout.mask, config.gamma, config.gae_lambda, rollout.final_reward_values
+    )
+    cost, cost_returns = gae(
+        costs, rollout.cost_values, rollout.mask, config.gamma, config.gae_lambda, rollout.final_cost_values
+    )
+    return Estimates(reward, reward_returns, cost, cost_returns)
+
+
+def critic_losses(
+    new: Evaluation, batch: Rollout, index: Tensor, estimates: Estimates, config: CriticConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Both critics' `clipped_value_loss` on the minibatch of the episodes `index` (b,).
+
+    Returns:
+        Their weighted sum, and each for itself, to report.
+    """
+    clip = config.clip_range_value
+    reward = clipped_value_loss(
+        new.reward_values, batch.reward_values, estimates.reward_returns[index], batch.mask, clip
+    )
+    cost = clipped_value_loss(new.cost_values, batch.cost_values, estimates.cost_returns[index], batch.mask, clip)
+    return config.value_coefficient * (reward + cost), {"reward_critic_loss": reward, "cost_critic_loss": cost}
+
+
+def clipped_losses(advantages: Tensor, estimates: Estimates, clip: float, config: CriticConfig) -> Losses:
+    """PPO's losses on a minibatch: the clipped surrogate of `advantages` (B, T), and both critics'."""
+
+    def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        actor = clipped_surrogate_loss(new.log_probs, batch.log_probs, advantages[index], batch.mask, clip)
+        critics, parts = critic_losses(new, batch, index, estimates, config)
+        return actor + critics, {"actor_loss": actor, **parts}
+
+    return losses
+
+
+def mix_advantages(reward: Tensor, cost: Tensor, multiplier: float) -> Tensor:
+    """The Lagrangian's advantage (A_R - λ·A_C) / (1 + λ), whose scale does not grow with λ; all of one shape."""
+    return (reward - multiplier * cost) / (1.0 + multiplier)
+
+
+def others_mean(returns: Tensor, groups: Tensor) -> Tensor:
+    """(B,): for each episode, the mean of `returns` (B,) over the others of its group."""
+    sizes, sums = _group_sums(returns, groups)
+    return (sums - returns) / (sizes - 1)
+
+
+def leave_one_out(returns: Tensor, groups: Tensor) -> Tensor:
+    """Each episode's return less the mean of the others in its group (RLOO: Ahmadian et al., arXiv 2402.14740).
+
+    Args:
+        returns: (B,), one an episode.
+        groups: (B,) int64, at least two episodes in each.
+
+    Returns:
+        (B,), without bias as an advantage, since no episode is in its own baseline.
+    """
+    return returns - others_mean(returns, groups)
+
+
+def group_normalised(returns: Tensor, groups: Tensor) -> Tensor:
+    """Each episode's return in standard deviations from its group's mean (GRPO: Shao et al., arXiv 2402.03300).
+
+    Args:
+        returns: (B,), one an episode.
+        groups: (B,) int64, at least two episodes in each.
+
+    Returns:
+        (B,); 0 in a group whose returns are all the same.
+    """
+    sizes, sums = _group_sums(returns, groups)
+    centred = returns - sums / sizes
+    _, squares = _group_sums(centred.square(), groups)
+    return centred / ((squares / (sizes - 1)).sqrt() + 1e-6)
+
+
+def _group_sums(x: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """For each episode (B,): the size of its group, and the group's sum of `x`."""
+    count = int(groups.max()) + 1
+    sums = x.new_zeros(count).index_add_(0, groups, x)
+    sizes = torch.bincount(groups, minlength=count).to(x)
+    return sizes[groups], sums[groups]

@@ -1,19 +1,23 @@
-"""Settings that all algorithms share, minibatches, and the optimiser: schedule, clipping, refusal of NaN."""
+"""Settings that all algorithms share, and the optimiser: minibatches, schedule, clipping, refusal of NaN, PTX."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from algos.core.objectives import Losses, masked_mean
 from textsafe_gym.errors import RunError
-from textsafe_gym.types import Policy
+from textsafe_gym.types import Demonstrations, Policy, Rollout
+
+CRITICS = ("reward_critic", "cost_critic")
 
 
 class TrainingConfig(BaseModel):
-    """Budget, batches and optimiser; the defaults are the official Safe RLHF script's, on its eight devices."""
+    """Budget, batches, optimiser and KL; the defaults are the official Safe RLHF script's, on its eight devices."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -22,6 +26,7 @@ class TrainingConfig(BaseModel):
         4096, gt=0, description="episodes in all, rounded up to whole iterations; the learning rate spans them"
     )
     episodes_per_iteration: int = Field(128, gt=0, description="episodes collected before each update")
+    group_size: int = Field(1, gt=0, description="episodes that begin in the same state, as answers to one prompt")
     epochs: int = Field(1, gt=0, description="passes over an iteration's episodes")
     minibatch_size: int = Field(128, gt=0, description="episodes in one optimiser step, at most")
     learning_rate: float = Field(1e-5, ge=0, description="AdamW's, for the actor")
@@ -30,6 +35,9 @@ class TrainingConfig(BaseModel):
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the iterations in which the rate rises")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm of each parameter group is clipped to it")
+    ptx_coefficient: float = Field(16.0, ge=0, description="weight of the cross-entropy on demonstrations, where given")
+    kl_coefficient: float = Field(0.02, ge=0, description="weight of each step's KL, taken off the reward")
+    clip_range_score: float = Field(50.0, gt=0, description="bound on each step's shaped reward and cost")
     cost_limit: float | None = Field(None, description="largest allowed mean episode cost; none: the environment's own")
 
 
@@ -54,13 +62,19 @@ class Optimizer:
 
     Args:
         policy: its groups "actor", "reward_critic", "cost_critic" are those of `Policy.parameter_groups`.
-        config: rates, decay, clipping.
+        config: rates, decay, clipping, minibatches.
         iterations: over how many the schedule runs.
+        demonstrations: for the PTX term; without them there is none.
     """
 
-    def __init__(self, policy: Policy, config: TrainingConfig, iterations: int) -> None:
+    def __init__(
+        self, policy: Policy, config: TrainingConfig, iterations: int, demonstrations: Demonstrations | None = None
+    ) -> None:
+        self.policy = policy
         self.config = config
         self.iterations = iterations
+        self.demonstrations = demonstrations if config.ptx_coefficient > 0 else None
+        self.iteration = 0
         groups = [
             {
                 "params": parameters,
@@ -73,12 +87,41 @@ class Optimizer:
             groups, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
         )
 
-    def begin(self, iteration: int) -> float:
-        """Sets the learning rates of `iteration` (from 0); returns the actor's."""
-        factor = schedule(iteration, self.iterations, self.config)
+    def descend(
+        self, rollout: Rollout, losses: Losses, generator: torch.Generator, only: Collection[str] = ()
+    ) -> dict[str, float]:
+        """An iteration's steps: for each minibatch one down the loss, then one on demonstrations.
+
+        Args:
+            rollout: what the minibatches are taken from.
+            losses: called with the policy's view of each minibatch.
+            generator: draws the minibatches and the demonstrations.
+            only: parameter groups to train on the loss, where not all.
+
+        Returns:
+            Means over the minibatches of what `losses` reports, of `entropy` and `ptx_loss`, and the `learning_rate`.
+
+        Raises:
+            RunError: a loss or gradient is not finite.
+        """
+        factor = schedule(self.iteration, self.iterations, self.config)
         for group in self.adam.param_groups:
             group["lr"] = factor * group["rate"]
-        return factor * self.config.learning_rate
+        rows: list[dict[str, float]] = []
+        for index in minibatches(len(rollout), self.config, generator):
+            batch = rollout[index]
+            with self._training(only):
+                new = self.policy.evaluate(batch.observations, batch.actions, batch.mask)
+                loss, parts = losses(new, batch, index)
+                self.step(loss)
+            row = {name: part.item() for name, part in parts.items()}
+            row["entropy"] = masked_mean(new.entropy.detach(), batch.mask).item()
+            if self.demonstrations is not None:
+                row["ptx_loss"] = self._imitate(self.demonstrations, len(index), generator)
+            rows.append(row)
+        self.iteration += 1
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        return {**means, "learning_rate": factor * self.config.learning_rate}
 
     def step(self, loss: Tensor) -> None:
         """One step down the gradient of `loss`.
@@ -97,16 +140,38 @@ class Optimizer:
                 raise RunError(f"the gradient of '{group['name']}' has norm {norm.item()}; {advice}")
         self.adam.step()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Adam's tensors, flat: "optimizer.PARAMETER_NUMBER.NAME"."""
+    def state_dict(self) -> dict[str, Any]:
+        """Adam's tensors, flat: "PARAMETER_NUMBER.NAME", and the number of iterations done."""
         state = self.adam.state_dict()["state"]
-        return {f"optimizer.{number}.{key}": x for number, entry in state.items() for key, x in entry.items()}
+        tensors = {f"{number}.{key}": x for number, entry in state.items() for key, x in entry.items()}
+        return {**tensors, "iteration": self.iteration}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`; other keys are ignored."""
+        """The inverse of `state_dict`."""
         entries: dict[int, dict[str, Tensor]] = {}
         for name, x in state.items():
-            if name.startswith("optimizer."):
-                _, number, key = name.split(".")
+            if name != "iteration":
+                number, key = name.split(".")
                 entries.setdefault(int(number), {})[key] = x
         self.adam.load_state_dict({"state": entries, "param_groups": self.adam.state_dict()["param_groups"]})
+        self.iteration = state["iteration"]
+
+    def _imitate(self, demonstrations: Demonstrations, count: int, generator: torch.Generator) -> float:
+        shown = demonstrations[torch.randint(len(demonstrations), (count,), generator=generator)]
+        spoken = self.policy.evaluate(shown.observations, shown.actions, shown.mask)
+        loss = -masked_mean(spoken.log_probs, shown.mask)
+        self.step(self.config.ptx_coefficient * loss)
+        return loss.item()
+
+    @contextmanager
+    def _training(self, only: Collection[str]) -> Iterator[None]:
+        """Freezes the groups that are not named, so that neither gradient nor decay reaches them."""
+        frozen = [group["params"] for group in self.adam.param_groups if only and group["name"] not in only]
+        parameters = [parameter for group in frozen for parameter in group if parameter.requires_grad]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)

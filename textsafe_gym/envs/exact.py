@@ -207,24 +207,34 @@ class World:
             "max_response_length": self.max_response_length,
         }
 
-    def _rows_of(self, prompt: int) -> list[tuple[str, float, float, float]]:
-        length, count = self.max_response_length, self.vocabulary - 1
-        next_token = self._next_token(prompt)
-        so_far, words = np.zeros(1), np.zeros((1, 0), dtype=np.int64)
-        found: list[tuple[str, float, float, float]] = []
-        for t in range(length + 1):
-            ended = so_far + next_token[t][:, _EOS] if t < length else so_far
-            scored = [self.scores(kind, prompt, words).tolist() for kind in ("reward", "cost")]
-            texts = [" ".join(_WORDS[word] for word in row) for row in words.tolist()]
-            found += zip(texts, ended.tolist(), *scored, strict=True)
-            if t < length:
-                so_far = (so_far[:, None] + next_token[t][:, 1:]).reshape(-1)
-                longer = np.tile(np.arange(count), len(words))[:, None]
-                words = np.concatenate([words.repeat(count, 0), longer], 1)
-        return found
+    def log_probs(self, model: Any) -> np.ndarray:
+        """(n,) log-probabilities of all responses, in the order of `rows`, under a causal LM of this vocabulary."""
+        return np.concatenate([self._log_probs_of(prompt, model) for prompt in range(self.prompts)])
 
-    def _next_token(self, prompt: int) -> list[np.ndarray]:
-        """The reference's log-probabilities after each beginning of t words, (words^t, vocabulary), for every t."""
+    def _rows_of(self, prompt: int) -> list[tuple[str, float, float, float]]:
+        count = self.vocabulary - 1
+        words = np.zeros((1, 0), dtype=np.int64)
+        texts: list[str] = []
+        scores: list[list[float]] = [[], []]
+        for _ in range(self.max_response_length + 1):
+            texts += [" ".join(_WORDS[word] for word in row) for row in words.tolist()]
+            for kind, found in zip(("reward", "cost"), scores, strict=True):
+                found += self.scores(kind, prompt, words).tolist()
+            longer = np.tile(np.arange(count), len(words))[:, None]
+            words = np.concatenate([words.repeat(count, 0), longer], 1)
+        return list(zip(texts, self._log_probs_of(prompt, self.reference).tolist(), *scores, strict=True))
+
+    def _log_probs_of(self, prompt: int, model: Any) -> np.ndarray:
+        """(responses,) for one prompt, shorter ones first."""
+        so_far = np.zeros(1)
+        found = []
+        for next_token in self._next_token(prompt, model):
+            found.append(so_far + next_token[:, _EOS])
+            so_far = (so_far[:, None] + next_token[:, 1:]).reshape(-1)
+        return np.concatenate([*found, so_far])
+
+    def _next_token(self, prompt: int, model: Any) -> list[np.ndarray]:
+        """A model's log-probabilities after each beginning of t words, (words^t, vocabulary), for every t."""
         import torch
 
         length, count = self.max_response_length, self.vocabulary - 1
@@ -232,7 +242,7 @@ class World:
         asked = self.tokenizer(self.prompt_texts[prompt], add_special_tokens=False)["input_ids"]
         ids = torch.as_tensor(np.concatenate([np.tile(asked, (len(beginnings), 1)), beginnings], 1))
         with torch.no_grad():
-            logits = torch.cat([self.reference(input_ids=part).logits[:, 1:] for part in ids.split(4096)])
+            logits = torch.cat([model(input_ids=part.to(model.device)).logits[:, 1:].cpu() for part in ids.split(4096)])
         log_probs = torch.log_softmax(logits.double(), -1).numpy()
         return [log_probs[:: count ** (length - 1 - t), t] for t in range(length)]
 
@@ -274,6 +284,17 @@ class ExactView:
         """
         limit = self.task.cost_limit if cost_limit is None else cost_limit
         return solve(self.world.responses, limit, self.kl_coeff if kl_coeff is None else kl_coeff, kl_in_cost)
+
+    def evaluate(self, model: Any) -> tuple[float, float, float]:
+        """Exact mean reward, mean cost and KL to the reference (nats) of a causal LM that speaks this vocabulary.
+
+        Args:
+            model: such as a trained policy's `model`, at temperature 1.
+        """
+        responses = self.world.responses
+        policy = np.exp(self.world.log_probs(model))
+        costs = responses.mean(policy, responses.cost)
+        return responses.mean(policy, responses.reward), costs, responses.divergence(policy)
 
     def frontier(self, kl_coeff: float | None = None, n: int = 20) -> list[Optimum]:
         """`n` optima at equal steps of cost, from that which no limit binds to nearly the smallest attainable cost.

@@ -28,6 +28,7 @@ class Played:
         input_ids: (n, max_prompt_length + max_response_length) int64, as the last observations hold them.
         attention_mask: int8 of the same shape.
         rewards, costs: (n,) float64, paid at the last token.
+        named_costs: from name to (n,) float64, where there are several; `costs` is their sum.
         infos: n dicts, as `SafeRLHFEnv.step` gives them at the end.
     """
 
@@ -35,6 +36,7 @@ class Played:
     attention_mask: np.ndarray
     rewards: np.ndarray
     costs: np.ndarray
+    named_costs: dict[str, np.ndarray]
     infos: list[dict[str, Any]]
 
 
@@ -201,7 +203,12 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         ending = self._score(np.arange(self.num_envs))
         observation = self._observation()
         return Played(
-            observation["input_ids"], observation["attention_mask"], ending.rewards, ending.costs, ending.infos()
+            observation["input_ids"],
+            observation["attention_mask"],
+            ending.rewards,
+            ending.costs,
+            ending.named_costs,
+            ending.infos(),
         )
 
     def render(self) -> Any:

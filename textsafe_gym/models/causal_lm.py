@@ -17,7 +17,7 @@ from textsafe_gym.models.encoding import encode, encode_prompts, pad, same_vocab
 from textsafe_gym.models.files import load_pretrained, load_tokenizer, new_directory
 from textsafe_gym.models.sampling import generate, logits_at, model_inputs
 from textsafe_gym.models.score import Critic, ScoreModel
-from textsafe_gym.types import Demonstrations, Evaluation, Rollout
+from textsafe_gym.types import Demonstrations, Evaluation, Rollout, group_numbers
 
 _KEY = "textsafe_policy"
 # Logits that a pass without gradients may hold at once, in numbers: 2**26 float32 are 256 MiB.
@@ -153,7 +153,7 @@ class CausalLMPolicy(nn.Module):
         """Always eval mode: with dropout on, the ratio of new to old probabilities would be noise."""
         return super().train(False)
 
-    def rollout(self, env: gym.vector.VectorEnv, seed: int) -> Rollout:
+    def rollout(self, env: gym.vector.VectorEnv, seed: int, group_size: int = 1) -> Rollout:
         """Samples one whole response in each sub-environment; see `Policy.rollout`.
 
         Raises:
@@ -170,9 +170,9 @@ class CausalLMPolicy(nn.Module):
                 f"the policy's tokenizer {_name(self.tokenizer)} and the environment's {_name(task.tokenizer)} differ; "
                 "give both the same one, for example tokenizer=<the policy's folder>"
             )
-        env_seeds, row_seeds = (
-            np.random.SeedSequence([seed, stream]).generate_state(env.num_envs).tolist() for stream in (0, 1)
-        )
+        groups = group_numbers(env.num_envs, group_size)
+        starts, rows = (np.random.SeedSequence([seed, stream]).generate_state(env.num_envs) for stream in (0, 1))
+        env_seeds, row_seeds = starts[groups.numpy()].tolist(), rows.tolist()
         observation, _ = env.reset(seed=env_seeds)
         width, budget = task.max_prompt_length, task.max_response_length
         prompt = {name: torch.as_tensor(np.asarray(observation[name])[:, :width]) for name in observation}
@@ -196,10 +196,10 @@ class CausalLMPolicy(nn.Module):
         with self._acting_as_reference():
             reference = self._evaluate_in_chunks(observations, tokens, mask, values=False)
         last = mask & (torch.arange(budget, device=self.device) == lengths[:, None] - 1)
-        rewards, costs = (
-            torch.as_tensor(paid, dtype=torch.float32, device=self.device)[:, None] * last
-            for paid in (played.rewards, played.costs)
-        )
+
+        def paid(scores: np.ndarray) -> Tensor:
+            return torch.as_tensor(scores, dtype=torch.float32, device=self.device)[:, None] * last
+
         # A response ends by EOS or by its budget, and both end the MDP: no state comes after, so its value is 0.
         final = torch.zeros(len(tokens), device=self.device)
         return Rollout(
@@ -210,8 +210,10 @@ class CausalLMPolicy(nn.Module):
             reference_log_probs=reference.log_probs,
             reward_values=old.reward_values,
             cost_values=old.cost_values,
-            rewards=rewards,
-            costs=costs,
+            rewards=paid(played.rewards),
+            costs=paid(played.costs),
+            named_costs={name: paid(costs) for name, costs in played.named_costs.items()},
+            groups=groups.to(self.device),
             final_reward_values=final,
             final_cost_values=final.clone(),
             infos=played.infos,
@@ -234,19 +236,9 @@ class CausalLMPolicy(nn.Module):
         Raises:
             ModelError: the logits or values are not finite.
         """
-        ids, attention = (observations[name].to(self.device) for name in ("input_ids", "attention_mask"))
         actions, mask = actions.to(self.device), mask.to(self.device)
-        prompt = ids.shape[1] - actions.shape[1]
-        used = int(mask.sum(1).max())
-        skip = int(attention.any(0).int().argmax())
-        # The last action is predicted from what stands before it, so its own column is no input.
-        ids, attention = ids[:, skip : prompt + used - 1], attention[:, skip : prompt + used - 1]
-        where = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
-        where[:, prompt - skip - 1 :] = mask[:, :used]
-        inputs = model_inputs(self.model, ids, attention)
-        logits, hidden = logits_at(self.model, where, **inputs, use_cache=False)
-        # Widened before the division, as in `draw`: the sampler's distribution in bfloat16 as well.
-        scaled = logits[:, : self.vocab_size].float() / self.temperature
+        ids, attention, where = self._trimmed(observations, actions, mask)
+        scaled, hidden = self._logits(ids, attention, where)
         log_probs, entropy = TokenStatistics.apply(scaled, actions[mask])
         columns = [log_probs, entropy]
         if not values:
@@ -260,6 +252,15 @@ class CausalLMPolicy(nn.Module):
             raise ModelError("the policy's logits or values are not finite; it has diverged or its weights are damaged")
         spread = [column.new_zeros(mask.shape).masked_scatter(mask, column) for column in columns]
         return Evaluation(*spread)
+
+    def distributions(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
+        """(N, V) float32 logits, scaled by the temperature; see `Policy.distributions`."""
+        return self._logits(*self._trimmed(observations, actions.to(self.device), mask.to(self.device)))[0]
+
+    def divergence(self, p: Tensor, q: Tensor) -> Tensor:
+        """KL of two categorical distributions given by logits (N, V); see `Policy.divergence`."""
+        log_p, log_q = torch.log_softmax(p, -1), torch.log_softmax(q, -1)
+        return torch.linalg.vecdot(log_p.exp(), log_p - log_q)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """See `Policy.parameter_groups`."""
@@ -316,6 +317,26 @@ class CausalLMPolicy(nn.Module):
             "attention_mask": torch.cat([prompt_mask, mask], 1),
         }
         return Demonstrations(observations, actions, mask.bool())
+
+    def _trimmed(
+        self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids and attention mask without the columns that no row needs, and where actions are predicted in them."""
+        ids, attention = (observations[name].to(self.device) for name in ("input_ids", "attention_mask"))
+        prompt = ids.shape[1] - actions.shape[1]
+        used = int(mask.sum(1).max())
+        skip = int(attention.any(0).int().argmax())
+        # The last action is predicted from what stands before it, so its own column is no input.
+        ids, attention = ids[:, skip : prompt + used - 1], attention[:, skip : prompt + used - 1]
+        where = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
+        where[:, prompt - skip - 1 :] = mask[:, :used]
+        return ids, attention, where
+
+    def _logits(self, ids: Tensor, attention: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) of the distribution that is sampled from, and the hidden states (N, H) behind them."""
+        logits, hidden = logits_at(self.model, where, **model_inputs(self.model, ids, attention), use_cache=False)
+        # Widened before the division, as in `draw`: the sampler's distribution in bfloat16 as well.
+        return logits[:, : self.vocab_size].float() / self.temperature, hidden
 
     def _separate_critic(self, source: ScoreModel | str | Path | None, kind: str) -> Critic:
         if source is None:

@@ -13,11 +13,11 @@ import torch
 from gymnasium.vector import AutoresetMode
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, Normal
+from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.models.files import new_directory, one_line
-from textsafe_gym.types import Evaluation, Rollout
+from textsafe_gym.types import Evaluation, Rollout, group_numbers
 
 CONFIG, WEIGHTS = "mlp_policy.json", "mlp_policy.safetensors"
 
@@ -67,7 +67,7 @@ class MLPPolicy(nn.Module):
         self.reference = copy.deepcopy(self.actor).requires_grad_(False)
         self.register_buffer("reference_log_std", self._spread().detach().clone())
 
-    def rollout(self, env: gym.vector.VectorEnv, seed: int) -> Rollout:
+    def rollout(self, env: gym.vector.VectorEnv, seed: int, group_size: int = 1) -> Rollout:
         """Plays one whole episode in each sub-environment, under any autoreset mode; see `Policy.rollout`.
 
         Raises:
@@ -78,7 +78,8 @@ class MLPPolicy(nn.Module):
                 f"the policy was made for {self.observation_space} and {self.action_space}, the environment has "
                 f"{env.single_observation_space} and {env.single_action_space}"
             )
-        seeds = np.random.SeedSequence([seed, 0]).generate_state(env.num_envs).tolist()
+        groups = group_numbers(env.num_envs, group_size)
+        seeds = np.random.SeedSequence([seed, 0]).generate_state(env.num_envs)[groups.numpy()].tolist()
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
         mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         observation, _ = env.reset(seed=seeds)
@@ -87,12 +88,13 @@ class MLPPolicy(nn.Module):
         truncated = np.zeros(env.num_envs, bool)
         infos: list[dict[str, Any]] = [{} for _ in running]
         steps: dict[str, list[Any]] = {name: [] for name in ("observation", "action", "mask", "reward", "cost")}
+        named: list[list[dict[str, float]]] = []
         while running.any():
             before = np.array(observation, np.float32)
             action = self._sample(self._tensor(before), generator)
             observation, reward, terminations, truncations, info = env.step(self._to_env(action))
             over = terminations | truncations
-            costs = np.zeros(env.num_envs)
+            costs, parts = np.zeros(env.num_envs), [dict[str, float]() for _ in running]
             for i in np.flatnonzero(running).tolist():
                 # SAME_STEP hands the last observation and info of an ended episode over apart from the new one's.
                 moved = mode == AutoresetMode.SAME_STEP and over[i]
@@ -102,13 +104,14 @@ class MLPPolicy(nn.Module):
                         f"{env.spec.id if env.spec else type(env.unwrapped).__name__} gives no info['cost']; "
                         "a constrained environment has to, at every step"
                     )
-                costs[i] = own["cost"]
+                costs[i], parts[i] = own["cost"], own.get("costs", {})
                 if over[i]:
                     infos[i] = own
                     final[i] = info["final_obs"][i] if moved else observation[i]
                     truncated[i] = truncations[i] and not terminations[i]
             for name, value in zip(steps, (before, action, running.copy(), reward, costs), strict=True):
                 steps[name].append(value)
+            named.append(parts)
             running &= ~over
             if mode == AutoresetMode.DISABLED and over.any() and running.any():
                 # Ended sub-environments may not be stepped, so they play on unrecorded.
@@ -121,6 +124,7 @@ class MLPPolicy(nn.Module):
             bootstrap = torch.as_tensor(truncated)
             ends = [critic(self._tensor(final)).squeeze(-1) * bootstrap for critic in self._critics()]
         rewards, costs_paid = (torch.as_tensor(np.stack(steps[name], 1)).float() * mask for name in ("reward", "cost"))
+        names = sorted({name for parts in named for part in parts for name in part})
         return Rollout(
             observations=observations,
             actions=actions,
@@ -131,6 +135,11 @@ class MLPPolicy(nn.Module):
             cost_values=now.cost_values,
             rewards=rewards,
             costs=costs_paid,
+            named_costs={
+                name: torch.tensor([[part.get(name, 0.0) for part in parts] for parts in named]).T.float()
+                for name in names
+            },
+            groups=groups,
             final_reward_values=ends[0],
             final_cost_values=ends[1],
             infos=infos,
@@ -145,6 +154,17 @@ class MLPPolicy(nn.Module):
             raise ModelError("the policy's log-probabilities are not finite; it has diverged: lower the learning rate")
         values = (critic(x).squeeze(-1) * mask for critic in self._critics())
         return Evaluation(log_probs * mask, distribution.entropy() * mask, *values)
+
+    def distributions(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
+        """See `Policy.distributions`: logits (N, n), or means and log-stds (N, 2·A)."""
+        out = self.actor(observations["observation"][mask])
+        if isinstance(self.action_space, gym.spaces.Discrete):
+            return out
+        return torch.cat([out, self._spread().expand_as(out)], -1)
+
+    def divergence(self, p: Tensor, q: Tensor) -> Tensor:
+        """See `Policy.divergence`."""
+        return kl_divergence(self._from_parameters(p), self._from_parameters(q))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """See `Policy.parameter_groups`."""
@@ -190,8 +210,14 @@ class MLPPolicy(nn.Module):
     def _distribution(self, x: Tensor, actor: nn.Module, log_std: Tensor) -> Any:
         out = actor(x)
         if isinstance(self.action_space, gym.spaces.Discrete):
-            return Categorical(logits=out, validate_args=False)
-        return Independent(Normal(out, log_std.exp().expand_as(out), validate_args=False), 1, validate_args=False)
+            return self._from_parameters(out)
+        return self._from_parameters(torch.cat([out, log_std.expand_as(out)], -1))
+
+    def _from_parameters(self, parameters: Tensor) -> Any:
+        if isinstance(self.action_space, gym.spaces.Discrete):
+            return Categorical(logits=parameters, validate_args=False)
+        mean, log_std = parameters.chunk(2, -1)
+        return Independent(Normal(mean, log_std.exp(), validate_args=False), 1, validate_args=False)
 
     @torch.no_grad()
     def _sample(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,200 @@
+"""Steps inside a trust region: natural gradients by conjugate gradients, and a line search on the KL.
+
+Source: Schulman et al., "Trust Region Policy Optimization", arXiv 1502.05477, appendix C.
+
+Fisher-vector products are finite differences of the KL's gradient: F·v ≈ ∇KL(π_old‖π_{θ + εv}) / ε, as that gradient is
+zero at θ itself. A step of that needs one forward and one backward pass, no second derivative (which fused attention
+kernels lack), no graph that is kept from one product to the next, and works in chunks. A Gauss-Newton product would
+need the Jacobian's product J·v by finite differences just the same, and a graph of all episodes kept for J's transpose.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from textsafe_gym.errors import RunError
+from textsafe_gym.types import Policy, Rollout
+
+# Length of the finite difference, relative to that of the parameters.
+_DIFFERENCE = 1e-4
+
+
+class TrustRegionConfig(BaseModel):
+    """Size of the region and effort spent on its step; the defaults are the literature's."""
+
+    max_kl: float = Field(0.01, gt=0, description="δ: bound on the mean KL(old‖new) of a step's distributions, in nats")
+    damping: float = Field(0.1, ge=0, description="added to the Fisher matrix's diagonal")
+    conjugate_gradient_steps: int = Field(10, gt=0, description="of solving F·x = g, at most")
+    fisher_episodes: int = Field(64, gt=0, description="episodes that the Fisher matrix is measured on, at most")
+    backtracks: int = Field(15, gt=0, description="shorter steps that the line search tries")
+    backtrack_factor: float = Field(0.8, gt=0, lt=1, description="each one's length relative to the last")
+    chunk_size: int = Field(128, gt=0, description="episodes in one pass of the policy; matters for memory alone")
+
+
+class TrustRegion:
+    """An actor's parameters θ as one vector, around the policy that played a rollout.
+
+    Args:
+        policy: as it played the rollout.
+        rollout: whole episodes.
+        config: sizes.
+        generator: chooses the episodes that the Fisher matrix is measured on.
+    """
+
+    def __init__(self, policy: Policy, rollout: Rollout, config: TrustRegionConfig, generator: torch.Generator) -> None:
+        self.policy = policy
+        self.config = config
+        self.rollout = rollout
+        self.parameters = policy.parameter_groups()["actor"]
+        self.start = torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
+        self.chunks = list(torch.arange(len(rollout)).split(config.chunk_size))
+        self.sample = torch.randperm(len(rollout), generator=generator)[: config.fisher_episodes].split(
+            config.chunk_size
+        )
+        with torch.no_grad():
+            self.old = [self._distributions(index) for index in self.chunks]
+            self.old_sample = [self._distributions(index) for index in self.sample]
+
+    def gradient(self, advantages: Tensor) -> Tensor:
+        """(P,): of `surrogate` at the policy that played."""
+        return self._sum_gradients(self._surrogate(index, advantages) for index in self.chunks)
+
+    @torch.no_grad()
+    def surrogate(self, advantages: Tensor) -> float:
+        """The mean over episodes of Σ_t (ρ_t - 1)·A_t with ρ = π(a|s) / π_old(a|s): to first order, by how much the
+        present policy's mean return is above the old one's.
+
+        Args:
+            advantages: (B, T), without a discount's weights.
+        """
+        return math.fsum(self._surrogate(index, advantages).item() for index in self.chunks)
+
+    @torch.no_grad()
+    def divergence(self) -> float:
+        """KL(old‖present) in nats, the mean over all steps of all episodes."""
+        return (
+            math.fsum(self._divergence(*pair).item() for pair in zip(self.chunks, self.old, strict=True)) / self._steps
+        )
+
+    def fisher(self, vector: Tensor) -> Tensor:
+        """(P,): the damped Fisher matrix at the old policy times `vector` (P,)."""
+        length = vector.norm().item()
+        if length == 0:
+            return vector.clone()
+        step = _DIFFERENCE * max(1.0, self.start.norm().item()) / length
+        steps = sum(len(old) for old in self.old_sample)
+        self.move(step * vector)
+        gradient = self._sum_gradients(
+            self._divergence(*pair) / steps for pair in zip(self.sample, self.old_sample, strict=True)
+        )
+        self.move(None)
+        return gradient / step + self.config.damping * vector
+
+    def solve(self, vector: Tensor) -> Tensor:
+        """(P,): F⁻¹·`vector` by conjugate gradients."""
+        return conjugate_gradient(self.fisher, vector, self.config.conjugate_gradient_steps)
+
+    def search(self, step: Tensor, acceptable: Callable[[], bool]) -> float:
+        """Moves along `step` (P,), as far as the KL stays within its bound and `acceptable` holds there.
+
+        Returns:
+            The fraction of the step that was taken; 0 if the policy had to stay where it was.
+
+        Raises:
+            RunError: the step is not finite; nothing was moved.
+        """
+        if not torch.isfinite(step).all():
+            raise RunError("the trust region's step is not finite; look at rewards and costs, or raise damping")
+        fraction = 1.0
+        for _ in range(self.config.backtracks + 1):
+            self.move(fraction * step)
+            if self.divergence() <= self.config.max_kl and acceptable():
+                return fraction
+            fraction *= self.config.backtrack_factor
+        self.move(None)
+        return 0.0
+
+    @torch.no_grad()
+    def move(self, step: Tensor | None) -> None:
+        """Sets θ to where it started plus `step` (P,); none: to exactly where it started."""
+        target = self.start if step is None else self.start + step
+        sizes = [parameter.numel() for parameter in self.parameters]
+        for parameter, part in zip(self.parameters, target.split(sizes), strict=True):
+            parameter.copy_(part.view_as(parameter))
+
+    @property
+    def _steps(self) -> int:
+        return int(self.rollout.mask.sum())
+
+    def _distributions(self, index: Tensor) -> Tensor:
+        part = self.rollout[index]
+        return self.policy.distributions(part.observations, part.actions, part.mask)
+
+    def _divergence(self, index: Tensor, old: Tensor) -> Tensor:
+        return self.policy.divergence(old, self._distributions(index)).sum()
+
+    def _surrogate(self, index: Tensor, advantages: Tensor) -> Tensor:
+        part = self.rollout[index]
+        new = self.policy.evaluate(part.observations, part.actions, part.mask).log_probs
+        ratios = (new - part.log_probs).masked_fill(~part.mask, 0.0).exp()
+        return ((ratios - 1) * advantages[index]).sum() / len(self.rollout)
+
+    def _sum_gradients(self, losses: Iterator[Tensor]) -> Tensor:
+        total = torch.zeros_like(self.start)
+        for loss in losses:
+            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+            total += torch.cat([gradient.reshape(-1) for gradient in gradients])
+        return total
+
+
+@torch.no_grad()
+def by_episode(policy: Policy, rollout: Rollout, chunk_size: int = 128) -> list[Tensor]:
+    """For each of B episodes the parameters of the present policy's distributions, (its steps, D)."""
+    found: list[Tensor] = []
+    for index in torch.arange(len(rollout)).split(chunk_size):
+        part = rollout[index]
+        together = policy.distributions(part.observations, part.actions, part.mask)
+        found += together.split(part.lengths.tolist())
+    return found
+
+
+def divergences(policy: Policy, batch: Rollout, others: list[Tensor]) -> Tensor:
+    """(B, T), with gradients, 0 outside the mask: each step's KL(present‖other) in nats.
+
+    Args:
+        policy: the present one.
+        batch: B episodes.
+        others: the other policy's distributions, as from `by_episode`.
+    """
+    present = policy.distributions(batch.observations, batch.actions, batch.mask)
+    apart = policy.divergence(present, torch.cat(others))
+    return apart.new_zeros(batch.mask.shape).masked_scatter(batch.mask, apart)
+
+
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor], vector: Tensor, steps: int, tolerance: float = 1e-6
+) -> Tensor:
+    """X with `product`(x) ≈ `vector`, for a symmetric positive definite product.
+
+    Args:
+        product: from (P,) to (P,).
+        vector: (P,).
+        steps: at most.
+        tolerance: on the residual's norm relative to the vector's, at which to stop.
+    """
+    x, residual = torch.zeros_like(vector), vector.clone()
+    direction, squared = vector.clone(), vector.dot(vector)
+    enough = tolerance**2 * squared
+    for _ in range(steps):
+        if squared <= enough:
+            break
+        image = product(direction)
+        length = squared / direction.dot(image)
+        x += length * direction
+        residual -= length * image
+        before, squared = squared, residual.dot(residual)
+        direction = residual + squared / before * direction
+    return x

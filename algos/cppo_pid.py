@@ -1,0 +1,56 @@
+"""CPPO-PID: PPO-Lagrangian whose multiplier a PID controller drives, against overshoot and oscillation.
+
+Source: Stooke, Achiam & Abbeel, "Responsive Safety in Reinforcement Learning by PID Lagrangian Methods", arXiv
+2007.03964, algorithms 1 and 2, with its rescaled objective (A_R - λ·A_C) / (1 + λ).
+
+What differs: the KL to the reference is in the reward, so that the objective is E[R] - β·KL; the derivative acts on the
+window's mean, which smooths as their delayed moving average does.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
+from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, mix_advantages, shaped_rewards
+from algos.core.optim import Optimizer, TrainingConfig
+from textsafe_gym.types import Demonstrations, Policy, Rollout
+
+
+class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
+    """Settings of CPPO-PID; `multiplier_learning_rate` is the integral gain."""
+
+    multiplier_update: Literal["pid"] = Field("pid", description="a PID controller, always")
+    multiplier_kd: float = Field(0.1, ge=0, description="derivative gain")
+
+
+class Algorithm:
+    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.loop.Algorithm`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: Config,
+        cost_limit: float | None,
+        iterations: int,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
+        self.policy = policy
+        self.config = config
+        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
+        self.constraints = Constraints(config, cost_limit, "cppo_pid")
+        self.multipliers = Multipliers(config, self.constraints)
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints, "multipliers": self.multipliers}
+
+    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """One iteration's learning; metrics are means over its minibatches, λ, and the window that drove it."""
+        config = self.config
+        signals = self.constraints.observe(rollout)
+        costs, multiplier = price(signals, self.multipliers.update(self.constraints.excess))
+        rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
+        estimates = estimate(rollout, rewards, costs, config)
+        advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
+        losses = clipped_losses(advantages, estimates, config.clip_range_ratio, config)
+        learned = self.optimizer.descend(rollout, losses, generator)
+        return {**learned, **self.multipliers.metrics, **self.constraints.metrics}

@@ -1,0 +1,54 @@
+"""CRPO: a step for the reward while the limit is kept, a step against the cost while it is not.
+
+Source: Xu, Liang & Lan, "CRPO: A New Approach for Safe Reinforcement Learning with Convergence Guarantee", arXiv
+2011.05869, algorithm 1, with PPO's clipped step for both kinds. There is no multiplier: the share f of cost steps
+settles where f / (1 - f) is what a multiplier would be, and the policy walks to and fro about the limit as far as a
+step takes it.
+
+What differs: the KL to the reference is in the reward steps alone, so that the stationary point is that of E[R] - β·KL.
+"""
+
+import torch
+from pydantic import Field
+
+from algos.core.dual import ConstraintConfig, Constraints
+from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, shaped_rewards
+from algos.core.optim import Optimizer, TrainingConfig
+from textsafe_gym.types import Demonstrations, Policy, Rollout
+
+
+class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
+    """Settings of CRPO."""
+
+    tolerance: float = Field(0.0, ge=0, description="how far above the limit the cost may be before a cost step")
+
+
+class Algorithm:
+    """One policy, its optimiser and the constraint; see `algos.core.loop.Algorithm`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: Config,
+        cost_limit: float | None,
+        iterations: int,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
+        self.policy = policy
+        self.config = config
+        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
+        self.constraints = Constraints(config, cost_limit, "crpo", several=False)
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
+
+    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """One iteration's learning; metrics are means over its minibatches, the window's, and `cost_step`, 1 or 0."""
+        config = self.config
+        costs = self.constraints.observe(rollout)[0]
+        (excess,) = self.constraints.excess.values()
+        violated = excess > config.tolerance
+        rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
+        estimates = estimate(rollout, rewards, costs, config)
+        advantages = -estimates.cost if violated else estimates.reward
+        losses = clipped_losses(advantages, estimates, config.clip_range_ratio, config)
+        learned = self.optimizer.descend(rollout, losses, generator)
+        return {**learned, **self.constraints.metrics, "cost_step": float(violated)}

@@ -1,0 +1,70 @@
+"""CUP: first a step for the reward, then a projection back into the constraint.
+
+Source: Yang et al., "Constrained Update Projection Approach to Safe Policy Optimization", arXiv 2209.07089, algorithm
+1. The first half of an iteration is PPO on the reward's advantages, from π_old to π_half. The second minimises
+
+    E[ KL(π‖π_half) + ν·ρ·A_C ],   ρ = π(a|s) / π_old(a|s)
+
+on the same episodes (eq. 17), with ν by projected ascent on the excess cost.
+
+What differs: their factor (1 - γ·λ_GAE) / (1 - γ) on A_C, which is infinite for undiscounted episodes, is left to ν;
+the KL to the reference is in the reward.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
+from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, masked_mean, shaped_rewards
+from algos.core.optim import Optimizer, TrainingConfig
+from algos.core.trust_region import by_episode, divergences
+from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout
+
+
+class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
+    """Settings of CUP; an iteration makes `epochs` passes in each of its halves."""
+
+    projection_weight: float = Field(1.0, gt=0, description="of the KL to the half-way policy")
+
+
+class Algorithm:
+    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.loop.Algorithm`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: Config,
+        cost_limit: float | None,
+        iterations: int,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
+        self.policy = policy
+        self.config = config
+        self.optimizer = Optimizer(policy, config, 2 * iterations, demonstrations)  # two halves each
+        self.constraints = Constraints(config, cost_limit, "cup")
+        self.multipliers = Multipliers(config, self.constraints)
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints, "multipliers": self.multipliers}
+
+    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """One iteration's learning; metrics are means over the first half's minibatches, `projection_loss` over the
+        second's, ν and the window's."""
+        config = self.config
+        signals = self.constraints.observe(rollout)
+        costs, multiplier = price(signals, self.multipliers.update(self.constraints.excess))
+        rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
+        estimates = estimate(rollout, rewards, costs, config)
+        first = clipped_losses(estimates.reward, estimates, config.clip_range_ratio, config)
+        learned = self.optimizer.descend(rollout, first, generator)
+        half = by_episode(self.policy, rollout)
+
+        def second(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            away = divergences(self.policy, batch, [half[i] for i in index.tolist()])
+            ratios = (new.log_probs - batch.log_probs).masked_fill(~batch.mask, 0.0).exp()
+            harm = multiplier * ratios * estimates.cost[index]
+            loss = masked_mean(config.projection_weight * away + harm, batch.mask)
+            return loss, {"projection_loss": loss}
+
+        projected = self.optimizer.descend(rollout, second, generator, only=("actor",))
+        learned["projection_loss"] = projected["projection_loss"]
+        return {**learned, **self.multipliers.metrics, **self.constraints.metrics}

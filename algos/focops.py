@@ -1,0 +1,70 @@
+"""FOCOPS: the best policy near the old one, found in closed form and approached by first-order steps.
+
+Source: Zhang, Vuong & Ross, "First Order Constrained Optimization in Policy Space", arXiv 2002.06506. The optimum of
+the Lagrangian in a trust region is π* ∝ π_old·exp((A_R - ν·A_C) / λ_F); minimising KL(π‖π*) state by state gives, for
+states where π has not left the region (eq. 12),
+
+    loss = E[ (KL(π‖π_old) - ρ·(A_R - ν·A_C) / λ_F)·1[KL(π‖π_old) <= η] ]
+
+with ρ = π(a|s) / π_old(a|s); ν follows the excess cost by projected ascent (eq. 14).
+
+What differs: advantages are divided by 1 + ν, as in most of their later uses, so that λ_F need not follow ν; the KL to
+the reference is in the reward.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
+from algos.core.objectives import CriticConfig, critic_losses, estimate, masked_mean, mix_advantages, shaped_rewards
+from algos.core.optim import Optimizer, TrainingConfig
+from algos.core.trust_region import by_episode, divergences
+from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout
+
+
+class Config(TrainingConfig, CriticConfig, ConstraintConfig, MultiplierConfig):
+    """Settings of FOCOPS."""
+
+    temperature: float = Field(1.5, gt=0, description="λ_F: how much a nat away from the old policy weighs")
+    state_kl: float = Field(0.02, gt=0, description="η: a state farther than this from the old policy learns no more")
+
+
+class Algorithm:
+    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.loop.Algorithm`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: Config,
+        cost_limit: float | None,
+        iterations: int,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
+        self.policy = policy
+        self.config = config
+        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
+        self.constraints = Constraints(config, cost_limit, "focops")
+        self.multipliers = Multipliers(config, self.constraints)
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints, "multipliers": self.multipliers}
+
+    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """One iteration's learning; metrics are means over its minibatches, ν, the window's, and the `step_kl`."""
+        config = self.config
+        signals = self.constraints.observe(rollout)
+        costs, multiplier = price(signals, self.multipliers.update(self.constraints.excess))
+        rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
+        estimates = estimate(rollout, rewards, costs, config)
+        advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
+        old = by_episode(self.policy, rollout)
+
+        def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            away = divergences(self.policy, batch, [old[i] for i in index.tolist()])
+            ratios = (new.log_probs - batch.log_probs).masked_fill(~batch.mask, 0.0).exp()
+            near = away.detach() <= config.state_kl
+            actor = masked_mean((away - ratios * advantages[index] / config.temperature) * near, batch.mask)
+            critics, parts = critic_losses(new, batch, index, estimates, config)
+            return actor + critics, {"actor_loss": actor, "step_kl": masked_mean(away, batch.mask), **parts}
+
+        learned = self.optimizer.descend(rollout, losses, generator)
+        return {**learned, **self.multipliers.metrics, **self.constraints.metrics}

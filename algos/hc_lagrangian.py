@@ -1,0 +1,79 @@
+"""HC-Lagrangian: PPO-Lagrangian held to the limit with confidence, by an upper bound of the cost.
+
+Source: high-confidence safe RLHF (HC-RLHF), arXiv 2506.08266: the multiplier is driven not by the mean cost but by its
+one-sided upper confidence bound, Student's mean + t·s/√n over the window, so that training ends below the limit by what
+the sample cannot tell; then a test on responses that training has not seen.
+
+What differs: that test is made in every iteration, on its fresh episodes before the policy learns from them (`safe`);
+the KL to the reference is in the reward alone.
+"""
+
+import math
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.stats import t as student
+
+from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
+from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, mix_advantages, shaped_rewards
+from algos.core.optim import Optimizer, TrainingConfig
+from textsafe_gym.types import Demonstrations, Policy, Rollout, episode_sums
+
+
+class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
+    """Settings of HC-Lagrangian."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the upper bound on the cost")
+
+
+class Algorithm:
+    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.loop.Algorithm`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: Config,
+        cost_limit: float | None,
+        iterations: int,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
+        self.policy = policy
+        self.config = config
+        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
+        self.constraints = Constraints(config, cost_limit, "hc_lagrangian")
+        self.multipliers = Multipliers(config, self.constraints)
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints, "multipliers": self.multipliers}
+
+    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """One iteration's learning.
+
+        Metrics beside PPO-Lagrangian's: `upper_bound`, the largest excess of an upper bound over its limit; `safe`, 1
+        if this iteration's episodes alone show with confidence that all limits are kept.
+        """
+        config = self.config
+        signals = self.constraints.observe(rollout)
+        bounds = {
+            name: upper_bound(values, config.confidence) - self.constraints.limits[name]
+            for name, values in self.constraints.values.items()
+        }
+        costs, multiplier = price(signals, self.multipliers.update(bounds))
+        values = [episode_sums(signal, rollout.mask).double().cpu().numpy() for signal in signals]
+        fresh = [upper_bound(own, config.confidence) for own in values]
+        safe = all(bound <= limit for bound, limit in zip(fresh, self.constraints.limits.values(), strict=True))
+
+        rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
+        estimates = estimate(rollout, rewards, costs, config)
+        advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
+        losses = clipped_losses(advantages, estimates, config.clip_range_ratio, config)
+        learned = self.optimizer.descend(rollout, losses, generator)
+        tests = {"upper_bound": max(bounds.values()), "safe": float(safe)}
+        return {**learned, **self.multipliers.metrics, **self.constraints.metrics, **tests}
+
+
+def upper_bound(values: np.ndarray, confidence: float) -> float:
+    """One-sided upper confidence bound of the mean of `values` (n,), by Student's t; infinite for n = 1."""
+    if len(values) < 2:
+        return math.inf
+    quantile = float(student.ppf(confidence, len(values) - 1))
+    return float(values.mean() + quantile * values.std(ddof=1) / math.sqrt(len(values)))

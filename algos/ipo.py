@@ -1,0 +1,55 @@
+"""IPO: the constraint as a logarithmic barrier in the objective.
+
+Source: Liu, Ding & Liu, "IPO: Interior-point Policy Optimization under Constraints", arXiv 1910.09615: maximise
+E[R] + (1/t)·log(limit - E[C]), whose gradient prices the cost at 1 / (t·(limit - E[C])). The optimum therefore keeps a
+distance of 1 / (t·λ*) from the limit, and gives up reward for it: a larger t gives up less and oscillates more.
+
+What differs: outside the feasible set, where the paper's barrier does not exist, the price is `penalty_max`; advantages
+are (A_R - price·A_C) / (1 + price); the KL to the reference is in the reward.
+"""
+
+import torch
+from pydantic import Field
+
+from algos.core.dual import ConstraintConfig, Constraints
+from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, mix_advantages, shaped_rewards
+from algos.core.optim import Optimizer, TrainingConfig
+from textsafe_gym.types import Demonstrations, Policy, Rollout
+
+
+class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
+    """Settings of IPO."""
+
+    barrier_t: float = Field(20.0, gt=0, description="t: sharpness of the barrier")
+    penalty_max: float = Field(5.0, gt=0, description="largest price of a unit of cost, and the price beyond the limit")
+
+
+class Algorithm:
+    """One policy, its optimiser and the constraint; see `algos.core.loop.Algorithm`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: Config,
+        cost_limit: float | None,
+        iterations: int,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
+        self.policy = policy
+        self.config = config
+        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
+        self.constraints = Constraints(config, cost_limit, "ipo", several=False)
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
+
+    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """One iteration's learning; metrics are means over its minibatches, the window's, and the cost's `penalty`."""
+        config = self.config
+        costs = self.constraints.observe(rollout)[0]
+        (excess,) = self.constraints.excess.values()
+        penalty = config.penalty_max if excess >= 0 else min(-1 / (config.barrier_t * excess), config.penalty_max)
+        rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
+        estimates = estimate(rollout, rewards, costs, config)
+        advantages = mix_advantages(estimates.reward, estimates.cost, penalty)
+        losses = clipped_losses(advantages, estimates, config.clip_range_ratio, config)
+        learned = self.optimizer.descend(rollout, losses, generator)
+        return {**learned, **self.constraints.metrics, "penalty": penalty}

@@ -1,0 +1,73 @@
+"""P3O: the constraint as an exact penalty, in PPO's clipped form.
+
+Source: Zhang et al., "Penalized Proximal Policy Optimization for Safe Reinforcement Learning", arXiv 2205.11814, eq.
+13:
+
+    min  -L_R + κ·(L_C + J_C - limit)⁺,   L_C = E[Σ_t max(ρ·A_C, clip(ρ, 1 ± ε)·A_C)]
+
+For κ above the multiplier of the optimum the penalty is exact: the same optimum, with no multiplier to tune. In between
+the gradient is either with the full penalty or without any, so that too large a κ makes the policy walk to and fro.
+
+What differs: L_C and J_C are of whole episodes, and the penalty is divided by their mean length, to be on the scale of
+L_R, a mean over steps; the KL to the reference is in the reward.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from algos.core.dual import ConstraintConfig, Constraints
+from algos.core.objectives import (
+    ClipConfig,
+    CriticConfig,
+    clipped_ratio_term,
+    clipped_surrogate_loss,
+    critic_losses,
+    estimate,
+    shaped_rewards,
+)
+from algos.core.optim import Optimizer, TrainingConfig
+from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout
+
+
+class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
+    """Settings of P3O."""
+
+    penalty: float = Field(5.0, gt=0, description="κ: price of a unit of cost above the limit")
+
+
+class Algorithm:
+    """One policy, its optimiser and the constraint; see `algos.core.loop.Algorithm`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: Config,
+        cost_limit: float | None,
+        iterations: int,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
+        self.policy = policy
+        self.config = config
+        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
+        self.constraints = Constraints(config, cost_limit, "p3o", several=False)
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
+
+    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """One iteration's learning; metrics are means over its minibatches, the window's, and the `penalty_loss`."""
+        config, clip = self.config, self.config.clip_range_ratio
+        costs = self.constraints.observe(rollout)[0]
+        (excess,) = self.constraints.excess.values()
+        rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
+        estimates = estimate(rollout, rewards, costs, config)
+        length = rollout.lengths.float().mean()
+
+        def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            actor = clipped_surrogate_loss(new.log_probs, batch.log_probs, estimates.reward[index], batch.mask, clip)
+            rises = clipped_ratio_term(new.log_probs, batch.log_probs, estimates.cost[index], batch.mask, clip)
+            penalty = config.penalty * torch.relu(rises.sum(-1).mean() + excess) / length
+            critics, parts = critic_losses(new, batch, index, estimates, config)
+            return actor + penalty + critics, {"actor_loss": actor, "penalty_loss": penalty, **parts}
+
+        learned = self.optimizer.descend(rollout, losses, generator)
+        return {**learned, **self.constraints.metrics}

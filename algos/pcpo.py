@@ -1,0 +1,85 @@
+"""PCPO: a trust-region step for the reward, projected back into the constraint.
+
+Source: Yang et al., "Projection-Based Constrained Policy Optimization", arXiv 2010.03152, eq. 7 with the KL projection:
+
+    step = √(2δ/q)·F⁻¹g - ((√(2δ/q)·r + c) / s)⁺·F⁻¹b
+
+with q = gᵀF⁻¹g, r = gᵀF⁻¹b, s = bᵀF⁻¹b, c = J_C - limit. The projection may lead out of the trust region; the line
+search shortens the step until the KL on the true policy is at most δ.
+
+What differs: as for `algos.cpo`. From far outside the constraint the projection is longer than the region is wide and
+the line search leaves only its direction, as CPO's recovery does.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from algos.core.dual import ConstraintConfig, Constraints
+from algos.core.objectives import CriticConfig, critic_losses, estimate, shaped_rewards
+from algos.core.optim import CRITICS, Optimizer, TrainingConfig
+from algos.core.trust_region import TrustRegion, TrustRegionConfig
+from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout
+
+
+class Config(TrainingConfig, CriticConfig, ConstraintConfig, TrustRegionConfig):
+    """Settings of PCPO; `learning_rate` is that of steps on demonstrations alone."""
+
+
+class Algorithm:
+    """One policy, its optimiser and the constraint; see `algos.core.loop.Algorithm`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: Config,
+        cost_limit: float | None,
+        iterations: int,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
+        self.policy = policy
+        self.config = config
+        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
+        self.constraints = Constraints(config, cost_limit, "pcpo", several=False)
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
+
+    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """One step of the actor, then the critics' minibatches.
+
+        Metrics beside those of the critics and of the constraint: `step_kl`, of the step that was taken;
+        `step_fraction`, what the line search left of it.
+        """
+        config = self.config
+        costs = self.constraints.observe(rollout)[0]
+        (excess,) = self.constraints.excess.values()
+        rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
+        estimates = estimate(rollout, rewards, costs, config)
+
+        region = TrustRegion(self.policy, rollout, config, generator)
+        g, b = region.gradient(estimates.reward), region.gradient(estimates.cost)
+        x, p = region.solve(g), region.solve(b)
+        forward, back = pcpo_step(g.dot(x).item(), g.dot(p).item(), b.dot(p).item(), excess, config.max_kl)
+        step = forward * x - back * p
+        if (width := math.sqrt(step.dot(region.fisher(step)).clamp(min=0).item() / (2 * config.max_kl))) > 1:
+            step = step / width  # the projection led out of the region
+
+        def acceptable() -> bool:
+            if back == 0 and region.surrogate(estimates.reward) <= 0:
+                return False
+            return region.surrogate(estimates.cost) <= max(-excess, 0.0)
+
+        fraction = region.search(step, acceptable)
+        taken = {"step_kl": region.divergence(), "step_fraction": fraction}
+
+        def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            return critic_losses(new, batch, index, estimates, config)
+
+        learned = self.optimizer.descend(rollout, losses, generator, only=CRITICS)
+        return {**learned, **self.constraints.metrics, **taken}
+
+
+def pcpo_step(q: float, r: float, s: float, c: float, max_kl: float) -> tuple[float, float]:
+    """α and β of the step α·F⁻¹g - β·F⁻¹b; arguments as for `algos.cpo.cpo_step`."""
+    forward = math.sqrt(2 * max_kl / max(q, 1e-8))
+    return forward, max(forward * r + c, 0.0) / max(s, 1e-8)
