@@ -25,6 +25,7 @@ COMMANDS = {
     "algos": ("algos", "List the algorithms, or the settings of one."),
     "train": ("train", "Train a policy with one algorithm."),
     "compare": ("compare", "Train several algorithms over several seeds and report."),
+    "study": ("study", "Hold the algorithms to a known optimum, over limits and seeds."),
     "evaluate": ("evaluate", "Evaluate saved policies."),
     "pareto": ("pareto", "Front and hypervolume of the runs below some directories."),
     "fit": ("fit", "Fit a policy (SFT), a reward model or a cost model to data."),

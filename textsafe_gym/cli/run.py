@@ -88,7 +88,12 @@ def demonstrations(spec: RunSpec, env: Any, policy: Any) -> Any:
 
 
 def cost_limit_of(spec: RunSpec, env: Any) -> float | None:
-    """The algorithm's own limit, else the environment's, or that of its first sub-environment; None without one."""
+    """The limit on the mean cost: the algorithm's, else the environment's, or that of its first sub-environment.
+
+    None without one, and where the algorithm bounds something else than the mean of all costs.
+    """
+    if spec.config.get("constraint", "mean") != "mean" or spec.config.get("cost_limits"):
+        return None
     limit = spec.config.get("cost_limit")
     if limit is None:
         limit = getattr(env.unwrapped, "cost_limit", None)
@@ -109,7 +114,7 @@ def check(spec: RunSpec, played: set[str] | None = None) -> None:
     Raises:
         TextsafeError: what is wrong.
     """
-    env = make_env(spec, 1)
+    env = make_env(spec, int(spec.config.get("group_size", 1)))
     try:
         policy = make_policy(spec, env)
         if spec.algorithm != INITIAL:
@@ -284,6 +289,8 @@ def _execute(spec: RunSpec, directory: Path, report: Report) -> dict[str, Any]:
     )
     write_rows(directory / "evaluation.jsonl", rows)
     limit = cost_limit_of(spec, env)
+    exact = getattr(env.unwrapped, "evaluate", None)  # an enumerable environment knows a policy's expectations
+    exactly = {"exact": exact(policy.model)._asdict()} if exact and policy.temperature == 1 else {}
     env.close()
     speeds = [row["tokens_per_second"] for row in metrics if row.get("tokens_per_second")]
     summary = {
@@ -292,6 +299,7 @@ def _execute(spec: RunSpec, directory: Path, report: Report) -> dict[str, Any]:
         "episodes": metrics[-1]["episodes"] if metrics else 0,
         "seconds": round(time.perf_counter() - started, 2),
         "evaluation": summarise(rows, limit),
+        **exactly,
     }
     if speeds:
         summary["tokens_per_second"] = math.fsum(speeds) / len(speeds)

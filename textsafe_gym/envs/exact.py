@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from textsafe_gym.envs import ENVIRONMENTS
-from textsafe_gym.envs.optimum import Optimum, Responses, checked_kl_coeff, solve
+from textsafe_gym.envs.optimum import Optimum, Responses, checked_kl_coeff, priced, solve, solve_each
 from textsafe_gym.envs.task import Task
 from textsafe_gym.envs.text import SafeRLHFEnv
 from textsafe_gym.envs.vector import SafeRLHFVectorEnv
@@ -58,6 +58,15 @@ class Row(NamedTuple):
     reference_log_prob: float
     reward: float
     cost: float
+
+
+class ExactValues(NamedTuple):
+    """Expectations over prompts and a policy's responses; the KL is to the reference, in nats."""
+
+    reward: float
+    cost: float
+    kl: float
+    prompt_costs: list[float]
 
 
 @dataclass(frozen=True)
@@ -285,16 +294,34 @@ class ExactView:
         limit = self.task.cost_limit if cost_limit is None else cost_limit
         return solve(self.world.responses, limit, self.kl_coeff if kl_coeff is None else kl_coeff, kl_in_cost)
 
-    def evaluate(self, model: Any) -> tuple[float, float, float]:
-        """Exact mean reward, mean cost and KL to the reference (nats) of a causal LM that speaks this vocabulary.
+    def solve_each(self, cost_limit: float | None = None, kl_coeff: float | None = None) -> Optimum:
+        """As `solve`, where every prompt has to keep the limit by itself."""
+        limit = self.task.cost_limit if cost_limit is None else cost_limit
+        return solve_each(self.world.responses, limit, self.kl_coeff if kl_coeff is None else kl_coeff)
+
+    def priced(self, price: float, kl_coeff: float | None = None) -> Optimum:
+        """The optimum of E[R] - price·E[C] - kl_coeff·KL, without a limit; `objective` leaves the price out.
+
+        Raises:
+            ConfigError: a number is not finite or negative, or kl_coeff is 0.
+        """
+        return priced(self.world.responses, price, self.kl_coeff if kl_coeff is None else kl_coeff)
+
+    def evaluate(self, model: Any) -> ExactValues:
+        """What a causal LM that speaks this vocabulary earns, without sampling.
 
         Args:
             model: such as a trained policy's `model`, at temperature 1.
         """
         responses = self.world.responses
         policy = np.exp(self.world.log_probs(model))
-        costs = responses.mean(policy, responses.cost)
-        return responses.mean(policy, responses.reward), costs, responses.divergence(policy)
+        by_prompt = np.bincount(responses.prompt, policy * responses.cost, self.world.prompts)
+        return ExactValues(
+            responses.mean(policy, responses.reward),
+            responses.mean(policy, responses.cost),
+            responses.divergence(policy),
+            by_prompt.tolist(),
+        )
 
     def frontier(self, kl_coeff: float | None = None, n: int = 20) -> list[Optimum]:
         """`n` optima at equal steps of cost, from that which no limit binds to nearly the smallest attainable cost.

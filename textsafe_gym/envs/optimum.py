@@ -7,7 +7,7 @@ formulas. For β = 0 it is a linear program.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -108,6 +108,46 @@ def solve(responses: Responses, cost_limit: float, kl_coeff: float, kl_in_cost: 
     if kl_coeff == 0:
         return _linear(responses, cost_limit)
     return _regularised(responses, cost_limit, kl_coeff, kl_in_cost)
+
+
+def solve_each(responses: Responses, cost_limit: float, kl_coeff: float) -> Optimum:
+    """As `solve`, where each prompt's mean cost has to keep the limit by itself (RePO's problem, arXiv 2410.19933).
+
+    The multiplier is the mean of the prompts' own; `smallest_cost` is that of the prompt where it is largest.
+    """
+    weight = responses.prompt_probability
+    parts = []
+    for prompt in range(len(weight)):
+        own = responses.prompt == prompt
+        columns = (responses.reference_log_prob[own], responses.reward[own], responses.cost[own])
+        parts.append(solve(Responses(np.zeros(own.sum(), dtype=np.int64), np.ones(1), *columns), cost_limit, kl_coeff))
+    policy = np.empty(len(responses.prompt))
+    for prompt, part in enumerate(parts):
+        policy[responses.prompt == prompt] = part.policy
+
+    def mean(name: str) -> float:
+        return float(weight @ [getattr(part, name) for part in parts])
+
+    smallest = max(part.smallest_cost for part in parts)
+    feasible = all(part.feasible for part in parts)
+    return _optimum(responses, policy, mean("multiplier"), feasible, smallest, kl_coeff, mean("dual"))
+
+
+def priced(responses: Responses, price: float, kl_coeff: float) -> Optimum:
+    """The policy that maximises E[R] - price·E[C] - kl_coeff·KL; `objective` and `dual` are its reward - kl_coeff·KL.
+
+    Raises:
+        ConfigError: a number is not finite or negative, or kl_coeff is 0.
+    """
+    if not _is_finite(price) or price < 0:
+        raise ConfigError(f"price = {price!r:.60}: expected a finite number, at least 0")
+    if checked_kl_coeff(kl_coeff) == 0:
+        raise ConfigError(
+            "kl_coeff = 0: a price alone has its optimum in one response a prompt; use a positive kl_coeff"
+        )
+    policy = tilted(responses, price, kl_coeff)
+    found = _optimum(responses, policy, price, True, responses.least(responses.cost), kl_coeff, math.nan)
+    return replace(found, dual=found.objective)
 
 
 def checked_kl_coeff(kl_coeff: float) -> float:

@@ -173,3 +173,53 @@ def reward_cost_plane(
         axis.set_title("Marker: mean over seeds; dot: one run", fontsize=11)
         figure.legend(loc="outside right upper", fontsize=9)
         _save(figure, path)
+
+
+def optimum_plane(
+    rows: Sequence[Mapping[str, Any]],
+    problems: Mapping[str, str],
+    frontiers: Mapping[str, Sequence[Mapping[str, float]]],
+    path: Path,
+) -> None:
+    """The exact frontier of each problem, and every algorithm's mean with its intervals beside it.
+
+    Args:
+        rows: of `study.summarise_study`.
+        problems: from algorithm to problem.
+        frontiers: of `study.frontiers`.
+        path: of the PNG.
+    """
+    names = list(dict.fromkeys(row["algorithm"] for row in rows))
+    places = {name: number for number, name in enumerate(names)}
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.0, 5.4), layout="constrained")
+        axis = figure.subplots()
+        for (problem, points), dashes in zip(frontiers.items(), ("-", "--", ":"), strict=False):
+            costs, objectives = [p["cost"] for p in points], [p["objective"] for p in points]
+            axis.plot(costs, objectives, dashes, color="black", linewidth=1.2, label=f"optimum: {problem}", zorder=0)
+        for row in rows:
+            place = places[row["algorithm"]]
+            x, y = row["cost"], row["objective"]
+            axis.errorbar(
+                x["mean"],
+                y["mean"],
+                xerr=None if x["low"] is None else x["high"] - x["mean"],
+                yerr=None if y["low"] is None else y["high"] - y["mean"],
+                color=_COLOURS[place % len(_COLOURS)],
+                marker=_MARKERS[place % len(_MARKERS)],
+                markersize=6,
+                markeredgecolor="white",
+                elinewidth=0.8,
+                linestyle="",
+            )
+        for name, place in places.items():
+            look: dict[str, Any] = {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
+            label = name if problems[name] == "mean" else f"{name} ({problems[name]})"
+            axis.plot([], [], linestyle="", label=label, **look)
+        for limit in sorted({row["cost_limit"] for row in rows if row["cost_limit"] is not None}):
+            axis.axvline(limit, color="grey", linestyle="--", linewidth=0.8, zorder=-1)
+        axis.set_xlabel("mean cost per response (dashed: the limits)")
+        axis.set_ylabel("mean reward less the KL penalty")
+        axis.set_title("Means over seeds with 95 % intervals, against the exact optimum", fontsize=11)
+        figure.legend(loc="outside right upper", fontsize=8)
+        _save(figure, path)

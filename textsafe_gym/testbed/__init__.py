@@ -17,7 +17,7 @@ ASSETS = Path(__file__).parent / "assets"
 MAX_PROMPT_LENGTH = 24
 MAX_RESPONSE_LENGTH = 32
 
-COST_LIMIT = -1.22
+COST_LIMIT = -1.16
 """In units of the shipped cost model. Harmless answers cost about -1.25, refusals -1.35 and harmful answers +1.25; most
 prompts are harmless, so a policy that serves every harm costs only -0.33, and a limit of 0 would allow it. This one
 leaves room for a few harmful answers in a hundred (see "scripted" in `card.json`); the paper lowered its limit, too,

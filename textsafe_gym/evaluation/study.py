@@ -1,0 +1,136 @@
+"""Algorithms against the exact optimum of the problem that each of them states."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from textsafe_gym.evaluation.files import Row
+from textsafe_gym.evaluation.intervals import t_interval
+from textsafe_gym.evaluation.report import Cell, Table, cell
+
+
+@dataclass(frozen=True)
+class Score:
+    """One run, measured exactly.
+
+    Attributes:
+        algorithm: its name.
+        cost_limit: of the run; None for a method without one.
+        seed: of the run.
+        fraction: of the way from the reference policy's objective (0) to the optimum's (1).
+        violation: by how much what is bounded is above its limit, as a share of the range of costs.
+        kl: to the reference, in nats.
+        cost: mean cost.
+        objective: E[R] - β·KL, less the priced cost where the method has a fixed price.
+    """
+
+    algorithm: str
+    cost_limit: float | None
+    seed: int
+    fraction: float
+    violation: float
+    kl: float
+    cost: float
+    objective: float
+
+
+def score(env: Any, problem: str, summary: Row, price: float = 0.0) -> Score:
+    """Holds a run's exact values to the optimum.
+
+    Args:
+        env: the base of a `SafeRLHF-Exact-v0`.
+        problem: "mean", E[C] <= limit; "kl_in_cost", E[C] + β·KL <= limit; "per_prompt", E[C | x] <= limit for every
+            prompt; "priced", no limit but a price.
+        summary: of `summary.json`, with "exact".
+        price: of a unit of cost, under "priced".
+    """
+    exact, limit, kl_coeff = summary["exact"], summary["cost_limit"], env.kl_coeff
+    costs = env.world.responses.cost
+    bounded = exact["cost"]
+    if problem == "priced":
+        best = env.priced(price)
+        limit, violation = None, 0.0
+    elif problem == "per_prompt":
+        best = env.solve_each(limit)
+        weights = env.world.responses.prompt_probability
+        violation = float(weights @ [max(cost - limit, 0.0) for cost in exact["prompt_costs"]])
+    else:
+        best = env.solve(limit, kl_in_cost=problem == "kl_in_cost")
+        bounded += kl_coeff * exact["kl"] if problem == "kl_in_cost" else 0.0
+        violation = max(bounded - limit, 0.0)
+    reached = exact["reward"] - kl_coeff * exact["kl"] - price * exact["cost"]
+    start = env.evaluate(env.world.reference)
+    ground = start.reward - price * start.cost
+    aim = best.objective - price * best.cost
+    return Score(
+        algorithm=summary["algorithm"],
+        cost_limit=limit,
+        seed=summary["seed"],
+        fraction=(reached - ground) / (aim - ground),
+        violation=violation / float(costs.max() - costs.min()),
+        kl=exact["kl"],
+        cost=exact["cost"],
+        objective=reached,
+    )
+
+
+def summarise_study(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """A row for each algorithm and limit: means and 95 % t intervals over seeds."""
+    groups: dict[tuple[str, float | None], list[Score]] = defaultdict(list)
+    for one in scores:
+        groups[one.algorithm, one.cost_limit].append(one)
+    rows = []
+    for (algorithm, limit), own in groups.items():
+        row: dict[str, Any] = {"algorithm": algorithm, "cost_limit": limit, "runs": len(own)}
+        for name in ("fraction", "violation", "kl", "cost", "objective"):
+            row[name] = t_interval([getattr(one, name) for one in own]).as_dict()
+        rows.append(row)
+    return rows
+
+
+def study_table(rows: Sequence[Mapping[str, Any]], problems: Mapping[str, str]) -> Table:
+    """What the terminal shows."""
+    cells = [
+        [
+            Cell(row["algorithm"]),
+            Cell(problems[row["algorithm"]]),
+            Cell("–" if row["cost_limit"] is None else f"{row['cost_limit']:g}"),
+            cell(row["fraction"], 1, 100),
+            cell(row["violation"], 2, 100),
+            cell(row["kl"], 2),
+            Cell(str(row["runs"])),
+        ]
+        for row in rows
+    ]
+    return Table(
+        title="Fraction of the exact optimum",
+        note="0 %: the reference policy; 100 %: the optimum of the problem that the algorithm states. Violation of the "
+        "limit in % of the range of costs. Means over seeds with 95 % t intervals.",
+        columns=["algorithm", "problem", "limit", "optimum, %", "violation, %", "KL, nats", "runs"],
+        rows=cells,
+    )
+
+
+def frontiers(env: Any, problems: Collection[str], points: int = 25) -> dict[str, list[dict[str, float]]]:
+    """For each problem with a limit its optima, from no limit to nearly the smallest that can be kept.
+
+    Returns:
+        From problem to points with `cost`, the mean cost, and `objective`, E[R] - β·KL.
+    """
+    free = env.priced(0.0)
+    solvers = {
+        "mean": lambda limit: env.solve(limit),
+        "kl_in_cost": lambda limit: env.solve(limit, kl_in_cost=True),
+        "per_prompt": lambda limit: env.solve_each(limit),
+    }
+    found = {}
+    for problem in sorted(problems & solvers.keys()):
+        solve = solvers[problem]
+        high = free.cost + (env.kl_coeff * free.kl if problem == "kl_in_cost" else 0.0)
+        low = solve(high).smallest_cost
+        optima = [solve(limit) for limit in np.linspace(high, low + 0.1 * (high - low), points)]
+        found[problem] = [{"cost": one.cost, "objective": one.objective} for one in optima]
+    return found
