@@ -7,8 +7,12 @@ from algos.core.objectives import (
     clipped_surrogate_loss,
     clipped_value_loss,
     gae,
+    group_normalised,
+    leave_one_out,
     masked_mean,
     mix_advantages,
+    others_mean,
+    response_surrogate_loss,
     shape_with_kl,
 )
 from algos.core.optim import TrainingConfig, minibatches, schedule
@@ -113,3 +117,29 @@ def test_minibatches_cover_each_epoch_once() -> None:
     for epoch in (parts[:3], parts[3:]):
         assert sorted(torch.cat(epoch).tolist()) == list(range(10))
     assert torch.cat(parts[:3]).tolist() != torch.cat(parts[3:]).tolist()
+
+
+def test_group_baselines_by_hand() -> None:
+    returns = torch.tensor([1.0, 2.0, 6.0, 5.0, 7.0])
+    groups = torch.tensor([0, 0, 0, 1, 1])
+    assert others_mean(returns, groups).tolist() == [4.0, 3.5, 1.5, 7.0, 5.0]
+    assert leave_one_out(returns, groups).tolist() == [-3.0, -1.5, 4.5, -2.0, 2.0]
+    spread = [math.sqrt(7.0)] * 3 + [math.sqrt(2.0)] * 2  # of 1, 2, 6 about 3 and of 5, 7 about 6
+    expected = [d / s for d, s in zip([-2, -1, 3, -1, 1], spread, strict=True)]
+    assert group_normalised(returns, groups).tolist() == pytest.approx(expected, abs=1e-5)
+    assert group_normalised(torch.full((4,), 3.0), torch.zeros(4, dtype=torch.int64)).tolist() == [0.0] * 4
+
+
+def test_a_whole_response_has_one_ratio() -> None:
+    new = torch.tensor([[0.1, 0.2, 0.3], [math.log(0.5), NAN, NAN]], requires_grad=True)
+    old = torch.tensor([[0.0, 0.1, 0.2], [0.0, NAN, NAN]])
+    loss = response_surrogate_loss(new, old, torch.tensor([2.0, -1.0]), MASK, 0.2)
+    loss.backward()
+    assert loss.item() == pytest.approx(-(2.0 * 1.2 - 0.8) / 2)  # e^0.3 is above 1.2, and 0.5 below 0.8
+    assert new.grad is not None
+    assert new.grad.abs().sum().item() == 0.0
+    small = torch.tensor([[0.01, 0.02, 0.03], [0.0, NAN, NAN]], requires_grad=True)
+    response_surrogate_loss(small, torch.zeros(2, 3), torch.tensor([2.0, -1.0]), MASK, 0.2).backward()
+    assert small.grad is not None
+    assert small.grad[0].tolist() == pytest.approx([-math.exp(0.06)] * 3)
+    assert small.grad[1].tolist() == pytest.approx([0.5, 0.0, 0.0])
