@@ -105,8 +105,9 @@ def test_every_constrained_algorithm_keeps_the_limit_and_earns(name: str, env: A
     config = {key: value for key, value in WINDOW.items() if key in fields}
     slow = {"crpo", "ipo", "repo", "grpo_lagrangian"}
     config |= {"episodes": 6400} if name in slow and env is Tracking else {}
+    config |= {"multiplier_learning_rate": 0.15} if name == "grpo_lagrangian" else {}
     _, metrics = train(name, env, kl_coefficient=0.0, **config)
-    # Without a constraint the cost is 4 in Tracking and 3.4 in Crossing. GRPO's price of it varies from start to start.
-    assert metrics["cost"] <= env.COST_LIMIT + (0.3 if name == "grpo_lagrangian" else 0.15)
+    # Without a constraint the cost is 4 in Tracking and 3.4 in Crossing.
+    assert metrics["cost"] <= env.COST_LIMIT + 0.15
     # Keeping still earns Σ -s² = -2.7 in Tracking and 0.3 a step, 2.0, in Crossing; the optima are -1.28 and 5.1.
     assert metrics["reward"] > (-2.0 if env is Tracking else 3.5)

@@ -20,4 +20,5 @@ wait $!
 
 textsafe compare ppo reward_shaping ppo_lagrangian --env examples/real_data/env.yaml \
     --set learning_rate=3e-4 --set kl_coefficient=0.02 --set ptx_coefficient=1 \
+    --set ppo_lagrangian.limit_includes_kl=false \
     --episodes 3072 --seeds 3 --workers 2 --out $out/compare
