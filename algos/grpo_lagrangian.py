@@ -1,12 +1,13 @@
 """GRPO-Lagrangian: GRPO on reward - λ·cost, without critics.
 
-Source: GRPO (Shao et al., arXiv 2402.03300) on both signals, and a multiplier. Each signal is normalised
-by itself and the advantages are mixed, (A_R - λ·A_C) / (1 + λ): normalising the mixed reward would let λ change the
-scale of everything.
+Source: GRPO (Shao et al., arXiv 2402.03300) on both signals, and a multiplier. The advantages of reward and cost, each
+centred in its group, are mixed to (A_R - λ·A_C) / (1 + λ), and the mixture is divided by its group's standard
+deviation.
 
-What it cannot do: with each prompt's own standard deviations σ, the price of a unit of cost is λ·σ_R/σ_C, another for
-each prompt, so that its stationary point is the optimum only where that ratio is the same for all prompts. The KL to
-the reference is in the reward, for the reason given in `algos.grpo`.
+Why not divide first: rewards in standard deviations have lost their unit, so that λ is no price of cost any more.
+Worse, at the optimum R - β·KL - λ·C is the same for all answers to a prompt, hence σ_R = λ·σ_C: of signals that are
+divided by their own σ, each limit's optimum is stationary at the same λ = 1, and nothing holds the prompts to one
+common price. The KL to the reference is in the reward, for the reason given in `algos.grpo`.
 """
 
 import torch
@@ -14,7 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
-from algos.core.objectives import ClipConfig, clipped_surrogate_loss, group_normalised, mix_advantages, shaped_rewards
+from algos.core.objectives import (
+    ClipConfig,
+    clipped_surrogate_loss,
+    group_centred,
+    group_normalised,
+    mix_advantages,
+    shaped_rewards,
+)
 from algos.core.optim import Optimizer, TrainingConfig
 from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout, episode_sums
 
@@ -50,8 +58,8 @@ class Algorithm:
         costs, multiplier = price(signals, self.multipliers.update(self.constraints.excess))
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         returns = [episode_sums(signal, rollout.mask) for signal in (rewards, costs)]
-        reward, cost = (group_normalised(own, rollout.groups) for own in returns)
-        advantages = mix_advantages(reward, cost, multiplier)
+        reward, cost = (group_centred(own, rollout.groups) for own in returns)
+        advantages = group_normalised(mix_advantages(reward, cost, multiplier), rollout.groups)
 
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             spread = advantages[index, None].expand_as(new.log_probs)

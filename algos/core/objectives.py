@@ -237,6 +237,12 @@ def leave_one_out(returns: Tensor, groups: Tensor) -> Tensor:
     return returns - others_mean(returns, groups)
 
 
+def group_centred(returns: Tensor, groups: Tensor) -> Tensor:
+    """(B,): each episode's return (B,) less the mean of its group."""
+    sizes, sums = _group_sums(returns, groups)
+    return returns - sums / sizes
+
+
 def group_normalised(returns: Tensor, groups: Tensor) -> Tensor:
     """Each episode's return in standard deviations from its group's mean (GRPO: Shao et al., arXiv 2402.03300).
 
@@ -247,9 +253,8 @@ def group_normalised(returns: Tensor, groups: Tensor) -> Tensor:
     Returns:
         (B,); 0 in a group whose returns are all the same.
     """
-    sizes, sums = _group_sums(returns, groups)
-    centred = returns - sums / sizes
-    _, squares = _group_sums(centred.square(), groups)
+    centred = group_centred(returns, groups)
+    sizes, squares = _group_sums(centred.square(), groups)
     return centred / ((squares / (sizes - 1)).sqrt() + 1e-6)
 
 
