@@ -1,6 +1,6 @@
 """Every algorithm reaches the exact optimum of the problem that it states, on a text CMDP small enough to enumerate.
 
-A short form of `textsafe study exact`: 312 responses, 60 updates, one seed. What it catches is planted below, bug by bug.
+A short form of `textsafe study exact`: 312 responses, 60 updates, one seed. The bugs that it catches are planted below.
 """
 
 import importlib
