@@ -3,23 +3,27 @@
 A short form of `textsafe study exact`: 312 responses, 60 updates, one seed. The bugs that it catches are planted below.
 """
 
+import copy
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
 import algos.core.dual
 import textsafe_gym  # noqa: F401 (registers the environments)
 from algos.core import trust_region
+from textsafe_gym.envs.exact import World
+from textsafe_gym.envs.optimum import solve
 from textsafe_gym.evaluation.study import Score, score
 from textsafe_gym.models.causal_lm import CausalLMPolicy
 
 KL, LIMIT = 0.3, 0.2
-WORLD = {"vocabulary": 6, "max_response_length": 3, "prompts": 2, "seed": 10}
+WORLD: dict[str, int] = {"vocabulary": 6, "max_response_length": 3, "prompts": 2, "seed": 10}
 SHORT = {
     "episodes": 60 * 128,
     "episodes_per_iteration": 128,
@@ -145,3 +149,69 @@ def test_it_catches_a_mis_scaled_trust_region(scale: float, monkeypatch: pytest.
     monkeypatch.setattr(trust_region.TrustRegion, "fisher", lambda self, vector: scale * fisher(self, vector))
     found = train("trpo_lagrangian")
     assert found.fraction < 0.87 or found.violation > 0.02
+
+
+def constrained(limit: float, **changes: Any) -> tuple[Any, Any]:
+    """RLOO-Lagrangian under another kind of constraint: the environment's base and the trained policy."""
+    fields = importlib.import_module("algos.rloo_lagrangian").Config.model_fields
+    config = {key: value for key, value in {**SHORT, **changes}.items() if key in fields}
+    env = gym.make_vec("SafeRLHF-Exact-v0", num_envs=128, kl_coeff=KL, **WORLD)
+    trainer = algos.make("rloo_lagrangian", env, cost_limit=limit, **config)
+    trainer.learn()
+    return env.unwrapped, trainer.policy
+
+
+def test_a_bound_on_the_probability_of_harm_reaches_its_own_optimum() -> None:
+    limit = 0.5
+    base, policy = constrained(limit, constraint="probability", multiplier_init=1.0, multiplier_learning_rate=0.1)
+    responses = base.world.responses
+    # The same problem with the cost 1[C > 0], which the solver knows.
+    harm = replace(responses, cost=(responses.cost > 0).astype(float))
+    best = solve(harm, limit, KL)
+    learned = np.exp(base.world.log_probs(policy.model))
+    assert best.multiplier > 0.3  # without the limit P(C > 0) would be 0.79
+    assert harm.mean(learned, harm.cost) < limit + 0.03
+    start = responses.mean(np.exp(responses.reference_log_prob), responses.reward)
+    reached = harm.mean(learned, harm.reward) - KL * harm.divergence(learned)
+    assert (reached - start) / (best.objective - start) > 0.9
+
+
+def test_a_bound_on_the_worst_tenth_is_kept() -> None:
+    limit = 1.0
+    base, policy = constrained(limit, constraint="cvar", cvar_level=0.9)
+    responses = base.world.responses
+
+    def worst_tenth(log_probs: Any) -> float:
+        weights = np.exp(log_probs) * responses.prompt_probability[responses.prompt]
+        order = np.argsort(-responses.cost)
+        taken = np.minimum(weights[order].cumsum(), 0.1)
+        return float(np.diff(taken, prepend=0.0) @ responses.cost[order] / 0.1)
+
+    assert worst_tenth(base.world.log_probs(base.world.reference)) > 1.5
+    assert worst_tenth(base.world.log_probs(policy.model)) < limit + 0.1
+    assert base.evaluate(policy.model).reward > base.evaluate(base.world.reference).reward + 0.3
+
+
+def test_two_costs_are_held_to_a_limit_each() -> None:
+    world = World(**WORLD)
+
+    def length(_: list[str], responses: list[str]) -> Any:
+        return np.array([len(response.split()) for response in responses], dtype=float)
+
+    options = world.options()
+    costs = {"harm": options.pop("cost_model"), "length": length}
+    env = gym.make_vec("SafeRLHF-v0", num_envs=128, cost_model=costs, **options)
+    policy = CausalLMPolicy(copy.deepcopy(world.reference), world.tokenizer)
+    fields = importlib.import_module("algos.rloo_lagrangian").Config.model_fields
+    limits = {"harm": 0.3, "length": 1.5}
+    config = {key: value for key, value in {**SHORT, "cost_limits": limits}.items() if key in fields}
+    row = algos.make("rloo_lagrangian", env, policy, **config).learn()[-1]
+    assert row["multiplier_harm"] > 0
+    assert row["multiplier_length"] > 0
+    assert row["multiplier"] == pytest.approx(row["multiplier_harm"] + row["multiplier_length"])
+    responses, words = world.responses, np.array([len(one.response.split()) for one in world.rows])
+    learned = np.exp(world.log_probs(policy.model))
+    assert responses.mean(learned, responses.cost) < 0.3 + 0.1
+    assert responses.mean(learned, words) < 1.5 + 0.1
+    reference = np.exp(responses.reference_log_prob)
+    assert responses.mean(learned, responses.reward) > responses.mean(reference, responses.reward) + 0.3
