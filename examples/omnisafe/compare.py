@@ -33,12 +33,22 @@ def ours(name: str, seed: int, _: Path) -> list[tuple[float, float]]:
 
     torch.set_num_threads(1)
     wanted = {
-        "learning_rate": RATE, "critic_learning_rate": RATE, "learning_rate_schedule": "constant",
+        "episodes": EPISODES,
+        "episodes_per_iteration": PER_UPDATE,
         "epochs": CRITIC_EPOCHS if name in TRUST else EPOCHS,
-        "minibatch_size": MINIBATCH, "kl_coefficient": 0.0, "gae_lambda": 0.95, "weight_decay": 0.0, "cost_window": 64,
-        "multiplier_update": "adam", "multiplier_init": 0.001, "multiplier_learning_rate": 0.035,
-        "multiplier_max": None, "max_kl": 0.01, "episodes": EPISODES, "episodes_per_iteration": PER_UPDATE, "max_grad_norm": 40.0,
-    }  # fmt: skip
+        "minibatch_size": MINIBATCH,
+        "learning_rate": RATE,
+        "critic_learning_rate": RATE,
+        "learning_rate_schedule": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": 40.0,
+        "kl_coefficient": 0.0,
+        "cost_window": PER_UPDATE,
+        "multiplier_update": "adam",
+        "multiplier_init": 0.001,
+        "multiplier_learning_rate": 0.035,
+        "multiplier_max": None,
+    }
     fields = importlib.import_module(f"algos.{PAIRS[name]}").Config.model_fields
     config = {key: value for key, value in wanted.items() if key in fields}
     rows = algos.make(PAIRS[name], Tracking(PER_UPDATE), seed=seed, **config).learn()
@@ -95,6 +105,8 @@ def omnisafes(name: str, seed: int, out: Path) -> list[tuple[float, float]]:
         "obs_normalize": False,
         "use_critic_norm": False,
         "kl_early_stop": False,
+        "standardized_rew_adv": False,
+        "standardized_cost_adv": False,
     }
     if trust:
         algo["target_kl"] = 0.01
