@@ -5,10 +5,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from scipy.special import logit
 
-from textsafe_gym.envs.optimum import Responses, dual, solve, tilted
+from textsafe_gym.envs.optimum import Responses, dual, priced, solve, solve_each, tilted
 from textsafe_gym.errors import ConfigError, DataError, TextsafeError
 
 NAME = "SafeRLHF-Exact-v0"
@@ -228,3 +229,48 @@ def test_wrong_questions_are_one_line(env: Any) -> None:
     env.reset(options={"prompt": "ab"})
     with pytest.raises(DataError, match="has no prompt 'ab'; its prompts"):
         env.step(0)
+
+
+def test_a_price_stands_for_its_limit() -> None:
+    responses = by_hand()
+    best = solve(responses, 1.0, 0.5)
+    found = priced(responses, best.multiplier, 0.5)
+    np.testing.assert_allclose(found.policy, best.policy, atol=1e-9)
+    assert found.objective == pytest.approx(best.objective)
+    with pytest.raises(ConfigError, match="price = -1"):
+        priced(responses, -1, 0.5)
+    with pytest.raises(ConfigError, match="kl_coeff = 0"):
+        priced(responses, 1.0, 0.0)
+
+
+def test_each_prompt_by_itself_by_hand() -> None:
+    # Both prompts' free optima are far above a cost of 1, so that each has E[C | x] = 1.
+    best = solve_each(by_hand(), 1.0, 0.5)
+    costs = np.bincount(by_hand().prompt, best.policy * by_hand().cost)
+    np.testing.assert_allclose(costs, [1.0, 1.0], atol=1e-9)
+    assert best.objective < solve(by_hand(), 1.0, 0.5).objective - 0.005  # which may trade one prompt for the other
+    assert best.dual == pytest.approx(best.objective)
+    assert not solve_each(by_hand(), -0.1, 0.5).feasible
+
+
+def test_a_models_expectations_are_those_of_its_responses() -> None:
+    from textsafe_gym.models import make_policy
+
+    envs = gym.make_vec(NAME, num_envs=2048, **SMALL)
+    base: Any = envs.unwrapped
+    policy: Any = make_policy(envs)
+    reference = base.evaluate(policy.model)
+    assert reference.kl == pytest.approx(0.0, abs=1e-9)
+    with torch.no_grad():
+        policy.model.lm_head.weight *= 3
+    exact = base.evaluate(policy.model)
+    rollout = policy.rollout(envs, seed=0)
+    kls = (rollout.log_probs - rollout.reference_log_probs).sum(1)
+    for value, sample in (
+        (exact.reward, rollout.episode_rewards),
+        (exact.cost, rollout.episode_costs),
+        (exact.kl, kls),
+    ):
+        assert value == pytest.approx(sample.mean().item(), abs=4 * sample.std().item() / 2048**0.5)
+    assert exact.kl > 0.3
+    assert np.mean(exact.prompt_costs) == pytest.approx(exact.cost)
