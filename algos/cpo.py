@@ -62,16 +62,15 @@ class Algorithm:
 
         # The step, from its products with F⁻¹.
         region = TrustRegion(self.policy, rollout, config, generator)
-        g, b = region.gradient(estimates.reward), region.gradient(estimates.cost)
+        g, b = region.gradients(estimates.reward, estimates.cost)
         x, p = region.solve(g), region.solve(b)
         case, along_reward, along_cost = cpo_step(
             g.dot(x).item(), g.dot(p).item(), b.dot(p).item(), excess, config.max_kl
         )
 
         def acceptable() -> bool:
-            if case in ("free", "feasible") and region.surrogate(estimates.reward) <= 0:
-                return False
-            return region.surrogate(estimates.cost) <= max(-excess, 0.0)
+            gain, rise = region.surrogates(estimates.reward, estimates.cost)
+            return rise <= max(-excess, 0.0) and (gain > 0 or case in ("infeasible", "recovery"))
 
         fraction = region.search(along_reward * x - along_cost * p, acceptable)
         step = {"recovering": float(case == "recovery"), "step_kl": region.divergence(), "step_fraction": fraction}

@@ -57,7 +57,7 @@ class Algorithm:
         estimates = estimate(rollout, rewards, costs, config)
 
         region = TrustRegion(self.policy, rollout, config, generator)
-        g, b = region.gradient(estimates.reward), region.gradient(estimates.cost)
+        g, b = region.gradients(estimates.reward, estimates.cost)
         x, p = region.solve(g), region.solve(b)
         forward, back = pcpo_step(g.dot(x).item(), g.dot(p).item(), b.dot(p).item(), excess, config.max_kl)
         step = forward * x - back * p
@@ -65,9 +65,8 @@ class Algorithm:
             step = step / width  # the projection led out of the region
 
         def acceptable() -> bool:
-            if back == 0 and region.surrogate(estimates.reward) <= 0:
-                return False
-            return region.surrogate(estimates.cost) <= max(-excess, 0.0)
+            gain, rise = region.surrogates(estimates.reward, estimates.cost)
+            return rise <= max(-excess, 0.0) and (gain > 0 or back > 0)
 
         fraction = region.search(step, acceptable)
         taken = {"step_kl": region.divergence(), "step_fraction": fraction}

@@ -56,10 +56,10 @@ class Algorithm:
         advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
 
         region = TrustRegion(self.policy, rollout, config, generator)
-        g = region.gradient(advantages)
+        (g,) = region.gradients(advantages)
         x = region.solve(g)
         step = math.sqrt(2 * config.max_kl / max(g.dot(x).item(), 1e-8)) * x
-        fraction = region.search(step, lambda: region.surrogate(advantages) > 0)
+        fraction = region.search(step, lambda: region.surrogates(advantages)[0] > 0)
         taken = {"step_kl": region.divergence(), "step_fraction": fraction}
 
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

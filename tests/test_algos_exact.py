@@ -39,6 +39,7 @@ SHORT = {
     "multiplier_init": 0.5,
     "multiplier_learning_rate": 0.03,
     "max_kl": 0.01,
+    "fisher_episodes": 64,
 }
 OWN: dict[str, dict[str, Any]] = {
     "ppo_lagrangian": {"limit_includes_kl": True, "multiplier_update": "projected"},

@@ -49,7 +49,6 @@ def advantages(rollout: Rollout, seed: int) -> Tensor:
 def exact_fisher(around: TrustRegion) -> Tensor:
     """The Hessian of the mean KL by automatic differentiation, (P, P)."""
     policy, rollout = around.policy, around.rollout
-    names = [name for name, _ in policy.named_parameters() if name.startswith(("actor", "log_std"))]  # type: ignore[attr-defined]
     order = {id(parameter): name for name, parameter in policy.named_parameters()}  # type: ignore[attr-defined]
     names = [order[id(parameter)] for parameter in around.parameters]
     old = torch.cat(around.old)
@@ -91,16 +90,16 @@ def test_fisher_products_are_the_hessian_of_the_kl(env: Any) -> None:
 def test_the_surrogates_gradient_is_its_slope(env: Any) -> None:
     around = region(env)
     weights = advantages(around.rollout, 1)
-    gradient = around.gradient(weights)
+    gradient = around.gradients(weights)[0]
     for seed in range(3):
         v = torch.randn(len(gradient), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         around.move(1e-5 * v)
-        forward = around.surrogate(weights)
+        forward = around.surrogates(weights)[0]
         around.move(-1e-5 * v)
-        slope = (forward - around.surrogate(weights)) / 2e-5
+        slope = (forward - around.surrogates(weights)[0]) / 2e-5
         around.move(None)
         assert slope == pytest.approx(gradient.dot(v).item(), rel=1e-5)
-    assert around.surrogate(weights) == 0.0
+    assert around.surrogates(weights)[0] == 0.0
 
 
 def test_conjugate_gradients_solve() -> None:
@@ -159,6 +158,22 @@ def test_cpos_step_solves_its_quadratic_program(case: str) -> None:
             assert c + b @ step <= 1e-9 * reach
 
 
+@pytest.mark.parametrize("env", [Tracking, Crossing])
+@pytest.mark.parametrize("excess", [-0.3, -0.02, 0.02])
+def test_the_whole_step_of_a_policy_solves_the_quadratic_program(env: Any, excess: float) -> None:
+    config = CONFIG.model_copy(update={"damping": 0.05, "conjugate_gradient_steps": 100})
+    around = region(env, config)
+    reward, cost = advantages(around.rollout, 1), advantages(around.rollout, 2)
+    g, b = around.gradients(reward, cost)
+    x, p = around.solve(g), around.solve(b)
+    case, alpha, beta = cpo_step(g.dot(x).item(), g.dot(p).item(), b.dot(p).item(), excess, config.max_kl)
+    fisher = (exact_fisher(around) + 0.05 * torch.eye(len(g), dtype=torch.float64)).numpy()
+    value, best = brute_force(fisher, g.numpy(), b.numpy(), excess, config.max_kl, case)
+    step = (alpha * x - beta * p).numpy()
+    assert (b.numpy() @ step if case == "recovery" else -g.numpy() @ step) == pytest.approx(value, rel=1e-2)
+    assert np.linalg.norm(step - best) < 0.05 * np.linalg.norm(best)
+
+
 def test_a_constraint_without_slope_is_no_constraint() -> None:
     assert cpo_step(4.0, 0.0, 0.0, -1.0, 0.5) == ("free", 0.5, 0.0)  # √(2δ/q)
 
@@ -192,13 +207,13 @@ def test_the_line_search_keeps_the_kl_and_gives_up_where_nothing_is_acceptable(e
     config = CONFIG.model_copy(update={"damping": 0.01})
     around = region(env, config)
     weights = advantages(around.rollout, 2)
-    g = around.gradient(weights)
+    g = around.gradients(weights)[0]
     x = around.solve(g)
     step = math.sqrt(2 * config.max_kl / g.dot(x).item()) * x
-    fraction = around.search(10 * step, lambda: around.surrogate(weights) > 0)
+    fraction = around.search(10 * step, lambda: around.surrogates(weights)[0] > 0)
     assert 0 < fraction < 0.2
     assert 0.3 * config.max_kl < around.divergence() <= config.max_kl
-    assert around.surrogate(weights) > 0
+    assert around.surrogates(weights)[0] > 0
     around.move(None)
     assert around.search(step, lambda: False) == 0.0
     assert around.divergence() == 0.0

@@ -9,7 +9,7 @@ need the Jacobian's product J·v by finite differences just the same, and a grap
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import BaseModel, Field
@@ -28,7 +28,7 @@ class TrustRegionConfig(BaseModel):
     max_kl: float = Field(0.01, gt=0, description="δ: bound on the mean KL(old‖new) of a step's distributions, in nats")
     damping: float = Field(0.1, ge=0, description="added to the Fisher matrix's diagonal")
     conjugate_gradient_steps: int = Field(10, gt=0, description="of solving F·x = g, at most")
-    fisher_episodes: int = Field(64, gt=0, description="episodes that the Fisher matrix is measured on, at most")
+    fisher_episodes: int = Field(32, gt=0, description="episodes that the Fisher matrix is measured on, at most")
     backtracks: int = Field(15, gt=0, description="shorter steps that the line search tries")
     backtrack_factor: float = Field(0.8, gt=0, lt=1, description="each one's length relative to the last")
     chunk_size: int = Field(128, gt=0, description="episodes in one pass of the policy; matters for memory alone")
@@ -58,19 +58,20 @@ class TrustRegion:
             self.old = [self._distributions(index) for index in self.chunks]
             self.old_sample = [self._distributions(index) for index in self.sample]
 
-    def gradient(self, advantages: Tensor) -> Tensor:
-        """(P,): of `surrogate` at the policy that played."""
-        return self._sum_gradients(self._surrogate(index, advantages) for index in self.chunks)
+    def gradients(self, *advantages: Tensor) -> list[Tensor]:
+        """(P,) each: of the `surrogates` at the policy that played."""
+        totals = [torch.zeros_like(self.start) for _ in advantages]
+        for index in self.chunks:
+            for total, surrogate in zip(totals, self._surrogates(index, advantages), strict=True):
+                total += self._gradient(surrogate, retain_graph=True)
+        return totals
 
     @torch.no_grad()
-    def surrogate(self, advantages: Tensor) -> float:
-        """The mean over episodes of Σ_t (ρ_t - 1)·A_t with ρ = π(a|s) / π_old(a|s): to first order, by how much the
-        present policy's mean return is above the old one's.
-
-        Args:
-            advantages: (B, T), without a discount's weights.
-        """
-        return math.fsum(self._surrogate(index, advantages).item() for index in self.chunks)
+    def surrogates(self, *advantages: Tensor) -> list[float]:
+        """For each (B, T) of advantages the mean over episodes of Σ_t (ρ_t - 1)·A_t with ρ = π(a|s) / π_old(a|s): to
+        first order, by how much the present policy's mean return is above the old one's."""
+        parts = [self._surrogates(index, advantages) for index in self.chunks]
+        return [math.fsum(part.item() for part in column) for column in zip(*parts, strict=True)]
 
     @torch.no_grad()
     def divergence(self) -> float:
@@ -87,9 +88,9 @@ class TrustRegion:
         step = _DIFFERENCE * max(1.0, self.start.norm().item()) / length
         steps = sum(len(old) for old in self.old_sample)
         self.move(step * vector)
-        gradient = self._sum_gradients(
-            self._divergence(*pair) / steps for pair in zip(self.sample, self.old_sample, strict=True)
-        )
+        gradient = torch.zeros_like(vector)
+        for pair in zip(self.sample, self.old_sample, strict=True):
+            gradient += self._gradient(self._divergence(*pair) / steps)
         self.move(None)
         return gradient / step + self.config.damping * vector
 
@@ -136,18 +137,17 @@ class TrustRegion:
     def _divergence(self, index: Tensor, old: Tensor) -> Tensor:
         return self.policy.divergence(old, self._distributions(index)).sum()
 
-    def _surrogate(self, index: Tensor, advantages: Tensor) -> Tensor:
+    def _surrogates(self, index: Tensor, advantages: Sequence[Tensor]) -> list[Tensor]:
         part = self.rollout[index]
         new = self.policy.evaluate(part.observations, part.actions, part.mask).log_probs
         ratios = (new - part.log_probs).masked_fill(~part.mask, 0.0).exp()
-        return ((ratios - 1) * advantages[index]).sum() / len(self.rollout)
+        return [((ratios - 1) * own[index]).sum() / len(self.rollout) for own in advantages]
 
-    def _sum_gradients(self, losses: Iterator[Tensor]) -> Tensor:
-        total = torch.zeros_like(self.start)
-        for loss in losses:
-            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
-            total += torch.cat([gradient.reshape(-1) for gradient in gradients])
-        return total
+    def _gradient(self, loss: Tensor, retain_graph: bool = False) -> Tensor:
+        gradients = torch.autograd.grad(
+            loss, self.parameters, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([gradient.reshape(-1) for gradient in gradients])
 
 
 @torch.no_grad()
