@@ -54,6 +54,7 @@ def make(
         ModelError: the policy cannot be loaded or does not fit.
     """
     from algos.core.loop import Trainer, plan
+    from algos.core.optim import Setup
     from textsafe_gym.config import Settings, validate
 
     if name not in available():
@@ -65,7 +66,7 @@ def make(
     if policy is None or isinstance(policy, str | Path):
         policy = _make_policy(vector, policy, settings.seed)
     limit = settings.cost_limit if settings.cost_limit is not None else _own_limit(vector)
-    algorithm = module.Algorithm(policy, settings, limit, plan(settings), demonstrations)
+    algorithm = module.Algorithm(Setup(policy, settings, limit, plan(settings), demonstrations))
     return Trainer(name, algorithm, vector, settings, limit, own_policy)
 
 

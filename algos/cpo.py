@@ -20,9 +20,9 @@ from torch import Tensor
 
 from algos.core.dual import ConstraintConfig, Constraints
 from algos.core.objectives import CriticConfig, critic_losses, estimate, shaped_rewards
-from algos.core.optim import CRITICS, Optimizer, TrainingConfig
+from algos.core.optim import CRITICS, Optimizer, Setup, TrainingConfig
 from algos.core.trust_region import TrustRegion, TrustRegionConfig
-from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout
+from textsafe_gym.types import Evaluation, Rollout
 
 _TINY = 1e-8
 
@@ -32,20 +32,12 @@ class Config(TrainingConfig, CriticConfig, ConstraintConfig, TrustRegionConfig):
 
 
 class Algorithm:
-    """One policy, its optimiser and the constraint; see `algos.core.loop.Algorithm`."""
+    """One policy, its optimiser and the constraint; see `algos.core.optim.Setup`."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        config: Config,
-        cost_limit: float | None,
-        iterations: int,
-        demonstrations: Demonstrations | None = None,
-    ) -> None:
-        self.policy = policy
-        self.config = config
-        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
-        self.constraints = Constraints(config, cost_limit, "cpo", several=False)
+    def __init__(self, setup: Setup[Config]) -> None:
+        self.policy, self.config = setup.policy, setup.config
+        self.optimizer = Optimizer(setup)
+        self.constraints = Constraints(self.config, setup.cost_limit, "cpo", several=False)
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:

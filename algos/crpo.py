@@ -13,8 +13,8 @@ from pydantic import Field
 
 from algos.core.dual import ConstraintConfig, Constraints
 from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, shaped_rewards
-from algos.core.optim import Optimizer, TrainingConfig
-from textsafe_gym.types import Demonstrations, Policy, Rollout
+from algos.core.optim import Optimizer, Setup, TrainingConfig
+from textsafe_gym.types import Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
@@ -24,20 +24,12 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
 
 
 class Algorithm:
-    """One policy, its optimiser and the constraint; see `algos.core.loop.Algorithm`."""
+    """One policy, its optimiser and the constraint; see `algos.core.optim.Setup`."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        config: Config,
-        cost_limit: float | None,
-        iterations: int,
-        demonstrations: Demonstrations | None = None,
-    ) -> None:
-        self.policy = policy
-        self.config = config
-        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
-        self.constraints = Constraints(config, cost_limit, "crpo", several=False)
+    def __init__(self, setup: Setup[Config]) -> None:
+        self.policy, self.config = setup.policy, setup.config
+        self.optimizer = Optimizer(setup)
+        self.constraints = Constraints(self.config, setup.cost_limit, "crpo", several=False)
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:

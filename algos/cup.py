@@ -17,9 +17,9 @@ from torch import Tensor
 
 from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
 from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, masked_mean, shaped_rewards
-from algos.core.optim import Optimizer, TrainingConfig
+from algos.core.optim import Optimizer, Setup, TrainingConfig
 from algos.core.trust_region import by_episode, divergences
-from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout
+from textsafe_gym.types import Evaluation, Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
@@ -29,21 +29,13 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, Multipl
 
 
 class Algorithm:
-    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.loop.Algorithm`."""
+    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        config: Config,
-        cost_limit: float | None,
-        iterations: int,
-        demonstrations: Demonstrations | None = None,
-    ) -> None:
-        self.policy = policy
-        self.config = config
-        self.optimizer = Optimizer(policy, config, 2 * iterations, demonstrations)  # two halves each
-        self.constraints = Constraints(config, cost_limit, "cup")
-        self.multipliers = Multipliers(config, self.constraints)
+    def __init__(self, setup: Setup[Config]) -> None:
+        self.policy, self.config = setup.policy, setup.config
+        self.optimizer = Optimizer(setup, parts=2)
+        self.constraints = Constraints(self.config, setup.cost_limit, "cup")
+        self.multipliers = Multipliers(self.config, self.constraints)
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints, "multipliers": self.multipliers}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:

@@ -23,8 +23,8 @@ from algos.core.objectives import (
     mix_advantages,
     shaped_rewards,
 )
-from algos.core.optim import Optimizer, TrainingConfig
-from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout, episode_sums
+from algos.core.optim import Optimizer, Setup, TrainingConfig
+from textsafe_gym.types import Evaluation, Rollout, episode_sums
 
 
 class Config(TrainingConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
@@ -34,21 +34,13 @@ class Config(TrainingConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
 
 
 class Algorithm:
-    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.loop.Algorithm`."""
+    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        config: Config,
-        cost_limit: float | None,
-        iterations: int,
-        demonstrations: Demonstrations | None = None,
-    ) -> None:
-        self.policy = policy
-        self.config = config
-        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
-        self.constraints = Constraints(config, cost_limit, "grpo_lagrangian")
-        self.multipliers = Multipliers(config, self.constraints)
+    def __init__(self, setup: Setup[Config]) -> None:
+        self.policy, self.config = setup.policy, setup.config
+        self.optimizer = Optimizer(setup)
+        self.constraints = Constraints(self.config, setup.cost_limit, "grpo_lagrangian")
+        self.multipliers = Multipliers(self.config, self.constraints)
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints, "multipliers": self.multipliers}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:

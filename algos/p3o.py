@@ -26,8 +26,8 @@ from algos.core.objectives import (
     estimate,
     shaped_rewards,
 )
-from algos.core.optim import Optimizer, TrainingConfig
-from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout
+from algos.core.optim import Optimizer, Setup, TrainingConfig
+from textsafe_gym.types import Evaluation, Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
@@ -37,20 +37,12 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
 
 
 class Algorithm:
-    """One policy, its optimiser and the constraint; see `algos.core.loop.Algorithm`."""
+    """One policy, its optimiser and the constraint; see `algos.core.optim.Setup`."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        config: Config,
-        cost_limit: float | None,
-        iterations: int,
-        demonstrations: Demonstrations | None = None,
-    ) -> None:
-        self.policy = policy
-        self.config = config
-        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
-        self.constraints = Constraints(config, cost_limit, "p3o", several=False)
+    def __init__(self, setup: Setup[Config]) -> None:
+        self.policy, self.config = setup.policy, setup.config
+        self.optimizer = Optimizer(setup)
+        self.constraints = Constraints(self.config, setup.cost_limit, "p3o", several=False)
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:

@@ -15,8 +15,8 @@ from algos.core.objectives import (
     gae,
     shape_with_kl,
 )
-from algos.core.optim import Optimizer, TrainingConfig
-from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout
+from algos.core.optim import Optimizer, Setup, TrainingConfig
+from textsafe_gym.types import Evaluation, Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig):
@@ -24,19 +24,11 @@ class Config(TrainingConfig, CriticConfig, ClipConfig):
 
 
 class Algorithm:
-    """One policy and its optimiser; the cost critic and the limit are not used. See `algos.core.loop.Algorithm`."""
+    """One policy and its optimiser; the cost critic and the limit are not used. See `algos.core.optim.Setup`."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        config: Config,
-        cost_limit: float | None,
-        iterations: int,
-        demonstrations: Demonstrations | None = None,
-    ) -> None:
-        self.policy = policy
-        self.config = config
-        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
+    def __init__(self, setup: Setup[Config]) -> None:
+        self.policy, self.config = setup.policy, setup.config
+        self.optimizer = Optimizer(setup)
         self.parts = {"optimizer": self.optimizer}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
 from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, mix_advantages, shape_with_kl
-from algos.core.optim import Optimizer, TrainingConfig
-from textsafe_gym.types import Demonstrations, Policy, Rollout
+from algos.core.optim import Optimizer, Setup, TrainingConfig
+from textsafe_gym.types import Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
@@ -28,25 +28,17 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, Multipl
     )
     multiplier_init: float = Field(1.0, ge=0, description="λ before the first update")
     kl_coefficient: float = Field(0.01, ge=0, description="weight of the KL, taken off the reward and put on the cost")
-    limit_includes_kl: bool = Field(False, description="whether the limit bounds the cost with its KL")
+    limit_includes_kl: bool = Field(False, description="whether a limit on the mean bounds the cost with its KL")
 
 
 class Algorithm:
-    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.loop.Algorithm`."""
+    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        config: Config,
-        cost_limit: float | None,
-        iterations: int,
-        demonstrations: Demonstrations | None = None,
-    ) -> None:
-        self.policy = policy
-        self.config = config
-        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
-        self.constraints = Constraints(config, cost_limit, "ppo_lagrangian")
-        self.multipliers = Multipliers(config, self.constraints)
+    def __init__(self, setup: Setup[Config]) -> None:
+        self.policy, self.config = setup.policy, setup.config
+        self.optimizer = Optimizer(setup)
+        self.constraints = Constraints(self.config, setup.cost_limit, "ppo_lagrangian")
+        self.multipliers = Multipliers(self.config, self.constraints)
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints, "multipliers": self.multipliers}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
@@ -55,12 +47,13 @@ class Algorithm:
         old, reference = rollout.log_probs, rollout.reference_log_probs
 
         # The multiplier, on what the environment paid.
-        signals = self.constraints.observe(rollout, kl * (old - reference) if config.limit_includes_kl else None)
+        included = config.limit_includes_kl and config.constraint == "mean"
+        signals = self.constraints.observe(rollout, kl * (old - reference) if included else None)
         paid, multiplier = price(signals, self.multipliers.update(self.constraints.excess))
 
         # What to learn from.
         rewards = shape_with_kl(rollout.rewards, old, reference, -kl, clip)
-        costs = shape_with_kl(paid, old, reference, 0.0 if config.limit_includes_kl else kl, clip)
+        costs = shape_with_kl(paid, old, reference, 0.0 if included else kl, clip)
         estimates = estimate(rollout, rewards, costs, config)
         advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
 

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from algos.core.objectives import ClipConfig, leave_one_out, response_surrogate_loss, shaped_rewards
-from algos.core.optim import Optimizer, TrainingConfig
-from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout, episode_sums
+from algos.core.optim import Optimizer, Setup, TrainingConfig
+from textsafe_gym.types import Evaluation, Rollout, episode_sums
 
 
 class Config(TrainingConfig, ClipConfig):
@@ -21,19 +21,11 @@ class Config(TrainingConfig, ClipConfig):
 
 
 class Algorithm:
-    """One policy and its optimiser; the critics stay as they are. See `algos.core.loop.Algorithm`."""
+    """One policy and its optimiser; the critics stay as they are. See `algos.core.optim.Setup`."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        config: Config,
-        cost_limit: float | None,
-        iterations: int,
-        demonstrations: Demonstrations | None = None,
-    ) -> None:
-        self.policy = policy
-        self.config = config
-        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
+    def __init__(self, setup: Setup[Config]) -> None:
+        self.policy, self.config = setup.policy, setup.config
+        self.optimizer = Optimizer(setup)
         self.parts = {"optimizer": self.optimizer}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:

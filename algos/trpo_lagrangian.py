@@ -15,9 +15,9 @@ from torch import Tensor
 
 from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
 from algos.core.objectives import CriticConfig, critic_losses, estimate, mix_advantages, shaped_rewards
-from algos.core.optim import CRITICS, Optimizer, TrainingConfig
+from algos.core.optim import CRITICS, Optimizer, Setup, TrainingConfig
 from algos.core.trust_region import TrustRegion, TrustRegionConfig
-from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout
+from textsafe_gym.types import Evaluation, Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ConstraintConfig, MultiplierConfig, TrustRegionConfig):
@@ -25,21 +25,13 @@ class Config(TrainingConfig, CriticConfig, ConstraintConfig, MultiplierConfig, T
 
 
 class Algorithm:
-    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.loop.Algorithm`."""
+    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        config: Config,
-        cost_limit: float | None,
-        iterations: int,
-        demonstrations: Demonstrations | None = None,
-    ) -> None:
-        self.policy = policy
-        self.config = config
-        self.optimizer = Optimizer(policy, config, iterations, demonstrations)
-        self.constraints = Constraints(config, cost_limit, "trpo_lagrangian")
-        self.multipliers = Multipliers(config, self.constraints)
+    def __init__(self, setup: Setup[Config]) -> None:
+        self.policy, self.config = setup.policy, setup.config
+        self.optimizer = Optimizer(setup)
+        self.constraints = Constraints(self.config, setup.cost_limit, "trpo_lagrangian")
+        self.multipliers = Multipliers(self.config, self.constraints)
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints, "multipliers": self.multipliers}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:

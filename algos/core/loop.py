@@ -31,14 +31,7 @@ class Stateful(Protocol):
 
 
 class Algorithm(Protocol):
-    """What the loop needs of an algorithm; each is made with the same five arguments.
-
-    Args:
-        policy: actor and two critics; an algorithm without critics leaves them as they are.
-        config: settings.
-        cost_limit: the largest allowed mean episode cost; none: there is no limit, which a constrained method refuses.
-        iterations: how many updates are planned; the learning rate is scheduled over them.
-        demonstrations: for the PTX term; without them there is none.
+    """What the loop needs of an algorithm; each is made from an `algos.core.optim.Setup`.
 
     Attributes:
         policy: the one being trained.

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +15,7 @@ from textsafe_gym.errors import RunError
 from textsafe_gym.types import Demonstrations, Policy, Rollout
 
 CRITICS = ("reward_critic", "cost_critic")
+OwnConfig = TypeVar("OwnConfig", bound="TrainingConfig")
 
 
 class TrainingConfig(BaseModel):
@@ -57,23 +59,39 @@ def schedule(iteration: int, iterations: int, config: TrainingConfig) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min((iteration - warmup) / max(iterations - warmup, 1), 1.0)))
 
 
+@dataclass(frozen=True)
+class Setup(Generic[OwnConfig]):
+    """What every algorithm is made from.
+
+    Attributes:
+        policy: actor and two critics; an algorithm without critics leaves them as they are.
+        config: settings.
+        cost_limit: the largest allowed mean episode cost; none: there is no limit, which a constrained method refuses.
+        iterations: how many updates are planned; the learning rate is scheduled over them.
+        demonstrations: for the PTX term; without them there is none.
+    """
+
+    policy: Policy
+    config: OwnConfig
+    cost_limit: float | None
+    iterations: int
+    demonstrations: Demonstrations | None = None
+
+
 class Optimizer:
     """AdamW over a policy's parameter groups, with per-group clipping; refuses to step on anything not finite.
 
     Args:
-        policy: its groups "actor", "reward_critic", "cost_critic" are those of `Policy.parameter_groups`.
-        config: rates, decay, clipping, minibatches.
-        iterations: over how many the schedule runs.
-        demonstrations: for the PTX term; without them there is none.
+        setup: policy, rates, minibatches, schedule and demonstrations.
+        parts: how often an iteration calls `descend`.
     """
 
-    def __init__(
-        self, policy: Policy, config: TrainingConfig, iterations: int, demonstrations: Demonstrations | None = None
-    ) -> None:
+    def __init__(self, setup: Setup[Any], parts: int = 1) -> None:
+        policy, config = setup.policy, setup.config
         self.policy = policy
         self.config = config
-        self.iterations = iterations
-        self.demonstrations = demonstrations if config.ptx_coefficient > 0 else None
+        self.iterations = parts * setup.iterations
+        self.demonstrations = setup.demonstrations if config.ptx_coefficient > 0 else None
         self.iteration = 0
         groups = [
             {
