@@ -357,3 +357,29 @@ def test_bfloat16_keeps_its_statistics_in_float32(tmp_path: Path) -> None:
     now.log_probs.sum().backward()
     whole = make_policy_of().evaluate(rollout.observations, rollout.actions, rollout.mask)
     torch.testing.assert_close(now.log_probs, whole.log_probs, atol=0.15, rtol=0.05)
+
+
+def test_groups_answer_the_same_prompt() -> None:
+    import textsafe_gym  # noqa: F401 (registers the environment)
+
+    env = gym.make_vec("SafeRLHF-Exact-v0", num_envs=12, prompts=8)
+    policy: Any = make_policy(env)
+    rollout = policy.rollout(env, seed=3, group_size=4)
+    prompts = [info["prompt"] for info in rollout.infos]
+    assert rollout.groups.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert [len(set(prompts[i : i + 4])) for i in (0, 4, 8)] == [1, 1, 1]
+    assert len(set(prompts)) > 1
+    assert len({info["response"] for info in rollout.infos[:4]}) > 1
+
+
+def test_distributions_are_those_that_evaluate_reads() -> None:
+    policy = make_policy_of("llama", temperature=0.7)
+    rollout = policy.rollout(TextVectorEnv(6, policy.tokenizer), seed=4)
+    logits = policy.distributions(rollout.observations, rollout.actions, rollout.mask)
+    log_p = logits.log_softmax(-1)
+    taken = log_p.gather(1, rollout.actions[rollout.mask][:, None]).squeeze(1)
+    torch.testing.assert_close(taken, rollout.log_probs[rollout.mask], atol=1e-5, rtol=1e-5)
+    other = logits + torch.randn_like(logits)
+    expected = (log_p.exp() * (log_p - other.log_softmax(-1))).sum(-1)
+    torch.testing.assert_close(policy.divergence(logits, other), expected, atol=1e-6, rtol=1e-5)
+    assert policy.divergence(logits, other).min() > 0

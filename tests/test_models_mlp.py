@@ -1,6 +1,7 @@
 """MLP rollouts on small CMDPs whose every number is known."""
 
 import json
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -192,3 +193,52 @@ def test_refusals() -> None:
     torch.nn.init.constant_(policy.actor[-1].bias, float("nan"))
     with pytest.raises(ModelError, match="not finite"):
         policy.rollout(env, seed=0)
+
+
+def test_groups_begin_alike_and_go_their_own_ways() -> None:
+    env = vector(6)
+    policy = policy_for(env)
+    rollout = policy.rollout(env, seed=9, group_size=3)
+    starts = rollout.observations["observation"][:, 0, 0]
+    assert rollout.groups.tolist() == [0, 0, 0, 1, 1, 1]
+    assert len(set(starts[:3].tolist())) == len(set(starts[3:].tolist())) == 1
+    assert starts[0] != starts[3]
+    assert len(set(rollout.actions[:, 0].tolist())) > 2
+    with pytest.raises(ConfigError, match="group_size = 4 does not divide the 6 episodes"):
+        policy.rollout(env, seed=9, group_size=4)
+
+
+@pytest.mark.parametrize("actions", ["discrete", "box"])
+def test_distributions_give_the_log_probs_and_the_divergence(actions: str) -> None:
+    env = vector(actions=actions)
+    policy = policy_for(env)
+    torch.nn.init.normal_(policy.actor[-1].weight)
+    rollout = policy.rollout(env, seed=10)
+    given = policy.distributions(rollout.observations, rollout.actions, rollout.mask)
+    taken = rollout.actions[rollout.mask]
+    if actions == "discrete":
+        log_probs = torch.log_softmax(given, -1).gather(1, taken[:, None]).squeeze(1)
+        other = given + torch.randn_like(given)
+        expected = (given.softmax(-1) * (given.log_softmax(-1) - other.log_softmax(-1))).sum(-1)
+    else:
+        mean, log_std = given.chunk(2, -1)
+        log_probs = (-0.5 * ((taken - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+        other = given + 0.3
+        ratio = (log_std - (log_std + 0.3)).exp()
+        expected = (0.3 + (ratio**2 + (0.3 / (log_std + 0.3).exp()) ** 2 - 1) / 2).sum(-1)
+    torch.testing.assert_close(log_probs, rollout.log_probs[rollout.mask], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(policy.divergence(given, other), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_named_costs_are_recorded_step_by_step() -> None:
+    class Named(Counter):
+        def step(self, action: Any) -> Any:
+            *rest, info = super().step(action)
+            return *rest, {**info, "costs": {"a": info["cost"] - 1.0, "b": 1.0}}
+
+    env = SyncVectorEnv([Named] * 4)
+    rollout = policy_for(env).rollout(env, seed=11)
+    assert rollout.named_costs.keys() == {"a", "b"}
+    both = sum(x.masked_fill(~rollout.mask, 0.0) for x in rollout.named_costs.values())
+    torch.testing.assert_close(both, rollout.costs)
+    assert rollout.named_costs["b"][rollout.mask].tolist() == [1.0] * int(rollout.mask.sum())
