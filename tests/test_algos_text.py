@@ -10,6 +10,7 @@ import torch
 import algos
 import textsafe_gym  # noqa: F401 (registers the environment)
 from textsafe_gym import testbed
+from textsafe_gym.cli.request import build_spec
 from textsafe_gym.models import make_policy
 
 SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatch_size": 4, "learning_rate": 1e-3}
@@ -65,3 +66,26 @@ def test_the_environments_own_policy_is_found_again(tmp_path: Path) -> None:
     resumed = algos.load(tmp_path / "checkpoint", "SafeRLHF-v0")
     assert without_times(first + resumed.learn()) == without_times(first + trainer.learn())
     assert (tmp_path / "checkpoint" / "policy" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", sorted(algos.available()))
+def test_every_algorithm_with_its_yaml_trains_the_embedded_world(name: str) -> None:
+    request = ["episodes=32", "episodes_per_iteration=16"]
+    spec = build_spec(name, env=None, config=None, assignments=request, episodes=None, seed=1)
+    env = gym.make_vec("SafeRLHF-v0", num_envs=16)
+    trainer = algos.make(name, env, **spec.config)
+    before = {key: x.clone() for key, x in trainer.policy.state_dict().items()}
+    rows = trainer.learn()
+    assert [row["kl"] == 0 for row in rows] == [True, False]  # it begins as its reference, and moves
+    moved = {key.split(".")[0] for key, x in trainer.policy.state_dict().items() if not torch.equal(x, before[key])}
+    single = {"ppo": "reward_critic", "reward_shaping": "reward_critic"}
+    critics = (
+        set() if {"reward_critic_loss"}.isdisjoint(rows[0]) else {single.get(name, "cost_critic"), "reward_critic"}
+    )
+    assert moved == {"model"} | critics
+
+
+def test_every_algorithm_has_a_yaml_of_a_page() -> None:
+    folder = Path(algos.__file__).parent.parent / "configs" / "algo"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(algos.available())
+    assert all(path.read_text().count("\n") < 30 for path in folder.glob("*.yaml"))
