@@ -113,7 +113,7 @@ class TextsafeGroup(click.Group):
 
 
 class OneLine(logging.Handler):
-    """Prints the project's own warnings as single lines, each once."""
+    """Prints the project's own warnings as single lines, the first of each kind."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -121,10 +121,9 @@ class OneLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes to whatever stderr is now."""
-        message = " ".join(record.getMessage().split())
-        if message not in self._seen:
-            self._seen.add(message)
-            click.echo(f"warning: {message}", err=True)
+        if record.msg not in self._seen:
+            self._seen.add(record.msg)
+            click.echo(f"warning: {' '.join(record.getMessage().split())}", err=True)
 
 
 def quiet_libraries(debug: bool, handler: type[logging.Handler] = OneLine) -> None:

@@ -60,6 +60,7 @@ class Display:
         self._tasks: dict[str, TaskID] = {}
         self._total = total
         self._finished = 0
+        self._warned: dict[str, tuple[str, int]] = {}  # from kind to its first run and how many more there were
         self._started = self._spoken = time.perf_counter()
         self._all = self._progress.add_task("[bold]all runs", total=total, note="") if total > 1 else None
 
@@ -69,6 +70,9 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        for first, more in self._warned.values():
+            if more:
+                self.say(f"warning: {more} more runs said the same as {first}")
 
     def update(self, name: str, event: dict[str, Any]) -> None:
         """Shows how far a run is."""
@@ -100,6 +104,13 @@ class Display:
             return  # the command's own last line will say it
         elapsed = time.perf_counter() - self._started
         self.say(f"[{self._finished}/{self._total}, {elapsed:.0f} s] {name}: {text}")
+
+    def warn(self, name: str, message: str, kind: str) -> None:
+        """Prints the first warning of each kind; the others are counted."""
+        first, more = self._warned.get(kind, (name, -1))
+        self._warned[kind] = first, more + 1
+        if more < 0:
+            self.say(f"warning: {name}: {message}")
 
     def say(self, line: str) -> None:
         """Prints a line above the bars."""
@@ -179,7 +190,7 @@ def _drain(events: Any, display: Display) -> None:
         except queue.Empty:
             return
         if "warning" in event:
-            display.say(f"warning: {name}: {event['warning']}")
+            display.warn(name, event["warning"], event["kind"])
         else:
             display.update(name, event)
 
@@ -212,7 +223,7 @@ class _Forwarded(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Under the name of the run at work."""
-        _events.put((_at_work, {"warning": " ".join(record.getMessage().split())}))
+        _events.put((_at_work, {"warning": " ".join(record.getMessage().split()), "kind": record.msg}))
 
 
 def _work(job: Job) -> dict[str, Any]:
