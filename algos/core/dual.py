@@ -162,8 +162,8 @@ class Constraints:
         if self.slack:
             name, over = next(iter(excess.items()))
             logging.getLogger("algos").warning(
-                "the cost limit %g is slack: the policy starts at %.3g, so the multiplier falls and training may raise "
-                "the cost up to the limit; set a lower limit to prevent that",
+                "the cost limit %g is slack: the policy starts at %.3g, and training may raise the cost up to the limit; "
+                "set a lower limit to prevent that",
                 self.limits[name],
                 self.limits[name] + over,
             )
