@@ -124,11 +124,11 @@ class Constraints:
     def metrics(self) -> dict[str, float]:
         """What the windows measure, and whether the first iteration lay below every limit."""
         excess = self.excess
-        window = {f"window_cost{_suffix(name)}": self.limits[name] + over for name, over in excess.items()}
-        violation = (
-            {"cost_violation": max(0.0, *excess.values())} if self.limits.keys() != {""} or self._unusual else {}
-        )
-        return {**window, **violation, "limit_slack": float(self.slack)}
+        measured = {f"window_cost{_suffix(name)}": self.limits[name] + over for name, over in excess.items()}
+        if self.config.constraint != "mean" or any(self.limits):
+            # Without it the loop would report by how much the mean of all costs is above the limit.
+            measured["cost_violation"] = max(0.0, *excess.values())
+        return {**measured, "limit_slack": float(self.slack)}
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -141,10 +141,6 @@ class Constraints:
             window.clear()
             window.extend(state[f"costs.{name}"])
         self.started, self.slack = state["started"], state["slack"]
-
-    @property
-    def _unusual(self) -> bool:
-        return self.config.constraint != "mean"
 
     def _values(self, name: str, costs: np.ndarray) -> np.ndarray:
         if self.config.constraint == "mean":
@@ -162,8 +158,8 @@ class Constraints:
         if self.slack:
             name, over = next(iter(excess.items()))
             logging.getLogger("algos").warning(
-                "the cost limit %g is slack: the policy starts at %.3g, and training may raise the cost up to the limit; "
-                "set a lower limit to prevent that",
+                "the cost limit %g is slack: the policy starts at %.3g, and training may raise the cost up to the "
+                "limit; set a lower limit to prevent that",
                 self.limits[name],
                 self.limits[name] + over,
             )

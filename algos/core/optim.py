@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from algos.core.objectives import Losses, masked_mean
@@ -41,6 +41,14 @@ class TrainingConfig(BaseModel):
     kl_coefficient: float = Field(0.02, ge=0, description="weight of each step's KL, taken off the reward")
     clip_range_score: float = Field(50.0, gt=0, description="bound on each step's shaped reward and cost")
     cost_limit: float | None = Field(None, description="largest allowed mean episode cost; none: the environment's own")
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> "TrainingConfig":
+        if self.episodes_per_iteration % self.group_size:
+            raise ValueError(
+                f"group_size = {self.group_size} does not divide episodes_per_iteration = {self.episodes_per_iteration}"
+            )
+        return self
 
 
 def minibatches(count: int, config: TrainingConfig, generator: torch.Generator) -> Iterator[Tensor]:

@@ -120,8 +120,15 @@ def check(spec: RunSpec, played: set[str] | None = None) -> None:
         if spec.algorithm != INITIAL:
             make_trainer(spec, env, policy)
         key = repr((spec.env, spec.policy))
-        if played is None or key not in played:
-            policy.rollout(env, 0)
+        named = spec.config.get("cost_limits") or {}
+        if played is None or named or key not in played:
+            rollout = policy.rollout(env, 0)
+            unknown = sorted(named.keys() - rollout.named_costs.keys())
+            if unknown:
+                known = ", ".join(rollout.named_costs) or "none"
+                raise ConfigError(
+                    f"cost_limits: '{unknown[0]}' is no cost of the environment; its named costs: {known}"
+                )
             if played is not None:
                 played.add(key)
     finally:
