@@ -1,12 +1,12 @@
 """HC-Lagrangian: PPO-Lagrangian held to the limit with confidence, by an upper bound of the cost.
 
 Source: Chittepu et al., "Reinforcement Learning from Human Feedback with High-Confidence Safety Constraints", arXiv
-2506.08266: optimise under a pessimistic constraint, then test the trained model's safety on responses that training has
-not seen. Here the multiplier is driven by the one-sided upper confidence bound of the cost, Student's mean + t·s/√n over
-the window, so that training ends below the limit by what the sample cannot tell.
+2506.08266: optimise under a pessimistic constraint, then test the trained model on responses that training has not seen.
+Here the multiplier is driven by the one-sided upper confidence bound of the cost, Student's mean + t·s/√n over the
+window, so that training ends below the limit by what the sample cannot tell.
 
-What differs: the test is made in every iteration, on its fresh episodes before the policy learns from them (`safe`); the
-KL to the reference is in the reward alone.
+What differs: the test is made in every iteration, on its fresh episodes before the policy learns from them (`safe`);
+the KL to the reference is in the reward alone.
 """
 
 import math
