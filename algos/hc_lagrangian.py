@@ -1,7 +1,7 @@
 """HC-Lagrangian: PPO-Lagrangian held to the limit with confidence, by an upper bound of the cost.
 
 Source: Chittepu et al., "Reinforcement Learning from Human Feedback with High-Confidence Safety Constraints", arXiv
-2506.08266: optimise under a pessimistic constraint, then test the trained model on responses that training has not seen.
+2506.08266: optimise under a pessimistic constraint, then test the policy on responses that training has not seen.
 Here the multiplier is driven by the one-sided upper confidence bound of the cost, Student's mean + t·s/√n over the
 window, so that training ends below the limit by what the sample cannot tell.
 
