@@ -6,7 +6,9 @@ Source: Zhang et al., "Penalized Proximal Policy Optimization for Safe Reinforce
     min  -L_R + κ·(L_C + J_C - limit)⁺,   L_C = E[Σ_t max(ρ·A_C, clip(ρ, 1 ± ε)·A_C)]
 
 For κ above the multiplier of the optimum the penalty is exact: the same optimum, with no multiplier to tune. In between
-the gradient is either with the full penalty or without any, so that too large a κ makes the policy walk to and fro.
+the gradient is either with the full penalty or without any, so that too large a κ makes the policy walk to and fro. On
+minibatches, the price is κ times the share of them that violates: the policy settles where that product is right, which
+is below the limit for a large κ and above it for one that hardly exceeds the optimum's multiplier.
 
 What differs: L_C and J_C are of whole episodes, and the penalty is divided by their mean length, to be on the scale of
 L_R, a mean over steps; the KL to the reference is in the reward.
