@@ -218,6 +218,11 @@ def optimum_plane(
             axis.plot([], [], linestyle="", label=label, **look)
         for limit in sorted({row["cost_limit"] for row in rows if row["cost_limit"] is not None}):
             axis.axvline(limit, color="grey", linestyle="--", linewidth=0.8, zorder=-1)
+        # The frontiers go on far below any limit that was set.
+        for name, zoom in (("cost", axis.set_xlim), ("objective", axis.set_ylim)):
+            means = [row[name]["mean"] for row in rows]
+            margin = 0.1 * (max(means) - min(means)) + 0.05
+            zoom(min(means) - margin, max(means) + margin)
         axis.set_xlabel("mean cost per response (dashed: the limits)")
         axis.set_ylabel("mean reward less the KL penalty")
         axis.set_title("Means over seeds with 95 % intervals, against the exact optimum", fontsize=11)
