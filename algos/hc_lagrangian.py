@@ -8,7 +8,7 @@ window, so that training ends below the limit by what the sample cannot tell.
 What differs: the test is made in every iteration, on its fresh episodes before the policy learns from them (`safe`);
 the KL to the reference is in the reward alone.
 
-Where it stays short of the optimum (94 to 97 % in `textsafe study exact`) it is by the width of the bound: about
+Where it stays short of the optimum (96 to 98 % in `textsafe study exact`) it is by the width of the bound: about
 1.65·s/√n below the limit. A longer window narrows it and lets the multiplier lag.
 """
 
