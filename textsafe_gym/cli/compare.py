@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, run_options
-from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
 
 if TYPE_CHECKING:
     from textsafe_gym.cli.request import RunSpec
@@ -56,7 +55,7 @@ def compare(
     The untrained policy is evaluated beside them as "initial". Settings may be given for one algorithm alone
     (--set ALGO.KEY=VALUE). All runs generate the same number of responses.
     """
-    from textsafe_gym.cli.pool import Job, run_all
+    from textsafe_gym.cli.pool import Job, finish_all
     from textsafe_gym.cli.run import check_out, make_directory, same_request
 
     out = out or Path("runs/compare")
@@ -72,14 +71,7 @@ def compare(
             same_request(job.spec, job.directory)
     _check_all(specs)
     make_directory(out)
-    hint = command if "--resume" in command.split() else f"{command} --resume"
-    try:
-        failures = run_all(jobs, workers)
-    except KeyboardInterrupt:
-        raise Interrupted(f"finished runs are kept; continue with: {hint}") from None
-    if failures:
-        first = next(iter(failures.values()))
-        raise WorkFailed(f"{len(failures)} of {len(jobs)} runs failed, first: {first}; try again with: {hint}")
+    finish_all(jobs, workers, command)
     comparison = _report(out, [job.directory for job in jobs], specs, command)
     if as_json:
         print_json({"directory": str(out), **comparison})

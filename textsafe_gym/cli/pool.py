@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from textsafe_gym.cli.outcomes import WorkFailed
+from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
 from textsafe_gym.cli.request import RunSpec
 from textsafe_gym.cli.run import execute
 from textsafe_gym.errors import TextsafeError
@@ -119,6 +119,28 @@ class Display:
 
 def _escape(text: str) -> str:
     return text.replace("[", r"\[")
+
+
+def finish_all(jobs: Sequence[Job], workers: int, command: str) -> None:
+    """`run_all`, with a way to go on where not all runs were finished.
+
+    Args:
+        jobs: have passed `check`.
+        workers: processes.
+        command: what the user typed.
+
+    Raises:
+        Interrupted: by Ctrl-C.
+        WorkFailed: some runs failed.
+    """
+    hint = command if "--resume" in command.split() else f"{command} --resume"
+    try:
+        failures = run_all(jobs, workers)
+    except KeyboardInterrupt:
+        raise Interrupted(f"finished runs are kept; continue with: {hint}") from None
+    if failures:
+        first = next(iter(failures.values()))
+        raise WorkFailed(f"{len(failures)} of {len(jobs)} runs failed, first: {first}; try again with: {hint}")
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> dict[str, Exception]:

@@ -8,7 +8,6 @@ import click
 from pydantic import BaseModel, ConfigDict, Field
 
 from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables
-from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
 from textsafe_gym.config import Settings
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def study(
     STUDY is one in configs/study/ or a YAML file with env, seeds, limits, settings and algorithms. Writes study.json
     and optimum.png.
     """
-    from textsafe_gym.cli.pool import Job, run_all
+    from textsafe_gym.cli.pool import Job, finish_all
     from textsafe_gym.cli.run import check, check_out, make_directory, same_request
 
     out = out or Path("runs/study")
@@ -87,14 +86,7 @@ def study(
     for spec in specs:
         check(spec, played)
     make_directory(out)
-    hint = command if "--resume" in command.split() else f"{command} --resume"
-    try:
-        failures = run_all(jobs, workers)
-    except KeyboardInterrupt:
-        raise Interrupted(f"finished runs are kept; continue with: {hint}") from None
-    if failures:
-        first = next(iter(failures.values()))
-        raise WorkFailed(f"{len(failures)} of {len(jobs)} runs failed, first: {first}; try again with: {hint}")
+    finish_all(jobs, workers, command)
     problems: dict[str, str] = {
         name: plan.algorithms[name].problem for name in dict.fromkeys(spec.algorithm for spec in specs)
     }
