@@ -153,7 +153,7 @@ def test_separate_critics_begin_as_the_score_models() -> None:
     for row, length in enumerate(rollout.lengths.tolist()):
         ids = rollout.observations["input_ids"][row][rollout.observations["attention_mask"][row].bool()][None]
         for score, values in ((reward, rollout.reward_values), (cost, rollout.cost_values)):
-            raw = score.token_scores(ids, torch.ones_like(ids))[0].detach()
+            raw = score.token_scores(ids)[0].detach()
             # V(s_t) is read at the token before a_t
             expected = (raw[-length - 1 : -1] - score.mean) / score.std
             torch.testing.assert_close(values[row, :length], expected, atol=1e-5, rtol=0)

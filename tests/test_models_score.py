@@ -47,7 +47,7 @@ def test_scores_depend_on_neither_company_nor_pad(architecture: str, pad_is_eos:
 def test_token_scores_end_in_the_score_and_carry_gradients() -> None:
     score = make_score()
     ids, mask = encode_pairs(score.tokenizer, PROMPTS, RESPONSES)
-    raw = score.token_scores(ids, mask)
+    raw = score.token_scores(ids)
     assert raw.shape == ids.shape
     last = raw[torch.arange(4), mask.sum(1) - 1]
     np.testing.assert_allclose(last.detach().numpy(), score(PROMPTS, RESPONSES), atol=1e-5)

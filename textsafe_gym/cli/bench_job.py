@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from textsafe_gym.cli.bench_sizes import Sizes
+from textsafe_gym.cli.heap import keep_freed_memory
 
 _NEVER = -30.0  # the logit of the end of sequence
 _EPOCHS, _MINIBATCHES = 4, 4
@@ -43,6 +44,7 @@ def measure(
         For JSON: `tokens_per_second` and `seconds`, medians; their range; `beside`, tokens per second of what the
         job is compared with; `fractions` of the time by phase; and all that the job was.
     """
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     if job == "iteration":

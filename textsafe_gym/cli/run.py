@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textsafe_gym.cli.heap import keep_freed_memory
 from textsafe_gym.cli.outcomes import WorkFailed
 from textsafe_gym.cli.request import INITIAL, RunSpec, call
 from textsafe_gym.config import dump, read_yaml
@@ -238,6 +239,7 @@ def execute(spec: RunSpec, directory: Path, report: Report, world: "World | None
     """
     from algos.core.optim import Alone
 
+    keep_freed_memory()
     world = world or Alone()
     with world.together("opening the run"):
         if world.rank == 0:

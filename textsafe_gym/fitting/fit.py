@@ -198,7 +198,7 @@ def _batch_loss(
     # All first answers, then all second ones: one forward pass, and one width for both.
     ids, mask = pad([row[side] for side in range(len(encoded[0])) for row in encoded], score.tokenizer.eos_token_id)
     ids, mask = ids.to(device), mask.to(device)
-    scores = score.token_scores(ids, mask)
+    scores = score.token_scores(ids)
     if isinstance(rows[0], Labelled):
         labels = torch.tensor([row.label for row in rows if isinstance(row, Labelled)], device=device)
         return label_loss(scores, mask, labels, regularization)

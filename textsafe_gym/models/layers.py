@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from textsafe_gym.errors import ModelError
@@ -23,14 +23,47 @@ def decoder_layers(model: Any) -> list[nn.Module]:
     return max(stacks, key=lambda stack: sum(x.numel() for layer in stack for x in layer.parameters()))
 
 
+class FusedRMSNorm(nn.RMSNorm):
+    """torch's RMS norm, with a backward pass of few operations where no kernel does it (CPU)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gives x / RMS(x) * weight, over the last axis."""
+        exact = x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64)
+        if exact and x.device.type == "cpu" and torch.is_grad_enabled():
+            return _RMSNorm.apply(x, self.weight, self.eps)
+        return super().forward(x)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = w·n with n = x/r, r² = mean(x²) + ε: ∂y/∂x takes a slope g to (g·w - n·mean(g·w·n)) / r."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        inverse = x.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        ctx.epsilon = epsilon
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives, which have to see that it depends on x
+            inverse = (x.square().mean(-1, keepdim=True) + ctx.epsilon).rsqrt()
+        normed = x * inverse
+        slope = grads[0] * weight
+        along = torch.linalg.vecdot(slope, normed).unsqueeze(-1) / x.shape[-1]
+        by_weight = (grads[0] * normed).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return torch.addcmul(slope, normed, along, value=-1) * inverse, by_weight, None
+
+
 @torch.no_grad()
 def fuse_norms(model: Any) -> None:
-    """Puts torch's RMS norm, one kernel, in the place of transformers', six, wherever the two agree on a trial."""
+    """Puts `FusedRMSNorm` in the place of transformers' norms, six operations each, wherever both agree on a trial."""
     for path, module in list(model.named_modules()):
         weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
         if not type(module).__name__.endswith("RMSNorm") or weight is None or epsilon is None:
             continue
-        fused = nn.RMSNorm(weight.shape, eps=epsilon, device="meta")
+        fused = FusedRMSNorm(weight.shape, eps=epsilon, device="meta")
         fused.weight = weight
         trial = torch.randn(2, *weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
         if torch.allclose(fused(trial), module(trial), atol=1e-5, rtol=torch.finfo(weight.dtype).eps * 4):

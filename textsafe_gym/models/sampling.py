@@ -159,8 +159,9 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Ten
     """
     p = torch.softmax(logits.float() if temperature == 1 else logits.float() / temperature, dim=-1)
     # In float64, as the tail of a large vocabulary would be rounded away; by blocks, so that such sums are few.
-    blocks = torch.nn.functional.pad(p, (0, -p.shape[-1] % _BLOCK)).view(len(p), -1, _BLOCK)
-    sums = blocks.sum(-1, dtype=torch.float64)
+    missing = -p.shape[-1] % _BLOCK
+    blocks = (torch.nn.functional.pad(p, (0, missing)) if missing else p).view(len(p), -1, _BLOCK)
+    sums = blocks.sum(-1).double()
     upto = sums.cumsum(-1)
     total = upto[:, -1:]
     if not torch.isfinite(total).all():

@@ -183,17 +183,16 @@ class ScoreModel:
                 self.model.save_pretrained(scratch)
             self.tokenizer.save_pretrained(scratch)
 
-    def token_scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def token_scores(self, input_ids: Tensor) -> Tensor:
         """The raw score at every position, with gradients.
 
         Args:
             input_ids: (B, L) int64, right-padded.
-            attention_mask: (B, L), 1 on tokens.
 
         Returns:
-            (B, L) float32; what stands outside the mask means nothing.
+            (B, L) float32; that of padding means nothing.
         """
-        return self.model.score(self._hidden(input_ids, attention_mask)).squeeze(-1).float()
+        return self.model.score(self._hidden(input_ids)).squeeze(-1).float()
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
@@ -216,7 +215,7 @@ class ScoreModel:
         for start in range(0, len(order), size):
             index = order[start : start + size]
             ids, mask = (x.to(device) for x in pad([rows[i] for i in index], self.tokenizer.eos_token_id))
-            last = self._hidden(ids, mask)[torch.arange(len(index), device=device), mask.sum(1) - 1]
+            last = self._hidden(ids)[torch.arange(len(index), device=device), mask.sum(1) - 1]
             raw[index] = self.model.score(last).squeeze(-1).double().cpu().numpy()
         return (raw - self.mean) / self.std
 
@@ -231,9 +230,9 @@ class ScoreModel:
                 head.bias.add_(old.bias / self.std)
         return head
 
-    def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        trunk = self.model.base_model
-        return trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    def _hidden(self, input_ids: Tensor) -> Tensor:
+        # No mask: what pads a row on the right is not seen by what stands before it.
+        return self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 
 
 class Critic(nn.Module):
