@@ -17,6 +17,7 @@ FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in vars(TINY).ite
 def test_reports_speed_and_sizes(job: str) -> None:
     ran = CliRunner().invoke(main, ["bench", job, *FLAGS, "--repeats", "2", "--threads", "1", "--json"])
     assert ran.exit_code == 0, ran.output
+    assert ran.stderr == ""
     row = json.loads(ran.stdout)
     assert row["sizes"] == vars(TINY)
     assert row["tokens_per_second"] == pytest.approx(4 * 5 / row["seconds"])

@@ -235,5 +235,6 @@ def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> Any:
         tokenizer=tokenizer,
         max_prompt_length=sizes.prompt_length,
         max_response_length=sizes.response_length,
+        cost_limit=-10.0,  # out of reach, so that the multiplier is at work
         **scorers,
     )
