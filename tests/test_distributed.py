@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from distributed_worker import OPTIONS, result, trainer_of
+from distributed_worker import OPTIONS, STREAMED, played, result, trainer_of
 from models_doubles import make_lm, make_tokenizer
 
 from textsafe_gym.cli.main import main
@@ -27,7 +27,8 @@ WORKER = Path(__file__).parent / "distributed_worker.py"
 
 
 def launch(folder: Path, job: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(WORKER.parent)}
+    path = os.pathsep.join([str(WORKER.parent), str(WORKER.parents[1])])  # this checkout, wherever one is installed
+    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run(
         [*torchrun, str(WORKER), str(folder), job],
@@ -93,6 +94,34 @@ def test_other_algorithms(parallel: Path, plain: tuple[Path, dict[str, Any]], st
 
 def test_adapters(parallel: Path, plain: tuple[Path, dict[str, Any]]) -> None:
     check(parallel, "zero3-lora", plain[1]["lora"])
+
+
+@pytest.fixture(scope="module")
+def streamed(plain: tuple[Path, dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    """A folder with what two processes come to that never hold a whole model, and what one comes to."""
+    ran = launch(plain[0], "stream")
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    trainer = trainer_of(plain[0], "ppo_lagrangian", **STREAMED)
+    found = result(trainer, trainer.learn())
+    return plain[0], {**found, "evaluated": played(trainer)}
+
+
+@pytest.mark.parametrize("name", ["stream", "stream-offload"])
+def test_layers_gathered_for_each_pass(streamed: tuple[Path, dict[str, Any]], name: str) -> None:
+    folder, expected = streamed
+    check(folder, name, expected)
+    check(folder, f"{name}-resumed", expected, first=2)
+    alone = trainer_of(folder, "ppo_lagrangian", resume=folder / f"{name}-2", **STREAMED)
+    for key, x in result(alone, alone.learn())["tensors"].items():
+        torch.testing.assert_close(x, expected["tensors"][key], atol=1e-5, rtol=0)
+
+    counts = json.loads((folder / f"{name}-counts.json").read_text())
+    assert len(counts["evaluated"]) == len(expected["evaluated"])
+    for row, wanted in zip(counts["evaluated"], expected["evaluated"], strict=True):
+        assert row == pytest.approx(wanted, abs=1e-4)
+    assert counts["unequal"] > 4  # processes ended their responses at different steps
+    assert 0 < counts["most"] < counts["numbers"] / 4
+    assert counts["left"] == 0
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -127,17 +127,21 @@ def check(spec: RunSpec, played: set[str] | None = None, world: "World | None" =
 
         algos.check_world(spec.algorithm, world)
     try:
-        _try_out(spec, played)
+        _try_out(spec, played, world)
     finally:
         gc.collect()  # models, which would otherwise lie beside the run's own for a while
 
 
-def _try_out(spec: RunSpec, played: set[str] | None) -> None:
+def _try_out(spec: RunSpec, played: set[str] | None, world: "World | None") -> None:
     env = make_env(spec, int(spec.config.get("group_size", 1)))
     try:
         policy = make_policy(spec, env)
+        if world is not None:
+            world.check(policy)
         if spec.algorithm != INITIAL:
             make_trainer(spec, env, policy)
+        if world is not None and world.streams:
+            return  # a model that no process holds alone, so that none can try it out
         key = repr((spec.env, spec.policy))
         named = spec.config.get("cost_limits") or {}
         if played is None or named or key not in played:
@@ -318,16 +322,16 @@ def _execute(spec: RunSpec, directory: Path, report: Report, world: "World") -> 
     env = make_env(spec, int(spec.config["episodes_per_iteration"]) // world.size)
     policy = make_policy(spec, env)
     metrics: list[dict[str, Any]] = []
-    whole: AbstractContextManager[None] = nullcontext()
+    playing: AbstractContextManager[None] = nullcontext()
     if spec.algorithm != INITIAL:
         trainer, metrics = _train(spec, env, policy, directory, report, world)
-        whole = trainer.algorithm.optimizer.engine.whole()
+        playing = trainer.algorithm.optimizer.engine.playing()
     identity = {"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed}
 
     def on_batch(done: int, total: int) -> None:
         report({"done": done, "total": total, "evaluating": True})
 
-    with whole:
+    with playing:
         rows = evaluate_policy(policy, env, spec.seed, identity, on_batch, world)
     limit = cost_limit_of(spec, env)
     exact = getattr(env.unwrapped, "evaluate", None)  # an enumerable environment knows a policy's expectations
