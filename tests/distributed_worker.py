@@ -15,7 +15,7 @@ import torch
 
 import algos
 import textsafe_gym  # noqa: F401 (registers the environment)
-from textsafe_gym.evaluation.play import evaluate_policy
+from textsafe_gym.evaluation import play
 from textsafe_gym.models.causal_lm import CausalLMPolicy
 from textsafe_gym.types import World
 
@@ -68,12 +68,14 @@ def result(trainer: Any, rows: list[dict[str, float]]) -> dict[str, Any]:
     return {"tensors": tensors, "rows": rows}
 
 
-STREAMED: dict[str, Any] = {"policy": {"lora_rank": 2}, "num_envs": 4, "budget": 30}  # few rows, which all end early
+STREAMED: dict[str, Any] = {"policy": {"lora_rank": 2}, "num_envs": 4, "budget": 14, "epochs": 1}
+STREAMED |= {"episodes": 2 * EPISODES}
 
 
 def played(trainer: Any, world: World | None = None) -> list[dict[str, Any]]:
+    play.EPISODES = 6  # not a whole batch
     with trainer.algorithm.optimizer.engine.playing():
-        return evaluate_policy(trainer.policy, trainer.env, 5, {}, world=world)
+        return play.evaluate_policy(trainer.policy, trainer.env, 5, {}, world=world)
 
 
 def zero(stage: int, **more: Any) -> dict[str, Any]:
@@ -108,16 +110,17 @@ def main(folder: Path, job: str) -> None:
         lora = trainer_of(folder, "ppo_lagrangian", world, policy={"lora_rank": 2})
         keep(folder, "zero3-lora", world, result(lora, lora.learn()))
     elif job == "stream":
-        for name, more in {"stream": {}, "stream-offload": {"offload_optimizer": cpu, "offload_param": cpu}}.items():
-            world = start(streaming(**more))
-            stream(folder, name, world)
+        stream(folder, start(streaming()))
+        world = start(streaming(offload_optimizer=cpu, offload_param=cpu))
+        resumed = trainer_of(folder, "ppo_lagrangian", world, resume=folder / "stream-1", **STREAMED)
+        keep(folder, "stream-resumed", world, result(resumed, resumed.learn()))
     else:
         world = start(streaming() if job == "raises" else configs["zero2"], timeout=6.0)
         trainer = trainer_of(folder, "ppo_lagrangian", world, **STREAMED if job == "raises" else {})
 
         def after(row: dict[str, float]) -> None:
             trainer.save(folder / f"{job}-latest")
-            if row["iteration"] == 2 and world.rank == 1:
+            if row["iteration"] == (1 if job == "raises" else 2) and world.rank == 1:
                 if job == "dead":
                     os._exit(3)
                 if job == "raises":
@@ -133,13 +136,12 @@ def main(folder: Path, job: str) -> None:
 
 
 def streaming(**more: Any) -> dict[str, Any]:
-    small = {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 300}
-    return {"textsafe": {"gather_for_generation": False}, **zero(3, **small, **more)}
+    return {"textsafe": {"gather_for_generation": False}, **zero(3, stage3_param_persistence_threshold=0, **more)}
 
 
-def stream(folder: Path, name: str, world: World) -> None:
-    """Training without whole models; counts how many numbers are gathered at once, and passes and steps needed."""
-    trainer = trainer_of(folder, "ppo_lagrangian", world, micro_batch_size=2, **STREAMED)
+def stream(folder: Path, world: World) -> None:
+    """Trains and counts how many numbers are gathered at once, and in how many rollouts one process ends first."""
+    trainer = trainer_of(folder, "ppo_lagrangian", world, **STREAMED)
     every = list(trainer.policy.parameters())
     counts = {"numbers": sum(x.ds_numel for x in every), "most": 0, "unequal": 0}
 
@@ -166,15 +168,13 @@ def stream(folder: Path, name: str, world: World) -> None:
             counts["left"] = gathered()
 
     trainer.policy.rollout, trainer._collect = rollout, collected
-    rows = trainer.learn(2 * EPISODES)
-    trainer.save(folder / f"{name}-2")
+    rows = trainer.learn(EPISODES)
+    trainer.save(folder / "stream-1")
     rows += trainer.learn()
-    keep(folder, name, world, result(trainer, rows))
+    keep(folder, "stream", world, result(trainer, rows))
     evaluated = played(trainer, world)
-    resumed = trainer_of(folder, "ppo_lagrangian", world, resume=folder / f"{name}-2", **STREAMED)
-    keep(folder, f"{name}-resumed", world, result(resumed, resumed.learn()))
     if world.rank == 0:
-        (folder / f"{name}-counts.json").write_text(json.dumps({**counts, "evaluated": evaluated}))
+        (folder / "stream-counts.json").write_text(json.dumps({**counts, "evaluated": evaluated}))
 
 
 def keep(folder: Path, name: str, world: World, found: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(own, dict) or own.keys() - {_GATHER} or not isinstance(own.get(_GATHER, True), bool):
         raise ConfigError(f"--deepspeed {path}: textsafe has to be an object with {_GATHER}, true or false; not {own}")
     if not own.get(_GATHER, True) and stage != 3:
-        raise ConfigError(f"--deepspeed {path}: textsafe.{_GATHER} = false needs zero_optimization.stage 3, not {stage}")
+        raise ConfigError(f"--deepspeed {path}: textsafe.{_GATHER} = false needs ZeRO stage 3, not {stage}")
     return config
 
 
@@ -119,7 +119,7 @@ class Processes:
         self._meetings = 0
 
     def check(self, policy: Policy) -> None:
-        """Refuses a policy with which processes that gather layers for each pass would hold a whole model, or part ways.
+        """Refuses a policy of which more than layers would be whole, or whose passes differ, where layers are gathered.
 
         Raises:
             ConfigError: see above.
@@ -378,15 +378,12 @@ class ZeroEngine:
             with self.whole():
                 yield
             return
+        self.zero._partition_all_parameters()
         coordinator = self.zero.parameter_offload.get_param_coordinator()
-        # What DeepSpeed does at the start of a step; it learns a pass's order, in which it then gathers ahead.
-        begin = self.engine.module.policy.model.register_forward_pre_hook(
-            lambda *_: coordinator.reset_step(), prepend=True
-        )
-        try:
-            yield
-        finally:
-            begin.remove()
+        # The order of a step's passes, by which DeepSpeed gathers ahead and keeps, would be wrong for these.
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
+        yield
 
     def state_dict(self) -> dict[str, Tensor]:
         """As `PlainEngine.state_dict`, whole on the CPU in every process."""
@@ -453,8 +450,8 @@ class ZeroEngine:
 
         for x in forward.parameters():
             x.data = x.data.to(dtype)
-        for x in forward.buffers():
-            x.data = x.data.to(_device())
+        for buffer in forward.buffers():
+            buffer.data = buffer.data.to(_device())
         deepspeed.zero.Init(module=forward, config_dict_or_path=config)
 
     def _begin_moments(self) -> None:

@@ -226,8 +226,7 @@ class Engine(Protocol):
         ...
 
     def whole(self, writing: bool = False) -> AbstractContextManager[None]:
-        """In the block, what a checkpoint holds of the policy is whole in this process; what is `writing` to it stays.
-        """
+        """In the block, what a checkpoint has of the policy is whole in this process; what is `writing` to it stays."""
         ...
 
     def playing(self) -> AbstractContextManager[None]:

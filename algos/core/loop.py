@@ -209,7 +209,7 @@ class Trainer:
     def _collect(self, seeds: Sequence[int]) -> Rollout:
         """A rollout for each seed, with the episodes of all processes, the same in each."""
         world, group_size = self.world, self.config.group_size
-        # Where others wait in a pass for what has failed here, its end tells them, and an exchange would not reach them.
+        # Others that wait in a pass for this process would not hear of its error; they notice its end.
         together = nullcontext() if world.streams else world.together("a rollout")
         with self.algorithm.optimizer.engine.playing(), together:
             mine = [self.policy.rollout(self.env, seed, group_size, (world.rank, world.size)) for seed in seeds]
