@@ -69,7 +69,7 @@ def result(trainer: Any, rows: list[dict[str, float]]) -> dict[str, Any]:
 
 
 STREAMED: dict[str, Any] = {"policy": {"lora_rank": 2}, "num_envs": 4, "budget": 14, "epochs": 1}
-STREAMED |= {"episodes": 2 * EPISODES}
+STREAMED |= {"episodes": 24, "episodes_per_iteration": 8, "minibatch_size": 5}
 
 
 def played(trainer: Any, world: World | None = None) -> list[dict[str, Any]]:
@@ -113,20 +113,20 @@ def main(folder: Path, job: str) -> None:
         stream(folder, start(streaming()))
         world = start(streaming(offload_optimizer=cpu, offload_param=cpu))
         resumed = trainer_of(folder, "ppo_lagrangian", world, resume=folder / "stream-1", **STREAMED)
-        keep(folder, "stream-resumed", world, result(resumed, resumed.learn()))
+        keep(folder, "stream-resumed", world, result(resumed, resumed.learn(16)))
+        if world.rank == 1:
+            resumed.env.unwrapped.play = None  # fails in the midst of a rollout
+        resumed.learn()
     else:
-        world = start(streaming() if job == "raises" else configs["zero2"], timeout=6.0)
-        trainer = trainer_of(folder, "ppo_lagrangian", world, **STREAMED if job == "raises" else {})
+        world = start(configs["zero2"], timeout=6.0)
+        trainer = trainer_of(folder, "ppo_lagrangian", world)
 
         def after(row: dict[str, float]) -> None:
             trainer.save(folder / f"{job}-latest")
-            if row["iteration"] == (1 if job == "raises" else 2) and world.rank == 1:
+            if row["iteration"] == 2 and world.rank == 1:
                 if job == "dead":
                     os._exit(3)
-                if job == "raises":
-                    trainer.env.unwrapped.play = None  # fails in the midst of a rollout
-                else:
-                    time.sleep(1000)
+                time.sleep(1000)
 
         try:
             trainer.learn(on_iteration=after)
@@ -168,9 +168,9 @@ def stream(folder: Path, world: World) -> None:
             counts["left"] = gathered()
 
     trainer.policy.rollout, trainer._collect = rollout, collected
-    rows = trainer.learn(EPISODES)
+    rows = trainer.learn(8)
     trainer.save(folder / "stream-1")
-    rows += trainer.learn()
+    rows += trainer.learn(16)
     keep(folder, "stream", world, result(trainer, rows))
     evaluated = played(trainer, world)
     if world.rank == 0:
