@@ -25,7 +25,6 @@ import torch.distributed as td
 from torch import Tensor, nn
 
 from textsafe_gym.errors import ConfigError, RunError
-from textsafe_gym.models.adapters import adapters_of
 from textsafe_gym.types import Evaluation, Policy
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -118,7 +117,7 @@ class Processes:
         self._store = td.PrefixStore("textsafe", td.distributed_c10d._get_default_store())
         self._meetings = 0
 
-    def check(self, policy: Policy) -> None:
+    def check(self, policy: Any) -> None:
         """Refuses a policy of which more than layers would be whole, or whose passes differ, where layers are gathered.
 
         Raises:
@@ -130,7 +129,7 @@ class Processes:
             raise ConfigError(
                 f"{_GATHER} = false needs a language model whose reference is no second model; set policy.lora_rank"
             )
-        if len(adapters_of(policy.model)) > 1:  # type: ignore[attr-defined]
+        if len(policy.model.peft_config) > 1:
             raise ConfigError(
                 f"{_GATHER} = false needs score models with weights of their own, not adapters of the policy's base "
                 "model, which would make other passes in each process; give whole models"
