@@ -5,6 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from textsafe_gym.cli import bench_job
 from textsafe_gym.cli.bench_job import env_of, measure, policy_of
 from textsafe_gym.cli.bench_sizes import Sizes
 from textsafe_gym.cli.main import main
@@ -17,12 +18,14 @@ FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in vars(TINY).ite
 def test_reports_speed_and_sizes(job: str) -> None:
     ran = CliRunner().invoke(main, ["bench", job, *FLAGS, "--repeats", "2", "--threads", "1", "--json"])
     assert ran.exit_code == 0, ran.output
+    assert ran.stderr == ""
     row = json.loads(ran.stdout)
     assert row["sizes"] == vars(TINY)
     assert row["tokens_per_second"] == pytest.approx(4 * 5 / row["seconds"])
     low, high = row["tokens_per_second_range"]
     assert low <= row["tokens_per_second"] <= high
     assert len(row["beside"]) == (job != "iteration")
+    assert (row["bandwidth_bound"] is None) == (job != "rollout")
     assert row["threads"] == 1
 
 
@@ -38,6 +41,19 @@ def test_the_default_job_is_the_peers() -> None:
         "vocab": 2048,
     }
     assert sum(x.numel() for x in policy_of(Sizes()).model.parameters()) == 1_315_968 + 2048  # and the head's bias
+
+
+def test_the_bandwidth_bound_is_bytes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_job, "_copied_per_second", lambda device: 1e9)
+    layer = 4 * 16 * 16 + 3 * 16 * 24 + 2 * 16  # attention, MLP, two norms
+    weights = layer + 16 + 40 * 16 + 40  # the last norm, the head and its bias
+    cached = 2 * 16 * (3 + 2.5)
+    bound = 4 * 1e9 / (2 * (weights + 4 * cached))
+    assert bench_job.bandwidth_bound(TINY, "cpu", "bfloat16") == pytest.approx(bound)
+
+
+def test_copies_are_timed() -> None:
+    assert 1e8 < bench_job._copied_per_second("cpu") < 1e13
 
 
 def test_no_response_ends_early_and_doublings_are_jobs_of_their_own() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from models_doubles import KINDS, TextVectorEnv, make_lm, make_tokenizer
+from models_doubles import KINDS, TextVectorEnv, make_classifier, make_lm, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models.causal_lm import CausalLMPolicy
+from textsafe_gym.models.score import ScoreModel
 
 PARTIAL: list[dict[str, int]] = [{"lora_rank": 3}, {"last_layers": 1}]
 
@@ -132,6 +133,27 @@ def test_recomputed_activations_give_the_same_gradients(folder: Path, partial: d
         torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-5)
     if not partial:
         assert calls.count("backward") > 0  # a layer ran again after the loss was there
+
+
+def test_separate_critics_recompute_as_well(llama: Path) -> None:
+    grads, kept = [], []
+    for more in ({}, {"gradient_checkpointing": True}):
+        scores = {
+            f"{kind}_critic": ScoreModel(make_classifier("llama"), make_tokenizer(), kind)
+            for kind in ("reward", "cost")
+        }
+        policy = CausalLMPolicy.load(llama, critics="separate", **scores, **more)
+        ids = torch.arange(24).view(2, 12) % 7 + 3
+        observations = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        saved: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x) or x, lambda x: x):
+            now = policy.evaluate(observations, ids[:, 6:], torch.ones(2, 6, dtype=torch.bool))
+        kept.append(len(saved))
+        (now.reward_values.square().sum() + now.cost_values.sum()).backward()
+        grads.append({name: x.grad for name, x in policy.named_parameters() if "critic" in name})
+    assert kept[1] < kept[0] / 2
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

@@ -92,6 +92,8 @@ def _print(row: dict[str, Any], first: bool) -> None:
     )
     for name, value in row["beside"].items():
         text += f"; {name} {value:.0f} tokens/s, ratio {row['tokens_per_second'] / value:.2f}"
+    if row["bandwidth_bound"]:
+        text += f"; {row['tokens_per_second'] / row['bandwidth_bound']:.0%} of what memory's bandwidth allows"
     if row["fractions"]:
         text += "; " + ", ".join(f"{name} {value:.0%}" for name, value in row["fractions"].items())
     click.echo(text)

@@ -42,7 +42,8 @@ def measure(
 
     Returns:
         For JSON: `tokens_per_second` and `seconds`, medians; their range; `beside`, tokens per second of what the
-        job is compared with; `fractions` of the time by phase; and all that the job was.
+        job is compared with; `fractions` of the time by phase; `bandwidth_bound` of a rollout, see there; and all that
+        the job was.
     """
     keep_freed_memory()
     if threads is not None:
@@ -71,6 +72,7 @@ def measure(
         "seconds": statistics.median(seconds[own]),
         "beside": {name: sizes.new_tokens / statistics.median(seconds[name]) for name in others},
         "fractions": {key: statistics.median(row[key] for row in fractions) for key in (fractions or [{}])[0]},
+        "bandwidth_bound": bandwidth_bound(sizes, device, dtype) if job == "rollout" else None,
         "sizes": asdict(sizes),
         "parameters": sum(x.numel() for x in model_of(sizes, "meta", dtype).parameters()),
         "algorithm": algorithm if job == "iteration" else None,
@@ -151,6 +153,32 @@ def _env(sizes: Sizes, device: str, dtype: str) -> Timed:
         task.play(said.tokens.cpu().numpy(), said.lengths.cpu().numpy())
 
     return {"steps": steps, "generation": at_once}
+
+
+def bandwidth_bound(sizes: Sizes, device: str, dtype: str) -> float:
+    """Tokens per second if decoding did nothing but read memory, at the speed of this device's copies.
+
+    Each step reads all weights once, but for the input embedding's, and each row its keys and values so far.
+    """
+    width = getattr(torch, dtype).itemsize
+    model = model_of(sizes, "meta", dtype)
+    weights = sum(x.numel() for x in model.parameters()) - model.get_input_embeddings().weight.numel()
+    cache = 2 * sizes.layers * sizes.hidden * (sizes.prompt_length + sizes.response_length / 2)
+    return sizes.batch * _copied_per_second(device) / (width * (weights + sizes.batch * cache))
+
+
+def _copied_per_second(device: str) -> float:
+    """Bytes that are read and written in a second, of blocks beyond any cache of a core."""
+    source = torch.ones(2**26, device=device)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(6):
+        _wait(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / statistics.median(seconds[1:])
 
 
 def _wait(device: str) -> None:
@@ -235,5 +263,6 @@ def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> Any:
         tokenizer=tokenizer,
         max_prompt_length=sizes.prompt_length,
         max_response_length=sizes.response_length,
+        cost_limit=-10.0,  # out of reach, so that the multiplier is at work
         **scorers,
     )

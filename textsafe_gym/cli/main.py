@@ -143,6 +143,7 @@ def quiet_libraries(debug: bool, handler: type[logging.Handler] = OneLine) -> No
 
 @click.group(cls=TextsafeGroup, epilog=_EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="textsafe-gym", prog_name="textsafe")
+@click.option("--local_rank", type=int, hidden=True, expose_value=False)  # of deepspeed's launcher; LOCAL_RANK counts
 def main() -> None:
     """Safe RLHF as a Gymnasium suite: train, compare and judge policies under a cost constraint."""
 

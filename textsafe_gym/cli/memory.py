@@ -1,5 +1,7 @@
 """What `textsafe train --memory` plans, prints and refuses."""
 
+import math
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,18 +13,22 @@ from textsafe_gym.errors import ConfigError
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
-def memory_plan(spec: RunSpec) -> dict[str, Any]:
-    """The plan of a run, from the configs of its models alone.
+def memory_plan(spec: RunSpec, world: Any) -> dict[str, Any]:
+    """The plan of one process of a run, from the configs of its models alone.
+
+    Args:
+        spec: the run.
+        world: the processes that do it together.
 
     Returns:
         "parts": what takes memory, see `textsafe_gym.models.memory.Part`; "peaks": for each device the "phase" that
-        takes most, its "bytes", and the device's "capacity" in bytes.
+        takes most, its "bytes", on the CPU for all processes of this machine, and the device's "capacity" in bytes.
 
     Raises:
         ConfigError: the run trains no language model.
         ModelError: a config is missing or damaged, or there is no such device.
     """
-    from textsafe_gym.models import memory
+    from textsafe_gym.models import memory, sharding
 
     if spec.env["id"] != DEFAULT_ENV:
         raise ConfigError(f"--memory: plans are for language models on {DEFAULT_ENV}, not for '{spec.env['id']}'")
@@ -43,29 +49,35 @@ def memory_plan(spec: RunSpec) -> dict[str, Any]:
     score_dtype = str(kwargs.get("dtype", "float32"))
     if score_dtype not in memory.WIDTHS:
         raise ConfigError(f"dtype: expected one of {', '.join(memory.WIDTHS)}, got {score_dtype!r:.60}")
-    small = config["minibatch_size"]
+    rows = math.ceil(config["episodes_per_iteration"] / world.size)
+    small = math.ceil(config["minibatch_size"] / world.size)
     batch = memory.Batch(
-        rows=config["episodes_per_iteration"],
+        rows=rows,
         group_size=config["group_size"],
-        at_once=min(config.get("micro_batch_size") or small, small, config["episodes_per_iteration"]),
+        at_once=min(config.get("micro_batch_size") or small, small, rows),
         prompt=prompt,
         response=response,
     )
+    dtype, device = options.get("dtype", "float32"), options.get("device", "cpu")
     parts = memory.plan(
         policy,
         scores,
         batch,
-        dtype=options.get("dtype", "float32"),
-        device=options.get("device", "cpu"),
+        dtype=dtype,
+        device=device,
         score_dtype=score_dtype,
         score_device=str(kwargs.get("device", "cpu")),
         critics=critics,
         gradient_checkpointing=bool(options.get("gradient_checkpointing")),
     )
+    if hasattr(world, "config"):
+        parts = sharding.sharded(parts, policy, critics, dtype, device, sharding.zero_of(world.config, world.size))
     peaks = {}
-    for device in dict.fromkeys(part.device for part in parts):
-        phase, number = memory.peak(parts, device)
-        peaks[device] = {"phase": phase, "bytes": number, "capacity": memory.capacity(device)}
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    for place in dict.fromkeys(part.device for part in parts):
+        phase, number = memory.peak(parts, place)
+        total = number * (1 if place.startswith("cuda") else here)
+        peaks[place] = {"phase": phase, "bytes": total, "capacity": memory.capacity(place)}
     return {"parts": [asdict(part) for part in parts], "peaks": peaks}
 
 

@@ -64,10 +64,6 @@ def train(
     from textsafe_gym.evaluation.files import read_json
 
     check_algorithm(algorithm)
-    if memory and deepspeed is not None:
-        raise click.UsageError(
-            "--memory is of one process; for many see configs/deepspeed", click.get_current_context()
-        )
     world = joined(deepspeed, timeout)
     plan: dict[str, Any] = {}
     with world.together("the request"):
@@ -82,8 +78,8 @@ def train(
         if resume:
             same_request(spec, out)
         if memory:
-            plan = {"memory": memory_plan(spec)}
-            if not as_json:
+            plan = {"memory": memory_plan(spec, world)}
+            if not as_json and world.rank == 0:
                 show(plan["memory"])
             check_room(plan["memory"])
         check(spec, world=world)

@@ -115,10 +115,12 @@ class CausalLMPolicy(nn.Module):
         # In a tuple, so that the module does not count the reference's tensors among its own.
         self._reference: tuple[Any, ...] = () if self.lora else (_frozen_copy(model),)
         self._linear_head = has_linear_head(model)
-        if compile:
-            compile_layers(model)
-        if gradient_checkpointing:
-            recompute_activations(model)
+        trunks = [x.trunk for x in (self.reward_critic, self.cost_critic) if isinstance(x, Critic)]
+        for trained in (model, *trunks):
+            if compile:
+                compile_layers(trained)
+            if gradient_checkpointing:
+                recompute_activations(trained)
         self.eval()
 
     @classmethod

@@ -186,7 +186,7 @@ def plan(
         score_dtype: of the score models' weights.
         score_device: of the score models.
         critics: the two score models that separate critics begin as; empty for heads on the policy's trunk.
-        gradient_checkpointing: of the policy.
+        gradient_checkpointing: of policy and critics.
     """
     width, score_width = WIDTHS[dtype], WIDTHS[score_dtype]
     parts = [Part("weights: policy", policy.base * width + policy.adapter * 4, device, note=_weights_note(policy))]
@@ -236,8 +236,11 @@ def _passes(
     whole = batch.prompt + batch.response
     cache = policy.layers * policy.cached * width * batch.rows * whole
     draws = batch.rows * policy.vocab * (width + 3 * 4)
-    amount = activations(policy, batch.at_once * whole, width, gradient_checkpointing)
-    amount += sum(activations(size, batch.at_once * whole, width, False) for size in critics)
+    tokens, models = batch.at_once * whole, [policy, *critics]
+    amount = sum(activations(size, tokens, width, gradient_checkpointing) for size in models)
+    if gradient_checkpointing:  # the layer that is whole is one of one model
+        wholes = [tokens * size.kept(width) for size in models]
+        amount -= sum(wholes) - max(wholes)
     note = f"of {batch.at_once} episodes" + (", layers' inputs alone" if gradient_checkpointing else "")
     block = logits_block(policy, batch.at_once * batch.response, width)
     parts = [
