@@ -52,8 +52,8 @@ def make_env(spec: RunSpec, num_envs: int) -> Any:
         raise ConfigError(f"env {env_id}: {error}") from None
 
 
-def make_policy(spec: RunSpec, env: Any) -> Any:
-    """The starting policy of a run.
+def make_policy(spec: RunSpec, env: Any, world: "World | None" = None) -> Any:
+    """The starting policy of a run; on the CPU where no device is to hold it whole.
 
     Raises:
         TextsafeError: the model or an option does not fit.
@@ -63,7 +63,9 @@ def make_policy(spec: RunSpec, env: Any) -> Any:
     from textsafe_gym import models
 
     torch.manual_seed(spec.seed)  # a fresh MLP's weights; a language model draws nothing
-    policy: Any = call(models.make_policy, "policy", spec.policy, env)
+    streamed = world is not None and world.streams and "device" in spec.policy
+    options = {**spec.policy, "device": "cpu"} if streamed else spec.policy
+    policy: Any = call(models.make_policy, "policy", options, env)
     # All of them, as an adapter of few parameters may sit on a large model.
     if sum(parameter.numel() for parameter in policy.parameters()) < _SMALL:
         torch.set_num_threads(1)
@@ -135,7 +137,7 @@ def check(spec: RunSpec, played: set[str] | None = None, world: "World | None" =
 def _try_out(spec: RunSpec, played: set[str] | None, world: "World | None") -> None:
     env = make_env(spec, int(spec.config.get("group_size", 1)))
     try:
-        policy = make_policy(spec, env)
+        policy = make_policy(spec, env, world)
         if world is not None:
             world.check(policy)
         if spec.algorithm != INITIAL:
@@ -320,7 +322,7 @@ def _execute(spec: RunSpec, directory: Path, report: Report, world: "World") -> 
 
     started = time.perf_counter()
     env = make_env(spec, int(spec.config["episodes_per_iteration"]) // world.size)
-    policy = make_policy(spec, env)
+    policy = make_policy(spec, env, world)
     metrics: list[dict[str, Any]] = []
     playing: AbstractContextManager[None] = nullcontext()
     if spec.algorithm != INITIAL:
