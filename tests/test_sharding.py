@@ -128,7 +128,7 @@ def test_seventy_billion_on_eight_without_whole_copies(tmp_path: Path) -> None:
         return peak(sharded(parts, size, [], "bfloat16", "cuda", zero_of(json.loads(file.read_text()), 8)), "cuda")[1]
 
     assert most("zero3") > 128 * 2**30
-    assert 16 * 2**30 < most("zero3_stream") < 32 * 2**30
+    assert 16 * 2**30 < most("zero3_stream") < 40 * 2**30
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
