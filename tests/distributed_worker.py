@@ -15,6 +15,7 @@ import torch
 
 import algos
 import textsafe_gym  # noqa: F401 (registers the environment)
+from textsafe_gym.evaluation import play
 from textsafe_gym.models.causal_lm import CausalLMPolicy
 from textsafe_gym.types import World
 
@@ -24,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "episodes_per_iteration": EPISODES,
     "minibatch_size": 7,  # three minibatches of 6, 5 and 5: processes have unequal parts
     "epochs": 2,
-    "learning_rate": 3e-4,
+    "learning_rate": 3e-4,  # a gradient as small as Adam's epsilon, 1e-8, makes a share of it out of its rounding
     "critic_learning_rate": 1e-3,
     "cost_limit": 1.0,
     "seed": 3,
@@ -37,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def environment(num_envs: int, tokenizer: Any) -> Any:
+def environment(num_envs: int, tokenizer: Any, budget: int) -> Any:
     return gym.make_vec(
         "SafeRLHF-v0",
         num_envs=num_envs,
@@ -46,14 +47,15 @@ def environment(num_envs: int, tokenizer: Any) -> Any:
         reward_model=lambda prompts, responses: [float(len(set(text.split()))) for text in responses],
         cost_model=lambda prompts, responses: [float(text.count("w2")) for text in responses],
         max_prompt_length=6,
-        max_response_length=9,
+        max_response_length=budget,
     )
 
 
 def trainer_of(folder: Path, name: str, world: World | None = None, resume: Path | None = None, **more: Any) -> Any:
     torch.manual_seed(0)  # a fresh adapter
     policy = CausalLMPolicy.load(folder / "model", **more.pop("policy", {}))
-    env = environment(EPISODES // (world.size if world else 1), policy.tokenizer)
+    num_envs, budget = more.pop("num_envs", EPISODES), more.pop("budget", 9)
+    env = environment(num_envs // (world.size if world else 1), policy.tokenizer, budget)
     shown = policy.demonstrations([("w1 w2", "w4 w5"), ("w3", "w6")], 6, 9)
     if resume is not None:
         return algos.load(resume, env, policy, shown, world)
@@ -64,6 +66,16 @@ def result(trainer: Any, rows: list[dict[str, float]]) -> dict[str, Any]:
     with trainer.algorithm.optimizer.engine.whole():
         tensors = {name: x.detach().float().cpu().clone() for name, x in trainer.policy.state_dict().items()}
     return {"tensors": tensors, "rows": rows}
+
+
+STREAMED: dict[str, Any] = {"policy": {"lora_rank": 2}, "num_envs": 4, "budget": 14, "epochs": 1}
+STREAMED |= {"episodes": 24, "episodes_per_iteration": 8, "minibatch_size": 5}
+
+
+def played(trainer: Any, world: World | None = None) -> list[dict[str, Any]]:
+    play.EPISODES = 6  # not a whole batch
+    with trainer.algorithm.optimizer.engine.playing():
+        return play.evaluate_policy(trainer.policy, trainer.env, 5, {}, world=world)
 
 
 def zero(stage: int, **more: Any) -> dict[str, Any]:
@@ -97,6 +109,14 @@ def main(folder: Path, job: str) -> None:
         world = start(configs["zero3"])
         lora = trainer_of(folder, "ppo_lagrangian", world, policy={"lora_rank": 2})
         keep(folder, "zero3-lora", world, result(lora, lora.learn()))
+    elif job == "stream":
+        stream(folder, start(streaming()))
+        world = start(streaming(offload_optimizer=cpu, offload_param=cpu))
+        resumed = trainer_of(folder, "ppo_lagrangian", world, resume=folder / "stream-1", **STREAMED)
+        keep(folder, "stream-resumed", world, result(resumed, resumed.learn(16)))
+        if world.rank == 1:
+            resumed.env.unwrapped.play = None  # fails in the midst of a rollout
+        resumed.learn()
     else:
         world = start(configs["zero2"], timeout=6.0)
         trainer = trainer_of(folder, "ppo_lagrangian", world)
@@ -106,8 +126,6 @@ def main(folder: Path, job: str) -> None:
             if row["iteration"] == 2 and world.rank == 1:
                 if job == "dead":
                     os._exit(3)
-                if job == "raises":
-                    raise ValueError("a disk that is full")
                 time.sleep(1000)
 
         try:
@@ -115,6 +133,48 @@ def main(folder: Path, job: str) -> None:
         except Exception as error:
             (folder / f"{job}-{world.rank}.txt").write_text(f"{type(error).__name__}: {error}")
             raise
+
+
+def streaming(**more: Any) -> dict[str, Any]:
+    return {"textsafe": {"gather_for_generation": False}, **zero(3, stage3_param_persistence_threshold=0, **more)}
+
+
+def stream(folder: Path, world: World) -> None:
+    """Trains and counts how many numbers are gathered at once, and in how many rollouts one process ends first."""
+    trainer = trainer_of(folder, "ppo_lagrangian", world, **STREAMED)
+    every = list(trainer.policy.parameters())
+    counts = {"numbers": sum(x.ds_numel for x in every), "most": 0, "unequal": 0}
+
+    def count(*_: Any) -> None:
+        counts["most"] = max(counts["most"], gathered())
+
+    def gathered() -> int:
+        return sum(x.ds_numel for x in every if x.ds_status.name != "NOT_AVAILABLE")
+
+    inner, collect = trainer.policy.rollout, trainer._collect
+
+    def rollout(*args: Any, **kwargs: Any) -> Any:
+        found = inner(*args, **kwargs)
+        longest = world.gather(int(found.lengths.max()))
+        counts["unequal"] += len(set(longest)) > 1
+        return found
+
+    def collected(seeds: Any) -> Any:
+        handle = torch.nn.modules.module.register_module_forward_hook(count)
+        try:
+            return collect(seeds)
+        finally:
+            handle.remove()
+            counts["left"] = gathered()
+
+    trainer.policy.rollout, trainer._collect = rollout, collected
+    rows = trainer.learn(8)
+    trainer.save(folder / "stream-1")
+    rows += trainer.learn(16)
+    keep(folder, "stream", world, result(trainer, rows))
+    evaluated = played(trainer, world)
+    if world.rank == 0:
+        (folder / "stream-counts.json").write_text(json.dumps({**counts, "evaluated": evaluated}))
 
 
 def keep(folder: Path, name: str, world: World, found: dict[str, Any]) -> None:

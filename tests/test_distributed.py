@@ -7,16 +7,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
-from distributed_worker import OPTIONS, result, trainer_of
+from distributed_worker import OPTIONS, STREAMED, played, result, trainer_of
+from gymnasium.spaces import Box, Discrete
 from models_doubles import make_lm, make_tokenizer
 
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.models import adapters
+from textsafe_gym.models.causal_lm import CausalLMPolicy
+from textsafe_gym.models.mlp import MLPPolicy
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install '.[deepspeed]'"
@@ -27,7 +32,8 @@ WORKER = Path(__file__).parent / "distributed_worker.py"
 
 
 def launch(folder: Path, job: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(WORKER.parent)}
+    path = os.pathsep.join([str(WORKER.parent), str(WORKER.parents[1])])  # this checkout, wherever one is installed
+    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run(
         [*torchrun, str(WORKER), str(folder), job],
@@ -93,6 +99,27 @@ def test_other_algorithms(parallel: Path, plain: tuple[Path, dict[str, Any]], st
 
 def test_adapters(parallel: Path, plain: tuple[Path, dict[str, Any]]) -> None:
     check(parallel, "zero3-lora", plain[1]["lora"])
+
+
+def test_layers_gathered_for_each_pass(plain: tuple[Path, dict[str, Any]]) -> None:
+    folder = plain[0]
+    trainer = trainer_of(folder, "ppo_lagrangian", **STREAMED)
+    expected = result(trainer, trainer.learn(16))
+    ran = launch(folder, "stream")
+    assert "'NoneType' object is not callable" in ran.stderr, ran.stderr[-3000:]  # with which process 1 ends at last
+    assert "rank      : 1" in ran.stderr
+    check(folder, "stream", expected)
+    check(folder, "stream-resumed", expected, first=1)
+    alone = trainer_of(folder, "ppo_lagrangian", resume=folder / "stream-1", **STREAMED)
+    for key, x in result(alone, alone.learn(16))["tensors"].items():
+        torch.testing.assert_close(x, expected["tensors"][key], atol=1e-5, rtol=0)
+
+    counts = json.loads((folder / "stream-counts.json").read_text())
+    for row, wanted in zip(counts["evaluated"], played(trainer), strict=True):
+        assert row == pytest.approx(wanted, abs=1e-4)
+    assert counts["unequal"] > 0
+    assert 0 < counts["most"] < counts["numbers"] / 4
+    assert counts["left"] == 0
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -172,6 +199,20 @@ def test_the_command_does_under_torchrun_what_it_does_alone(tmp_path: Path) -> N
     assert ran.stdout.count("Comparison") == 1
 
 
+def test_what_would_need_a_whole_model_is_refused(plain: tuple[Path, dict[str, Any]]) -> None:
+    from textsafe_gym.distributed import Processes
+
+    streaming: Any = SimpleNamespace(streams=True)
+    for policy in (CausalLMPolicy.load(plain[0] / "model"), MLPPolicy(Box(0, 1, (2,)), Discrete(2))):
+        with pytest.raises(ConfigError, match=r"set policy\.lora_rank$"):
+            Processes.check(streaming, policy)
+    policy = CausalLMPolicy.load(plain[0] / "model", lora_rank=2)
+    Processes.check(streaming, policy)
+    adapters.add_new(policy.model, "scores", 2, 4)
+    with pytest.raises(ConfigError, match="not adapters of the policy's base model"):
+        Processes.check(streaming, policy)
+
+
 def test_config_files(tmp_path: Path) -> None:
     from textsafe_gym.distributed import read_config
 
@@ -184,6 +225,13 @@ def test_config_files(tmp_path: Path) -> None:
         ("[]", "expected an object"),
         ('{"gradient_clipping": 1.0}', "'gradient_clipping' is set by textsafe"),
         ('{"zero_optimization": {"stage": 4}}', "0, 1, 2 or 3, not 4"),
+        ('{"textsafe": {"gather": false}}', "textsafe has to be an object with gather_for_generation"),
+        ('{"textsafe": {"gather_for_generation": 1}}', "gather_for_generation, true or false; not"),
+        ('{"textsafe": []}', "textsafe has to be an object"),
+        (
+            '{"textsafe": {"gather_for_generation": false}, "zero_optimization": {"stage": 2}}',
+            "needs ZeRO stage 3, not 2",
+        ),
     ]:
         path.write_text(text)
         with pytest.raises(ConfigError, match=words) as caught:

@@ -15,7 +15,7 @@ from distributed_worker import trainer_of, zero
 from models_doubles import make_lm, make_tokenizer
 
 from textsafe_gym.cli.main import main
-from textsafe_gym.models.memory import Batch, plan, policy_size
+from textsafe_gym.models.memory import Batch, peak, plan, policy_size
 from textsafe_gym.models.sharding import Zero, sharded, zero_of
 
 pytestmark = pytest.mark.skipif(
@@ -109,10 +109,26 @@ def test_seven_billion_on_eight_are_deepspeeds_estimate(tmp_path: Path) -> None:
 def test_a_config_is_read() -> None:
     host = {"device": "cpu"}
     read = zero_of(zero(2, overlap_comm=True, offload_optimizer=host, offload_param=host), 4)
-    assert read == Zero(4, 2, "cpu", None, 2 * 500_000_000, 1_000_000_000)
+    assert read == Zero(4, 2, "cpu", None, 2 * 500_000_000, 1_000_000_000, True)
     read = zero_of(zero(3, overlap_comm=True, reduce_bucket_size=10, offload_param=host), 4)
-    assert read == Zero(4, 3, None, "cpu", 10, 1_000_000_000)
-    assert zero_of({}, 1) == Zero(1, 0, None, None, 0, 1_000_000_000)
+    assert read == Zero(4, 3, None, "cpu", 10, 1_000_000_000, True)
+    assert zero_of({}, 1) == Zero(1, 0, None, None, 0, 1_000_000_000, True)
+    assert not zero_of({"textsafe": {"gather_for_generation": False}, **zero(3)}, 4).whole
+
+
+def test_seventy_billion_on_eight_without_whole_copies(tmp_path: Path) -> None:
+    config = {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}
+    config |= {"model_type": "llama", "vocab_size": 32000, "intermediate_size": 28672}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    size, batch = policy_size(tmp_path, lora_rank=16), Batch(rows=16, group_size=1, at_once=2, prompt=512, response=512)
+    parts = plan(size, [], batch, dtype="bfloat16", device="cuda", gradient_checkpointing=True)
+
+    def most(preset: str) -> float:
+        file = Path(__file__).parents[1] / "configs" / "deepspeed" / f"{preset}.json"
+        return peak(sharded(parts, size, [], "bfloat16", "cuda", zero_of(json.loads(file.read_text()), 8)), "cuda")[1]
+
+    assert most("zero3") > 128 * 2**30
+    assert 16 * 2**30 < most("zero3_stream") < 40 * 2**30
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from textsafe_gym.types import Evaluation, Policy
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _ROLL_CALL = 10.0  # seconds to answer after an exchange has failed
+_GATHER = "gather_for_generation"  # textsafe's own setting
 # What textsafe decides, and a file may therefore not.
 _OURS = {"optimizer", "scheduler", "gradient_clipping", "train_batch_size", "gradient_accumulation_steps"}
 _OURS |= {"train_micro_batch_size_per_gpu", "zero_allow_untested_optimizer", "fp16", "torch_autocast", "data_types"}
@@ -54,6 +55,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise ConfigError(f"--deepspeed {path}: zero_optimization.stage has to be 0, 1, 2 or 3, not {stage!r}")
+    own = config.get("textsafe", {})
+    if not isinstance(own, dict) or own.keys() - {_GATHER} or not isinstance(own.get(_GATHER, True), bool):
+        raise ConfigError(f"--deepspeed {path}: textsafe has to be an object with {_GATHER}, true or false; not {own}")
+    if not own.get(_GATHER, True) and stage != 3:
+        raise ConfigError(f"--deepspeed {path}: textsafe.{_GATHER} = false needs ZeRO stage 3, not {stage}")
     return config
 
 
@@ -105,10 +111,29 @@ class Processes:
     def __init__(self, config: Mapping[str, Any], timeout: float) -> None:
         self.rank, self.size = td.get_rank(), td.get_world_size()
         self.config = config
+        self.streams = not config.get("textsafe", {}).get(_GATHER, True)
         self.timeout = timeout
         # Through the store, which still answers when an exchange hangs, and names the missing in every process.
         self._store = td.PrefixStore("textsafe", td.distributed_c10d._get_default_store())
         self._meetings = 0
+
+    def check(self, policy: Any) -> None:
+        """Refuses a policy of which more than layers would be whole, or whose passes differ, where layers are gathered.
+
+        Raises:
+            ConfigError: see above.
+        """
+        if not self.streams:
+            return
+        if not getattr(policy, "lora", False):
+            raise ConfigError(
+                f"{_GATHER} = false needs a language model whose reference is no second model; set policy.lora_rank"
+            )
+        if len(policy.model.peft_config) > 1:
+            raise ConfigError(
+                f"{_GATHER} = false needs score models with weights of their own, not adapters of the policy's base "
+                "model, which would make other passes in each process; give whole models"
+            )
 
     def engine(self, policy: Policy, rates: Mapping[str, float], weight_decay: float) -> "ZeroEngine":
         """Steps a policy's parameter groups; the policy's weights are DeepSpeed's from now on."""
@@ -219,14 +244,16 @@ class ZeroEngine:
     """See `textsafe_gym.types.Engine`.
 
     Raises:
-        ConfigError: the policy's weights are bfloat16 at stage 0, where DeepSpeed has no float32 copies.
+        ConfigError: the policy's weights are bfloat16 at stage 0, where DeepSpeed has no float32 copies; or
+            `Processes.check` refuses it.
     """
 
     def __init__(self, policy: Any, rates: Mapping[str, float], weight_decay: float, processes: Processes) -> None:
         import deepspeed
 
+        processes.check(policy)
         self.processes = processes
-        config = dict(processes.config)
+        config = {name: value for name, value in processes.config.items() if name != "textsafe"}
         config.setdefault("zero_optimization", {"stage": 0})
         self.stage = int(config["zero_optimization"].get("stage", 0))
         low = any(x.dtype == torch.bfloat16 for x in policy.parameters())
@@ -249,7 +276,11 @@ class ZeroEngine:
             if parameters
         ]
         self.adam = _GroupAdamW(groups, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
-        self.engine = deepspeed.initialize(model=_Forward(policy), optimizer=self.adam, config=config)[0]
+        forward = _Forward(policy)
+        if processes.streams:
+            policy.lockstep = True
+            self._distribute(forward, config, torch.bfloat16 if low else torch.float32)
+        self.engine = deepspeed.initialize(model=forward, optimizer=self.adam, config=config)[0]
         self.zero = self.engine.optimizer
         self._begin_moments()
 
@@ -313,16 +344,24 @@ class ZeroEngine:
 
     @contextmanager
     def whole(self, writing: bool = False) -> Iterator[None]:
-        """At stage 3, all parameters in every process and no hooks; each may run as many passes as it likes."""
+        """At stage 3, all parameters in every process and no hooks; each may run as many passes as it likes.
+
+        Where layers are gathered for each pass, the trained parameters alone are whole, and there can be no pass.
+        """
         if self.stage < 3:
             yield
             return
         import deepspeed
 
+        rank = 0 if writing else None
+        if self.processes.streams:
+            with deepspeed.zero.GatheredParameters(self.parameters, modifier_rank=rank):
+                yield
+            return
         offload = self.zero.parameter_offload
         self.zero._partition_all_parameters()
         every = list(self.engine.module.parameters())
-        with deepspeed.zero.GatheredParameters(every, modifier_rank=0 if writing else None):
+        with deepspeed.zero.GatheredParameters(every, modifier_rank=rank):
             for hook in [*offload.forward_hooks, *offload.backward_hooks]:
                 hook.remove()
             offload.forward_hooks, offload.backward_hooks = [], []
@@ -330,6 +369,20 @@ class ZeroEngine:
                 yield
             finally:
                 offload._register_deepspeed_module(offload.module)
+
+    @contextmanager
+    def playing(self) -> Iterator[None]:
+        """As `whole`, or with hooks that gather each layer for each pass, which all processes have to make together."""
+        if not self.processes.streams:
+            with self.whole():
+                yield
+            return
+        self.zero._partition_all_parameters()
+        coordinator = self.zero.parameter_offload.get_param_coordinator()
+        # The order of a step's passes, by which DeepSpeed gathers ahead and keeps, would be wrong for these.
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
+        yield
 
     def state_dict(self) -> dict[str, Tensor]:
         """As `PlainEngine.state_dict`, whole on the CPU in every process."""
@@ -388,6 +441,17 @@ class ZeroEngine:
             safe_set_full_optimizer_state(parameter, value, key)
         elif key is not None:
             self.adam.state[parameter][key].copy_(value)
+
+    @staticmethod
+    def _distribute(forward: nn.Module, config: dict[str, Any], dtype: torch.dtype) -> None:
+        """Splits each parameter before the next one comes to the device, where `initialize` would move all first."""
+        import deepspeed
+
+        for x in forward.parameters():
+            x.data = x.data.to(dtype)
+        for buffer in forward.buffers():
+            buffer.data = buffer.data.to(_device())
+        deepspeed.zero.Init(module=forward, config_dict_or_path=config)
 
     def _begin_moments(self) -> None:
         """Adam's state from the start; left alone, DeepSpeed links its views of it at the first group's first step."""

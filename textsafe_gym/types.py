@@ -226,7 +226,11 @@ class Engine(Protocol):
         ...
 
     def whole(self, writing: bool = False) -> AbstractContextManager[None]:
-        """In the block, the policy has all its parameters in this process; what is `writing` to them stays."""
+        """In the block, what a checkpoint has of the policy is whole in this process; what is `writing` to it stays."""
+        ...
+
+    def playing(self) -> AbstractContextManager[None]:
+        """In the block, the policy can play; if `World.streams`, as often in each process."""
         ...
 
     def state_dict(self) -> Mapping[str, Tensor]:
@@ -243,6 +247,16 @@ class World(Protocol):
 
     rank: int
     size: int
+    streams: bool
+    """Whether a policy's layers are gathered for each pass, which all processes have to make together."""
+
+    def check(self, policy: Policy) -> None:
+        """Refuses a policy that these processes cannot train.
+
+        Raises:
+            ConfigError: see above.
+        """
+        ...
 
     def engine(self, policy: Policy, rates: Mapping[str, float], weight_decay: float) -> Engine:
         """Steps a policy's parameter groups with AdamW at the given rates."""

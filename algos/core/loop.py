@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -208,7 +209,9 @@ class Trainer:
     def _collect(self, seeds: Sequence[int]) -> Rollout:
         """A rollout for each seed, with the episodes of all processes, the same in each."""
         world, group_size = self.world, self.config.group_size
-        with self.algorithm.optimizer.engine.whole(), world.together("a rollout"):
+        # Others that wait in a pass for this process would not hear of its error; they notice its end.
+        together = nullcontext() if world.streams else world.together("a rollout")
+        with self.algorithm.optimizer.engine.playing(), together:
             mine = [self.policy.rollout(self.env, seed, group_size, (world.rank, world.size)) for seed in seeds]
         return concatenate([part for parts in zip(*world.gather(mine), strict=True) for part in parts])
 

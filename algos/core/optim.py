@@ -84,7 +84,10 @@ def schedule(iteration: int, iterations: int, config: TrainingConfig) -> float:
 class Alone:
     """The only process."""
 
-    rank, size = 0, 1
+    rank, size, streams = 0, 1, False
+
+    def check(self, policy: Policy) -> None:
+        """Any policy will do."""
 
     def engine(self, policy: Policy, rates: Mapping[str, float], weight_decay: float) -> "PlainEngine":
         """Steps a policy's parameter groups at the given rates."""
@@ -192,6 +195,10 @@ class PlainEngine:
 
     def whole(self, writing: bool = False) -> AbstractContextManager[None]:
         """The policy's parameters are whole anyway."""
+        return nullcontext()
+
+    def playing(self) -> AbstractContextManager[None]:
+        """It can play anyway."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -52,8 +52,8 @@ def make_env(spec: RunSpec, num_envs: int) -> Any:
         raise ConfigError(f"env {env_id}: {error}") from None
 
 
-def make_policy(spec: RunSpec, env: Any) -> Any:
-    """The starting policy of a run.
+def make_policy(spec: RunSpec, env: Any, world: "World | None" = None) -> Any:
+    """The starting policy of a run; on the CPU where no device is to hold it whole.
 
     Raises:
         TextsafeError: the model or an option does not fit.
@@ -63,7 +63,9 @@ def make_policy(spec: RunSpec, env: Any) -> Any:
     from textsafe_gym import models
 
     torch.manual_seed(spec.seed)  # a fresh MLP's weights; a language model draws nothing
-    policy: Any = call(models.make_policy, "policy", spec.policy, env)
+    streamed = world is not None and world.streams and "device" in spec.policy
+    options = {**spec.policy, "device": "cpu"} if streamed else spec.policy
+    policy: Any = call(models.make_policy, "policy", options, env)
     # All of them, as an adapter of few parameters may sit on a large model.
     if sum(parameter.numel() for parameter in policy.parameters()) < _SMALL:
         torch.set_num_threads(1)
@@ -127,17 +129,21 @@ def check(spec: RunSpec, played: set[str] | None = None, world: "World | None" =
 
         algos.check_world(spec.algorithm, world)
     try:
-        _try_out(spec, played)
+        _try_out(spec, played, world)
     finally:
         gc.collect()  # models, which would otherwise lie beside the run's own for a while
 
 
-def _try_out(spec: RunSpec, played: set[str] | None) -> None:
+def _try_out(spec: RunSpec, played: set[str] | None, world: "World | None") -> None:
     env = make_env(spec, int(spec.config.get("group_size", 1)))
     try:
-        policy = make_policy(spec, env)
+        policy = make_policy(spec, env, world)
+        if world is not None:
+            world.check(policy)
         if spec.algorithm != INITIAL:
             make_trainer(spec, env, policy)
+        if world is not None and world.streams:
+            return  # a model that no process holds alone, so that none can try it out
         key = repr((spec.env, spec.policy))
         named = spec.config.get("cost_limits") or {}
         if played is None or named or key not in played:
@@ -316,18 +322,18 @@ def _execute(spec: RunSpec, directory: Path, report: Report, world: "World") -> 
 
     started = time.perf_counter()
     env = make_env(spec, int(spec.config["episodes_per_iteration"]) // world.size)
-    policy = make_policy(spec, env)
+    policy = make_policy(spec, env, world)
     metrics: list[dict[str, Any]] = []
-    whole: AbstractContextManager[None] = nullcontext()
+    playing: AbstractContextManager[None] = nullcontext()
     if spec.algorithm != INITIAL:
         trainer, metrics = _train(spec, env, policy, directory, report, world)
-        whole = trainer.algorithm.optimizer.engine.whole()
+        playing = trainer.algorithm.optimizer.engine.playing()
     identity = {"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed}
 
     def on_batch(done: int, total: int) -> None:
         report({"done": done, "total": total, "evaluating": True})
 
-    with whole:
+    with playing:
         rows = evaluate_policy(policy, env, spec.seed, identity, on_batch, world)
     limit = cost_limit_of(spec, env)
     exact = getattr(env.unwrapped, "evaluate", None)  # an enumerable environment knows a policy's expectations

@@ -111,6 +111,7 @@ class CausalLMPolicy(nn.Module):
         else:
             model.requires_grad_(True)
         self.lora = lora_rank is not None
+        self.lockstep = False  # set by an engine that gathers layers for each pass: all processes make the same passes
         # In a tuple, so that the module does not count the reference's tensors among its own.
         self._reference: tuple[Any, ...] = () if self.lora else (_frozen_copy(model),)
         self._linear_head = has_linear_head(model)
@@ -203,6 +204,7 @@ class CausalLMPolicy(nn.Module):
             self.temperature,
             self.vocab_size,
             keep_states=exact and self.critics == "heads",
+            lockstep=self.lockstep,
         )
         tokens, lengths = said.tokens, said.lengths
         played = task.play(tokens.cpu().numpy(), lengths.cpu().numpy())

@@ -203,6 +203,7 @@ def generate(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     keep_states: bool = False,
+    lockstep: bool = False,
 ) -> Generated:
     """Samples one response a row until EOS or the budget.
 
@@ -219,13 +220,15 @@ def generate(
         temperature: of the softmax.
         vocab_size: ids at or above it are never drawn (embeddings padded beyond the tokenizer).
         keep_states: whether to return the states.
+        lockstep: a pass needs all processes, so that each goes on until the last of them has ended.
 
     Raises:
         ModelError: the logits are not finite, or prompt and budget exceed the model's positions.
     """
-    arguments = (input_ids, attention_mask, max_new_tokens, eos_token_id, seeds, temperature, vocab_size, keep_states)
-    with torch.inference_mode(), packing(model, last) as packed:
-        said = _generate(model, packed, *arguments)
+    arguments = (input_ids, attention_mask, max_new_tokens, eos_token_id, seeds, temperature, vocab_size)
+    # Weights that are gathered in inference mode would be of no use outside of it.
+    with torch.no_grad() if lockstep else torch.inference_mode(), packing(model, last) as packed:
+        said = _generate(model, packed, *arguments, keep_states, lockstep)
     # Tensors of inference mode are no good for what comes after, such as gradients.
     states = None if said.states is None else said.states.clone()
     return Generated(said.tokens.clone(), said.lengths.clone(), said.log_probs.clone(), states)
@@ -242,6 +245,7 @@ def _generate(
     temperature: float,
     vocab_size: int | None,
     keep_states: bool,
+    lockstep: bool,
 ) -> Generated:
     device = model.get_input_embeddings().weight.device
     pad = int(attention_mask.any(0).int().argmax())
@@ -283,10 +287,11 @@ def _generate(
         lengths[rows[ended]] = step + 1
         done |= ended
         over = int(done.sum())
-        if over == len(rows) or step + 1 == max_new_tokens:
+        going = over < len(rows)
+        if step + 1 == max_new_tokens or not (_in_any(going, device) if lockstep else going):
             break
-        if over >= _COMPACT_AT * len(rows):
-            keep: Any = (~done).nonzero().squeeze(1)
+        if over >= _COMPACT_AT * len(rows) and len(rows) > 1:
+            keep: Any = (~done).nonzero().squeeze(1) if going else rows.new_zeros(1)
             for layer in past.layers:
                 layer.reorder_cache(keep)
             rows, mask, token, done = rows[keep], mask[keep], token[keep], done[keep]
@@ -295,6 +300,13 @@ def _generate(
         logits = model(**inputs, past_key_values=past, use_cache=True).logits
         hidden = packed[0]
     return Generated(tokens, lengths, log_probs, states)
+
+
+def _in_any(so: bool, device: torch.device) -> bool:
+    """Whether it is so in any process."""
+    flag = torch.tensor(float(so), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag)
 
 
 def sample_responses(
