@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "episodes_per_iteration": EPISODES,
     "minibatch_size": 7,  # three minibatches of 6, 5 and 5: processes have unequal parts
     "epochs": 2,
-    "learning_rate": 3e-4,  # a gradient as small as Adam's epsilon, 1e-8, makes a share of it out of its rounding
+    "learning_rate": 3e-4,  # where a gradient is about Adam's epsilon, its rounding moves a weight by a share of it
     "critic_learning_rate": 1e-3,
     "cost_limit": 1.0,
     "seed": 3,

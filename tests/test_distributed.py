@@ -178,6 +178,17 @@ def test_trust_regions_are_refused_and_presets_are_found(tmp_path: Path) -> None
     assert "without --deepspeed" in several.stderr
 
 
+def test_deepspeeds_own_launcher_is_understood(tmp_path: Path) -> None:
+    """It puts an option before the command, which torchrun does not."""
+    small = ["--set", "episodes_per_iteration=16", "--episodes", "16", "--json", "--out", str(tmp_path / "run")]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--module"]
+    command = [*launcher, "textsafe_gym.cli.main", "train", "ppo", "--deepspeed", "zero2", *small]
+    settings = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(WORKER.parents[1])}
+    ran = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["episodes"] == 16
+
+
 def test_the_command_does_under_torchrun_what_it_does_alone(tmp_path: Path) -> None:
     small = ["--set", "episodes_per_iteration=16", "--set", "minibatch_size=5", "--episodes", "64", "--seed", "2"]
     train = ["train", "ppo_lagrangian", *small, "--set", "learning_rate=1e-4"]

@@ -56,7 +56,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharding")
     make_lm().save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
-    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parent)}
+    path = os.pathsep.join(map(str, Path(__file__).parents[:2]))
+    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     ran = subprocess.run(
         [*torchrun, __file__, str(folder)],
