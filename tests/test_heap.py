@@ -7,22 +7,25 @@ import sys
 import pytest
 
 FAULTS = """
-import resource, torch
+import ctypes, resource
 from textsafe_gym.cli.heap import keep_freed_memory
 
-def steps():
-    for _ in range(3):
-        torch.ones(2**24)  # 64 MiB, which glibc never keeps by itself
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+size = 2**26  # which glibc never keeps by itself
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    steps()
+    for _ in range(3):
+        block = libc.malloc(size)
+        ctypes.memset(block, 1, size)
+        libc.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-steps()
 plain = faults()
 keep_freed_memory()
-steps()
+faults()
 print(plain, faults())
 """
 
