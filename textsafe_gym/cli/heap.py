@@ -11,7 +11,7 @@ def keep_freed_memory() -> None:
     """Keeps freed memory for what comes next; does nothing without glibc.
 
     Left alone, glibc gives the large tensors of each step back to the system and gets them anew, page by page, at the
-    next. The process is hardly larger at its peak, but does not shrink after it.
+    next. The process does not shrink then, and may grow where blocks of tens of MiB alternate with small ones.
     """
     if platform.libc_ver()[0] != "glibc":
         return
