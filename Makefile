@@ -7,11 +7,12 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) .
+	$(INSTALL) ".[omnisafe]"
+	$(BIN)/pip install --quiet --no-deps omnisafe==0.5.0
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) ".[dev,deepspeed]"
+	$(INSTALL) ".[dev,deepspeed,docs,mlflow,sb3,trackio,trl,wandb]"
 	touch $@
 
 demo: $(VENV)/.installed  ## compare the three algorithms on the embedded world
