@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from textsafe_gym.types import Demonstrations, Policy, World
 
 
+OMNISAFE = "omnisafe:"
+
+
 def available() -> dict[str, str]:
     """Each algorithm's name and one line about it, read without importing any."""
     found = {}
@@ -26,6 +29,25 @@ def available() -> dict[str, str]:
         if {"Config", "Algorithm"} <= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
             found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return found
+
+
+def config_class(name: str) -> "type[Any]":
+    """The pydantic model of an algorithm's settings.
+
+    Args:
+        name: one of `available()`, or "omnisafe:" and the name of one of OmniSafe's on-policy algorithms.
+
+    Raises:
+        UnknownNameError: no such algorithm; the message offers the nearest.
+        ConfigError: OmniSafe is asked for and not installed.
+    """
+    if name.startswith(OMNISAFE):
+        from algos.omnisafe import config_class
+
+        return config_class(name)
+    if name not in available():
+        raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, list(available()))}")
+    return importlib.import_module(f"algos.{name}").Config
 
 
 def make(
@@ -39,7 +61,7 @@ def make(
     """An algorithm ready to learn.
 
     Args:
-        name: one of `available()`.
+        name: one of `available()`, or "omnisafe:PPOLag" and the like.
         env: an id, an environment or a vector environment. An id or a single registered environment is made anew as a
             vector environment of `episodes_per_iteration`; a single unregistered one plays one episode at a time.
         policy: an object, or a model folder or hub id; by default the one that suits the environment.
@@ -59,10 +81,7 @@ def make(
     from algos.core.optim import Alone, Setup
     from textsafe_gym.config import Settings, validate
 
-    if name not in available():
-        raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, list(available()))}")
-    module = importlib.import_module(f"algos.{name}")
-    settings = validate(module.Config, Settings(config), name)
+    settings = validate(config_class(name), Settings(config), name)
     world = world or Alone()
     check_world(name, world)
     vector = _vectorised(env, max(1, settings.episodes_per_iteration // world.size))
@@ -70,7 +89,13 @@ def make(
     if policy is None or isinstance(policy, str | Path):
         policy = _make_policy(vector, policy, settings.seed)
     limit = settings.cost_limit if settings.cost_limit is not None else _own_limit(vector)
-    algorithm = module.Algorithm(Setup(policy, settings, limit, plan(settings), demonstrations, world))
+    setup = Setup(policy, settings, limit, plan(settings), demonstrations, world)
+    if name.startswith(OMNISAFE):
+        from algos.omnisafe import Algorithm
+
+        algorithm = Algorithm(name, setup, vector)
+    else:
+        algorithm = importlib.import_module(f"algos.{name}").Algorithm(setup)
     return Trainer(name, algorithm, vector, settings, limit, own_policy)
 
 
@@ -83,7 +108,7 @@ def check_world(name: str, world: "World") -> None:
     from algos.core.optim import Alone
     from algos.core.trust_region import TrustRegionConfig
 
-    if not isinstance(world, Alone) and issubclass(importlib.import_module(f"algos.{name}").Config, TrustRegionConfig):
+    if not isinstance(world, Alone) and issubclass(config_class(name), TrustRegionConfig):
         raise ConfigError(
             f"{name} sets the policy's weights itself, which DeepSpeed cannot split; leave --deepspeed out"
         )

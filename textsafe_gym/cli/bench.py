@@ -63,9 +63,9 @@ def bench(
     """
     from textsafe_gym.cli.bench_job import measure
     from textsafe_gym.cli.bench_sizes import Sizes
-    from textsafe_gym.cli.request import check_algorithm
+    from textsafe_gym.cli.request import config_class
 
-    check_algorithm(algo)
+    config_class(algo)
     start = Sizes(**sizes)
     jobs = [start]
     for name in ("batch", "response_length"):

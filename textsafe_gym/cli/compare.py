@@ -56,13 +56,14 @@ def compare(
     (--set ALGO.KEY=VALUE). All runs generate the same number of responses.
     """
     from textsafe_gym.cli.pool import Job, finish_all
+    from textsafe_gym.cli.request import folder_of
     from textsafe_gym.cli.run import check_out, make_directory, same_request
 
     out = out or Path("runs/compare")
     specs = _specs(algorithms, vary, env=env, config=config, assignments=assignments, episodes=episodes)
     check_out(out, resume)
     jobs = [
-        Job(spec.with_seed(number), out / _folder(spec.label) / f"seed_{number}")
+        Job(spec.with_seed(number), out / folder_of(spec.label) / f"seed_{number}")
         for number in range(seed, seed + seeds)
         for spec in specs
     ]
@@ -86,19 +87,19 @@ def _specs(algorithms: Sequence[str], vary: Sequence[str], **options: Any) -> "l
     """The untrained policy and every variant of every algorithm, with seed 0."""
     from dataclasses import replace
 
-    from textsafe_gym.cli.request import INITIAL, build_spec, check_algorithm, parse_vary
+    from textsafe_gym.cli.request import INITIAL, build_spec, config_class, parse_vary
     from textsafe_gym.errors import ConfigError
 
     for name in algorithms:
-        check_algorithm(name)
+        config_class(name)
         if algorithms.count(name) > 1:
             raise ConfigError(f"'{name}' is given twice; use --vary for variants of one algorithm")
     variants = parse_vary(vary, algorithms)
     import algos
 
-    others = [name for name in algos.available() if name not in options]
+    others = {*algos.available(), *algorithms}
     specs = [
-        build_spec(name, seed=0, varied=varied, others=[other for other in others if other != name], **options)
+        build_spec(name, seed=0, varied=varied, others=sorted(others - {name}), **options)
         for name, own in variants.items()
         for varied in own
     ]
@@ -107,7 +108,7 @@ def _specs(algorithms: Sequence[str], vary: Sequence[str], **options: Any) -> "l
         given = ", ".join(f"{label} {number}" for label, number in budgets.items())
         raise ConfigError(f"all algorithms must generate the same number of responses; set --episodes (now: {given})")
     # The untrained policy plays in the environment as given, without any variant's changes.
-    plain = build_spec(algorithms[0], seed=0, others=[other for other in others if other != algorithms[0]], **options)
+    plain = build_spec(algorithms[0], seed=0, others=sorted(others - {algorithms[0]}), **options)
     kept = ("seed", "episodes_per_iteration", "cost_limit")
     initial = replace(plain, algorithm=INITIAL, label=INITIAL, config={name: plain.config.get(name) for name in kept})
     return [initial, *specs]
@@ -123,11 +124,6 @@ def _check_all(specs: "Sequence[RunSpec]") -> None:
     with console.status("checking the request") if console.is_terminal else nullcontext():
         for spec in specs:
             check(spec, played)
-
-
-def _folder(label: str) -> str:
-    """A label as the name of a directory: reward_shaping[nu=0.5] -> reward_shaping-nu=0.5."""
-    return "".join(c if c.isalnum() or c in "_-=.," else "-" for c in label).rstrip("-")
 
 
 def _report(out: Path, directories: Sequence[Path], specs: "Sequence[RunSpec]", command: str) -> dict[str, Any]:

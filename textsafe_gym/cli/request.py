@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from textsafe_gym.config import Settings, merge, parse_assignments, parse_value, read_yaml, validate
-from textsafe_gym.errors import ConfigError, UnknownNameError
+from textsafe_gym.errors import ConfigError
 from textsafe_gym.registry import nearest
 
 Made = TypeVar("Made")
@@ -102,34 +102,47 @@ def call(make: Callable[..., Made], what: str, options: Mapping[str, Any], *args
         raise ConfigError(f"{what}: unknown key '{found[1]}'{hint}") from None
 
 
+def folder_of(label: str) -> str:
+    """A label as the name of a directory: reward_shaping[nu=0.5] -> reward_shaping-nu=0.5."""
+    return "".join(c if c.isalnum() or c in "_-=.," else "-" for c in label).rstrip("-")
+
+
 def config_class(algorithm: str) -> type[BaseModel]:
     """The pydantic model of an algorithm's settings.
 
     Raises:
-        UnknownNameError: no such algorithm.
-    """
-    check_algorithm(algorithm)
-    found: type[BaseModel] = importlib.import_module(f"algos.{algorithm}").Config
-    return found
-
-
-def check_algorithm(name: str) -> None:
-    """Refuses unknown names.
-
-    Raises:
         UnknownNameError: no such algorithm; the message offers the nearest.
+        ConfigError: it is one of OmniSafe's, which is not installed.
     """
     import algos
 
-    known = list(algos.available())
-    if name not in known:
-        raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, known)}")
+    found: type[BaseModel] = algos.config_class(algorithm)
+    return found
 
 
 def tuned_defaults(algorithm: str) -> Settings:
-    """What `configs/algo/NAME.yaml` changes of the algorithm's defaults; empty where there is no such file."""
-    path = PRESETS.parent / "algo" / f"{algorithm}.yaml"
-    return read_yaml(path) if path.is_file() else Settings()
+    """What `configs/algo/NAME.yaml` changes of the algorithm's defaults; empty where there is no such file.
+
+    OmniSafe's algorithms share `omnisafe.yaml`: under "all" what each takes that has such a key, then their own.
+    """
+    family, _, member = algorithm.partition(":")
+    path = PRESETS.parent / "algo" / f"{family}.yaml"
+    given = read_yaml(path) if path.is_file() else Settings()
+    if not member:
+        return given
+    return merge(_known_to(config_class(algorithm), given.section("all")), given.section(member))
+
+
+def _known_to(schema: type[BaseModel], given: Settings) -> Settings:
+    """The settings that a schema has."""
+    kept: dict[str, Any] = {}
+    for key, value in given.values.items():
+        field = schema.model_fields.get(key)
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            kept[key] = _known_to(field.annotation, given.section(key)).values
+        elif field is not None:
+            kept[key] = value
+    return Settings(kept, given.origin)
 
 
 def resolve_env(env: str | None) -> tuple[str, Settings, Settings]:

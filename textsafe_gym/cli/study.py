@@ -102,7 +102,7 @@ def study(
 
 def _read(study: str, only: Sequence[str]) -> "tuple[StudyFile, list[RunSpec]]":
     """The plan, and its runs with seed 0."""
-    from textsafe_gym.cli.request import PRESETS, RunSpec, check_algorithm, config_class
+    from textsafe_gym.cli.request import PRESETS, RunSpec, config_class
     from textsafe_gym.config import merge, read_yaml, validate
     from textsafe_gym.errors import ConfigError
     from textsafe_gym.registry import nearest
@@ -120,7 +120,6 @@ def _read(study: str, only: Sequence[str]) -> "tuple[StudyFile, list[RunSpec]]":
             raise ConfigError(f"--only {name}: not in this study; {nearest(name, list(plan.algorithms))}")
     specs = []
     for name, entry in plan.algorithms.items():
-        check_algorithm(name)
         schema = config_class(name)
         shared = given.section("settings")
         shared = shared.without(*(key for key in shared.values if key not in schema.model_fields))

@@ -59,11 +59,11 @@ def train(
     """Trains a policy with ALGO and evaluates it; `textsafe algos` lists the algorithms."""
     from textsafe_gym.cli.memory import check_room, memory_plan, show
     from textsafe_gym.cli.pool import Job, run_all
-    from textsafe_gym.cli.request import build_spec, check_algorithm
+    from textsafe_gym.cli.request import build_spec, config_class, folder_of
     from textsafe_gym.cli.run import check, check_out, same_request
     from textsafe_gym.evaluation.files import read_json
 
-    check_algorithm(algorithm)
+    config_class(algorithm)
     world = joined(deepspeed, timeout)
     plan: dict[str, Any] = {}
     with world.together("the request"):
@@ -73,7 +73,7 @@ def train(
             check_out(out, resume=True)
             config = config or str(out / "config.yaml")
         spec = build_spec(algorithm, env=env, config=config, assignments=assignments, episodes=episodes, seed=seed)
-        out = out or Path("runs") / f"{algorithm}-{spec.seed}"
+        out = out or Path("runs") / f"{folder_of(algorithm)}-{spec.seed}"
         check_out(out, resume)
         if resume:
             same_request(spec, out)

@@ -361,7 +361,7 @@ class CausalLMPolicy(nn.Module):
         """Ids and attention mask without the columns that no row needs, and where actions are predicted in them."""
         ids, attention = (observations[name].to(self.device) for name in ("input_ids", "attention_mask"))
         prompt = ids.shape[1] - actions.shape[1]
-        used = int(mask.sum(1).max())
+        used = mask.shape[1] - int(mask.any(0).flip(0).int().argmax())  # the mask may have gaps
         skip = int(attention.any(0).int().argmax())
         # The last action is predicted from what stands before it, so its own column is no input.
         ids, attention = ids[:, skip : prompt + used - 1], attention[:, skip : prompt + used - 1]

@@ -1,0 +1,127 @@
+"""OmniSafe's on-policy algorithms under the names "omnisafe:PPOLag", "omnisafe:CPO" and so on.
+
+Source: Ji et al., "OmniSafe", arXiv 2305.09304, release 0.5. Rollouts, budget, seeds, checkpoints and the KL penalty are
+this project's, the same for all algorithms; the update is OmniSafe's own, with its own optimisers and multiplier. It
+learns from the reward less `kl_coefficient` times the KL to the reference, step by step, and from the cost as paid.
+"""
+
+import tempfile
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from algos import OMNISAFE
+from algos.core.objectives import shape_with_kl
+from algos.core.optim import Alone, Setup
+from textsafe_gym.errors import ConfigError, UnknownNameError
+from textsafe_gym.registry import nearest
+from textsafe_gym.types import Rollout
+
+_LOGGED = {
+    "Loss/Loss_pi": "actor_loss",
+    "Loss/Loss_reward_critic": "reward_critic_loss",
+    "Loss/Loss_cost_critic": "cost_critic_loss",
+    "Metrics/LagrangeMultiplier": "multiplier",
+    "Train/Entropy": "entropy",
+    "Train/KL": "step_kl",
+    "Train/StopIter": "epochs",
+}
+
+
+class RunConfig(BaseModel):
+    """What all of OmniSafe's algorithms have in common here; beside it stand their own sections."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(0, ge=0, description="all randomness of a run follows from it")
+    episodes: int = Field(4096, gt=0, description="episodes in all, rounded up to whole iterations")
+    episodes_per_iteration: int = Field(128, gt=0, description="episodes collected before each update")
+    kl_coefficient: float = Field(0.02, ge=0, description="weight of each step's KL, taken off the reward")
+    cost_limit: float | None = Field(None, description="largest allowed mean episode cost; none: the environment's own")
+
+    @property
+    def group_size(self) -> int:
+        """Every episode begins in a state of its own."""
+        return 1
+
+
+def names() -> list[str]:
+    """What there is, where OmniSafe is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from textsafe_gym.adapters import omnisafe
+
+    return [OMNISAFE + name for name in omnisafe.algorithms()]
+
+
+@lru_cache
+def config_class(name: str) -> type[RunConfig]:
+    """The settings of "omnisafe:NAME": those of `RunConfig`, and OmniSafe's own by section.
+
+    Raises:
+        ConfigError: OmniSafe is not installed.
+        UnknownNameError: it has no such on-policy algorithm.
+    """
+    known = names()
+    if name not in known:
+        raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, known)}")
+    from textsafe_gym.adapters import omnisafe
+
+    sections = _fields(omnisafe.defaults(name.removeprefix(OMNISAFE)), name)
+    return create_model(name, __base__=RunConfig, __doc__=f"Settings of {name}.", **sections)
+
+
+def _fields(values: dict[str, Any], name: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            section = create_model(
+                f"{name}.{key}", __config__=ConfigDict(extra="forbid", frozen=True), **_fields(value, f"{name}.{key}")
+            )
+            fields[key] = (section, Field(default_factory=section, description="OmniSafe's own; see its documentation"))
+        elif value is None:
+            fields[key] = (float | None, Field(None, description="OmniSafe's own"))
+        else:
+            fields[key] = (type(value), Field(value, description="OmniSafe's own"))
+    return fields
+
+
+class Algorithm:
+    """One policy and an OmniSafe algorithm that updates it; see `algos.core.optim.Setup`."""
+
+    def __init__(self, name: str, setup: Setup[Any], env: Any) -> None:
+        from textsafe_gym.adapters.omnisafe import Updater
+
+        if not isinstance(setup.world, Alone):
+            raise ConfigError(f"{name} steps the policy by OmniSafe's own optimisers; leave --deepspeed out")
+        self.policy, self.config = setup.policy, setup.config
+        # What the training loop asks of an optimiser: the processes, and that the policy is whole.
+        engine = setup.world.engine(setup.policy, dict.fromkeys(setup.policy.parameter_groups(), 0.0), 0.0)
+        self.optimizer = SimpleNamespace(world=setup.world, engine=engine)
+        self.files = tempfile.TemporaryDirectory(prefix="omnisafe-")
+        settings = setup.config.model_dump(exclude=set(RunConfig.model_fields))
+        self.updater = Updater(
+            name.removeprefix(OMNISAFE),
+            settings,
+            env,
+            setup.policy,
+            cost_limit=setup.cost_limit,
+            seed=setup.config.seed,
+            episodes=setup.config.episodes_per_iteration,
+            updates=setup.iterations,
+            log_dir=self.files.name,
+        )
+        self.parts = {"omnisafe": self.updater}
+
+    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """One iteration's learning; metrics are those of OmniSafe's log that have a name here."""
+        kl = self.config.kl_coefficient
+        rewards = shape_with_kl(rollout.rewards, rollout.log_probs, rollout.reference_log_probs, -kl, float("inf"))
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        logged = self.updater.update(rollout, rewards, rollout.costs, seed)
+        return {name: logged[key] for key, name in _LOGGED.items() if key in logged}
