@@ -1,24 +1,26 @@
 """OmniSafe's on-policy algorithms under the names "omnisafe:PPOLag", "omnisafe:CPO" and so on.
 
-Source: Ji et al., "OmniSafe", arXiv 2305.09304, release 0.5. Rollouts, budget, seeds, checkpoints and the KL penalty are
-this project's, the same for all algorithms; the update is OmniSafe's own, with its own optimisers and multiplier. It
-learns from the reward less `kl_coefficient` times the KL to the reference, step by step, and from the cost as paid.
+Source: Ji et al., "OmniSafe", arXiv 2305.09304, release 0.5. Rollouts, budget, seeds, checkpoints and the KL penalty
+are this project's, the same for all algorithms; the update is OmniSafe's own, with its own optimisers and multiplier.
+It learns from the reward less `kl_coefficient` times the KL to the reference, step by step, and from the cost as paid.
 """
 
 import tempfile
+from collections.abc import Mapping
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from algos import OMNISAFE
+from algos.core.loop import Stateful, Stepper
 from algos.core.objectives import shape_with_kl
 from algos.core.optim import Alone, Setup
+from textsafe_gym.adapters import omnisafe_files
 from textsafe_gym.errors import ConfigError, UnknownNameError
 from textsafe_gym.registry import nearest
-from textsafe_gym.types import Rollout
+from textsafe_gym.types import Engine, Rollout, World
 
 _LOGGED = {
     "Loss/Loss_pi": "actor_loss",
@@ -48,17 +50,6 @@ class RunConfig(BaseModel):
         return 1
 
 
-def names() -> list[str]:
-    """What there is, where OmniSafe is installed.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    from textsafe_gym.adapters import omnisafe
-
-    return [OMNISAFE + name for name in omnisafe.algorithms()]
-
-
 @lru_cache
 def config_class(name: str) -> type[RunConfig]:
     """The settings of "omnisafe:NAME": those of `RunConfig`, and OmniSafe's own by section.
@@ -67,12 +58,10 @@ def config_class(name: str) -> type[RunConfig]:
         ConfigError: OmniSafe is not installed.
         UnknownNameError: it has no such on-policy algorithm.
     """
-    known = names()
-    if name not in known:
+    known = [OMNISAFE + other for other in omnisafe_files.names()]
+    if known and name not in known:
         raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, known)}")
-    from textsafe_gym.adapters import omnisafe
-
-    sections = _fields(omnisafe.defaults(name.removeprefix(OMNISAFE)), name)
+    sections = _fields(omnisafe_files.defaults(name.removeprefix(OMNISAFE)), name)
     return create_model(name, __base__=RunConfig, __doc__=f"Settings of {name}.", **sections)
 
 
@@ -83,12 +72,21 @@ def _fields(values: dict[str, Any], name: str) -> dict[str, Any]:
             section = create_model(
                 f"{name}.{key}", __config__=ConfigDict(extra="forbid", frozen=True), **_fields(value, f"{name}.{key}")
             )
-            fields[key] = (section, Field(default_factory=section, description="OmniSafe's own; see its documentation"))
+            fields[key] = (section, Field(default_factory=section, description="OmniSafe's own"))
         elif value is None:
             fields[key] = (float | None, Field(None, description="OmniSafe's own"))
         else:
             fields[key] = (type(value), Field(value, description="OmniSafe's own"))
     return fields
+
+
+class Steps:
+    """What the training loop asks of an optimiser: who trains, and that the policy is whole. OmniSafe's step it."""
+
+    def __init__(self, setup: Setup[Any]) -> None:
+        self.world: World = setup.world
+        rates = dict.fromkeys(setup.policy.parameter_groups(), 0.0)
+        self.engine: Engine = setup.world.engine(setup.policy, rates, 0.0)
 
 
 class Algorithm:
@@ -100,9 +98,7 @@ class Algorithm:
         if not isinstance(setup.world, Alone):
             raise ConfigError(f"{name} steps the policy by OmniSafe's own optimisers; leave --deepspeed out")
         self.policy, self.config = setup.policy, setup.config
-        # What the training loop asks of an optimiser: the processes, and that the policy is whole.
-        engine = setup.world.engine(setup.policy, dict.fromkeys(setup.policy.parameter_groups(), 0.0), 0.0)
-        self.optimizer = SimpleNamespace(world=setup.world, engine=engine)
+        self.optimizer: Stepper = Steps(setup)
         self.files = tempfile.TemporaryDirectory(prefix="omnisafe-")
         settings = setup.config.model_dump(exclude=set(RunConfig.model_fields))
         self.updater = Updater(
@@ -116,7 +112,7 @@ class Algorithm:
             updates=setup.iterations,
             log_dir=self.files.name,
         )
-        self.parts = {"omnisafe": self.updater}
+        self.parts: Mapping[str, Stateful] = {"omnisafe": self.updater}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are those of OmniSafe's log that have a name here."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import configs
+from textsafe_gym.adapters import omnisafe_files
 from textsafe_gym.cli.request import PolicyOptions, build_spec, resolve_env
 from textsafe_gym.cli.study import StudyFile
 from textsafe_gym.config import read_yaml, validate
@@ -21,8 +22,11 @@ def test_it_is_valid(name: str) -> None:
     nothing = {"assignments": [], "episodes": None, "seed": None}
     match path.parent.name:
         case "algo":
-            assert read_yaml(path).values
-            build_spec(path.stem, env=None, config=None, **nothing)
+            found = read_yaml(path).values
+            assert found
+            members = [name for name in omnisafe_files.names() if name == "PPOLag" or name in found]
+            for algorithm in [f"omnisafe:{name}" for name in members] if path.stem == "omnisafe" else [path.stem]:
+                build_spec(algorithm, env=None, config=None, **nothing)
         case "env":
             _, kwargs, policy = resolve_env(path.stem)
             assert set(kwargs.values) <= set(inspect.signature(Task).parameters)

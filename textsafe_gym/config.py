@@ -196,7 +196,7 @@ def explain(invalid: ValidationError, config_class: type[BaseModel], settings: S
         place = f" ({settings.where(path)})" if settings is not None and settings.origin else ""
         name = ".".join(path)
         if fault["type"] == "extra_forbidden":
-            faults.append(f"unknown key '{name}'{place}; {nearest(name, list(config_class.model_fields))}")
+            faults.append(f"unknown key '{name}'{place}; {nearest(path[-1], _keys(config_class, path[:-1]))}")
         elif fault["type"] == "missing":
             faults.append(f"the key '{name}' is missing{place}")
         elif not path:
@@ -206,6 +206,16 @@ def explain(invalid: ValidationError, config_class: type[BaseModel], settings: S
             message = message[:1].lower() + message[1:]
             faults.append(f"{name} = {fault['input']!r}{place}: {message}")
     return "; ".join(faults)
+
+
+def _keys(config_class: type[BaseModel], path: KeyPath) -> list[str]:
+    """The keys of the section at `path`."""
+    for name in path:
+        field = config_class.model_fields.get(name)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            break
+        config_class = field.annotation
+    return list(config_class.model_fields)
 
 
 def dump(values: Mapping[str, Any]) -> str:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from algos.core.checkpoint import save_checkpoint, split_off
-from algos.core.optim import Optimizer, TrainingConfig
+from algos.core.optim import TrainingConfig
 from textsafe_gym.errors import ConfigError, RunError
-from textsafe_gym.types import Policy, Rollout, group_numbers
+from textsafe_gym.types import Engine, Policy, Rollout, World, group_numbers
 
 
 class Stateful(Protocol):
@@ -31,17 +31,29 @@ class Stateful(Protocol):
         ...
 
 
+class Stepper(Protocol):
+    """What the loop needs of an algorithm's optimiser.
+
+    Attributes:
+        world: the processes that train together.
+        engine: steps the policy; makes it whole for checkpoints and rollouts.
+    """
+
+    world: World
+    engine: Engine
+
+
 class Algorithm(Protocol):
     """What the loop needs of an algorithm; each is made from an `algos.core.optim.Setup`.
 
     Attributes:
         policy: the one being trained.
-        optimizer: what steps it.
+        optimizer: what steps it, an `algos.core.optim.Optimizer` unless the algorithm brings its own.
         parts: by name, all beside the policy that the next update depends on; a checkpoint holds their state.
     """
 
     policy: Policy
-    optimizer: Optimizer
+    optimizer: Stepper
     parts: Mapping[str, Stateful]
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:

@@ -11,6 +11,7 @@ environment's own policy (for text a language model with a categorical distribut
 critics, an action is a token's number, and `cost_limit` is one setting whatever the algorithm calls it.
 """
 
+import copy
 import io
 import sys
 from collections import deque
@@ -25,15 +26,14 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.distributions import Categorical, Normal, kl_divergence, register_kl
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from textsafe_gym.adapters.omnisafe_files import BUDGETS, INSTALL, NORMALIZERS
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.models import make_policy
 from textsafe_gym.types import Policy, Rollout
-
-INSTALL = 'pip install "textsafe-gym[omnisafe]"  and then  pip install --no-deps omnisafe==0.5.0'
 
 
 def _stub() -> None:
@@ -53,7 +53,6 @@ try:
 except Exception:  # whatever old simulators raise on a new system
     _stub()
 try:
-    import omnisafe
     from omnisafe import Agent
     from omnisafe.adapter import online_adapter
     from omnisafe.adapter.online_adapter import OnlineAdapter
@@ -62,41 +61,19 @@ try:
     from omnisafe.envs.core import CMDP, env_register
     from omnisafe.utils.config import Config, check_all_configs, get_default_kwargs_yaml
 except ImportError as error:
-    raise ConfigError(f"OmniSafe cannot be imported ({error}); install it with  {INSTALL}") from None
+    raise ConfigError(f"OmniSafe cannot be imported ({error}); {INSTALL}") from None
 
-__all__ = ["Agent", "GymnasiumCMDP", "algorithms", "defaults", "register"]
+__all__ = ["Agent", "GymnasiumCMDP", "Updater", "register"]
 
 # Pay comes at the end of a response and observations are token ids: nothing to discount or to normalise.
-_PLAIN = {"obs_normalize": False, "reward_normalize": False, "cost_normalize": False}
+_PLAIN = dict.fromkeys(NORMALIZERS, False)
 _KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH)
-_BUDGETS = ("safety_budget", "upper_budget")
-
-
-def algorithms() -> list[str]:
-    """The names of OmniSafe's on-policy algorithms."""
-    return sorted(omnisafe.ALGORITHMS["on-policy"])
 
 
 def register(env_id: str) -> None:
     """Makes another Gymnasium environment with `info["cost"]` known to OmniSafe under its own id."""
     if env_id not in GymnasiumCMDP._support_envs:
         GymnasiumCMDP._support_envs.append(env_id)
-
-
-def defaults(name: str) -> dict[str, Any]:
-    """OmniSafe's settings of an algorithm, as its YAML file has them, without those that this module sees to."""
-    with redirect_stdout(io.StringIO()):
-        values: dict[str, Any] = get_default_kwargs_yaml(name, "", "on-policy").todict()
-    for key in ("seed", "train_cfgs", "logger_cfgs", "env_cfgs"):
-        values.pop(key, None)
-    for key in ("steps_per_epoch", "cost_limit", *_BUDGETS, "max_ep_len", *_PLAIN):
-        values["algo_cfgs"].pop(key, None)
-    for key in ("actor_type", "exploration_noise_anneal", "std_range", "weight_initialization_mode"):
-        values["model_cfgs"].pop(key, None)
-    for part in ("actor", "critic"):
-        values["model_cfgs"][part] = {"lr": values["model_cfgs"][part]["lr"]}
-    values.get("lagrange_cfgs", {}).pop("cost_limit", None)
-    return values
 
 
 class Tokens(Categorical):
@@ -286,7 +263,7 @@ class PolicyActorCritic(nn.Module):
 _given: ContextVar[tuple[gym.vector.VectorEnv, Policy] | None] = ContextVar("given", default=None)
 
 
-class GymnasiumCMDP(CMDP):  # type: ignore[misc]
+class GymnasiumCMDP(CMDP):
     """A Gymnasium environment with `info["cost"]` as OmniSafe's vectorised CMDP, with six-tuple steps of tensors.
 
     Observations are rows of numbers (see `TokenRows` and `BoxRows`). A Discrete action is a Box of one number, the
@@ -324,10 +301,11 @@ class GymnasiumCMDP(CMDP):  # type: ignore[misc]
             env = _vectorised(env_id, num_envs, kwargs)
             given = env, make_policy(env, **dict(policy or {}))
         self.env, self.policy = given
-        space, action = self.env.single_observation_space, self.env.single_action_space
+        space: Any = self.env.single_observation_space
+        action = self.env.single_action_space
         self.discrete = isinstance(action, gym.spaces.Discrete)
         text = hasattr(self.env.unwrapped, "tokenizer")
-        self.rows: Any = TokenRows(self.env.unwrapped) if text else BoxRows(space, action)  # type: ignore[arg-type]
+        self.rows: Any = TokenRows(self.env.unwrapped) if text else BoxRows(space, action)
         self._observation_space = gym.spaces.Box(-np.inf, np.inf, (self.rows.columns,), np.float32)
         self._action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32) if self.discrete else action
 
@@ -392,7 +370,7 @@ class GymnasiumCMDP(CMDP):  # type: ignore[misc]
 
 
 def _vectorised(env_id: str, num_envs: int, kwargs: Mapping[str, Any]) -> gym.vector.VectorEnv:
-    mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    mode: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
     try:
         if env_id in ENVIRONMENTS:
             return gym.make_vec(env_id, num_envs=num_envs, **mode, **kwargs)
@@ -425,10 +403,12 @@ def _wrap() -> None:
     opening: list[GymnasiumCMDP] = []
 
     def made(env_id: str, **kwargs: Any) -> Any:
-        # OmniSafe makes a second environment to evaluate in, which it never steps: the same one, so that no model is
-        # loaded twice.
+        # OmniSafe makes a second environment to evaluate in, which on-policy algorithms never step: the first one by
+        # another name, so that no model is loaded twice.
         if opening:
-            return opening[0]
+            second = copy.copy(opening[0])
+            second._num_envs = 1
+            return second
         env = make_env(env_id, **kwargs)
         if isinstance(env, GymnasiumCMDP):
             opening.append(env)
@@ -476,13 +456,15 @@ def _place_limit(cfgs: Any, env: GymnasiumCMDP) -> None:
     limit = env.cost_limit if limit is None else float(limit)
     by_hand = cfgs.get("exp_increment_cfgs", {})
     for section in ("lagrange_cfgs", "algo_cfgs"):
-        for key in ("cost_limit", *_BUDGETS):
+        for key in ("cost_limit", *BUDGETS):
             if key not in cfgs.get(section, {}) or key in (by_hand.get(section) or {}):
                 continue
             if limit is None:
                 raise ConfigError(f"{cfgs.algo} needs a cost_limit, and the environment has none; set cost_limit")
-            if key in _BUDGETS and limit <= 0:
-                raise ConfigError(f"{cfgs.algo} spends the cost limit as a budget, so that it must be above 0, not {limit:g}")
+            if key in BUDGETS and limit <= 0:
+                raise ConfigError(
+                    f"{cfgs.algo} spends the cost limit as a budget, so that it must be above 0, not {limit:g}"
+                )
             cfgs[section][key] = limit
     if "max_ep_len" in cfgs.algo_cfgs and "max_ep_len" not in (by_hand.get("algo_cfgs") or {}):
         cfgs.algo_cfgs.max_ep_len = env.longest
@@ -508,8 +490,12 @@ class Record:
         names = ("reward_values", "cost_values", "log_probs")
         self.values_r, self.values_c, self.log_probs = (getattr(rollout, name)[mask].cpu() for name in names)
         self.rewards, self.costs = rewards[mask].cpu(), costs[mask].cpu()
+        ends = rollout.lengths.cumsum(0).cpu() - 1
         self.last = torch.zeros(len(self.obs), dtype=torch.bool)
-        self.last[rollout.lengths.cumsum(0).cpu() - 1] = True
+        self.last[ends] = True
+        # V after the last step, where a limit from outside cut the episode; 0 where the MDP ended it.
+        finals = rollout.final_reward_values.cpu(), rollout.final_cost_values.cpu()
+        self.finals = {int(end): (r, c) for end, r, c in zip(ends, *finals, strict=True) if r != 0 or c != 0}
         self.at = 0
 
     def __len__(self) -> int:
@@ -517,6 +503,9 @@ class Record:
 
     def step(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The actor's side; `obs` is the record's own."""
+        if obs.ndim == 1:  # one observation instead of a row for each environment: an episode that was cut short
+            value_r, value_c = self.finals[self.at - 1]
+            return self.actions[0], value_r, value_c, self.log_probs[0]
         now = slice(self.at, self.at + 1)
         return self.actions[now], self.values_r[now], self.values_c[now], self.log_probs[now]
 
@@ -533,9 +522,10 @@ class _Replayed(GymnasiumCMDP):
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         record, now = self.record, self.record.at
         record.at += 1
-        over = record.last[now]
+        cut = torch.tensor(now in record.finals)
         following = record.obs[record.at % len(record)]
-        return following, record.rewards[now], record.costs[now], over, torch.tensor(False), {}
+        info = {"final_observation": following}
+        return following, record.rewards[now], record.costs[now], record.last[now] & ~cut, cut, info
 
 
 env_register(_Replayed)
@@ -545,8 +535,8 @@ class Updater:
     """One of OmniSafe's algorithms that learns from rollouts made elsewhere.
 
     Args:
-        name: one of `algorithms()`.
-        settings: in the form of `defaults(name)`.
+        name: of one of OmniSafe's on-policy algorithms.
+        settings: by section, over the defaults that OmniSafe's YAML files have.
         env, policy: what the rollouts are made with.
         cost_limit: for the algorithms that have one.
         seed: of OmniSafe's own draws.
@@ -606,7 +596,8 @@ class Updater:
 
         Args:
             rollout: whole episodes.
-            rewards, costs: (B, T), what is to be learned from.
+            rewards: (B, T), what is to be learned from.
+            costs: (B, T), likewise.
             seed: of OmniSafe's draws.
         """
         algorithm, env = self.algorithm, self.env
@@ -630,7 +621,7 @@ class Updater:
         """All that the next update depends on beside the policy: tensors and JSON values."""
         return _state(self._remembering())
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         _restore(self._remembering(), state)
 

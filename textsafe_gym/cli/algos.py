@@ -1,5 +1,7 @@
 """`textsafe algos`."""
 
+from typing import Any
+
 import click
 
 from textsafe_gym.cli.options import json_option, print_json
@@ -8,6 +10,7 @@ _EXAMPLE = """\b
 Examples:
   textsafe algos
   textsafe algos ppo_lagrangian
+  textsafe algos omnisafe:PPOLag
 """
 
 
@@ -21,9 +24,11 @@ def algos(algorithm: str | None, as_json: bool) -> None:
     from rich.table import Table
 
     if algorithm is None:
-        from algos import available
+        from algos import OMNISAFE, available
+        from textsafe_gym.adapters import omnisafe_files
 
         found = available()
+        found |= {f"{OMNISAFE}{name}": f"OmniSafe's {name}" for name in omnisafe_files.names()}
         if as_json:
             print_json([{"name": name, "about": about} for name, about in found.items()])
             return
@@ -37,10 +42,7 @@ def algos(algorithm: str | None, as_json: bool) -> None:
 
     schema = config_class(algorithm)
     values = validate(schema, tuned_defaults(algorithm), algorithm).model_dump(mode="json")
-    settings = [
-        {"key": name, "value": values[name], "about": field.description or ""}
-        for name, field in schema.model_fields.items()
-    ]
+    settings = _listed(schema, values)
     if as_json:
         print_json(settings)
         return
@@ -48,3 +50,14 @@ def algos(algorithm: str | None, as_json: bool) -> None:
     for entry in settings:
         table.add_row(entry["key"], escape(str(entry["value"])), escape(entry["about"]))
     Console().print(table)
+
+
+def _listed(schema: Any, values: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:
+    """Key, value and meaning of each setting; those of a section by their path."""
+    found = []
+    for name, field in schema.model_fields.items():
+        if isinstance(values[name], dict):
+            found += _listed(field.annotation, values[name], f"{prefix}{name}.")
+        else:
+            found.append({"key": f"{prefix}{name}", "value": values[name], "about": field.description or ""})
+    return found

@@ -1,0 +1,294 @@
+"""OmniSafe's algorithms on our environments: through its own Agent, and in our training loop."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from cmdps import Crossing, Tracking, vector
+from torch.distributions import Categorical, Normal, kl_divergence
+
+import algos
+import textsafe_gym  # noqa: F401
+from algos.core.objectives import gae
+from textsafe_gym.adapters import omnisafe_files
+from textsafe_gym.errors import ConfigError, UnknownNameError
+
+if importlib.util.find_spec("omnisafe") is None:
+    pytest.skip(f"OmniSafe is not installed; {omnisafe_files.INSTALL}", allow_module_level=True)
+
+from textsafe_gym.adapters import omnisafe
+
+ROOT = Path(__file__).parent.parent
+NAMES = omnisafe_files.names()
+EXACT = "SafeRLHF-Exact-v0"
+TINY = {"update_iters": 1, "batch_size": 64}
+BUDGETED = {name for name in NAMES if "Saute" in name or "Simmer" in name}
+
+
+def made(name: str, env: Any = EXACT, **more: Any) -> Any:
+    settings = {"episodes": 32, "episodes_per_iteration": 16, "kl_coefficient": 0.2, "algo_cfgs": TINY, **more}
+    if name in BUDGETED:
+        settings.setdefault("cost_limit", 0.5)
+    return algos.make(f"omnisafe:{name}", env, **settings)
+
+
+def agent(name: str, env_id: str, steps: int, envs: int, tmp_path: Path, **more: Any) -> Any:
+    config = {
+        "train_cfgs": {"total_steps": 2 * steps, "vector_env_nums": envs, "torch_threads": 1},
+        "algo_cfgs": {"steps_per_epoch": steps, "update_iters": 1, "batch_size": 64},
+        "logger_cfgs": {"log_dir": str(tmp_path), "use_tensorboard": False},
+        **more,
+    }
+    return omnisafe.Agent(name, env_id, custom_cfgs=config)
+
+
+def weights(policy: Any) -> dict[str, torch.Tensor]:
+    return {name: x.clone() for name, x in policy.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_on_policy_algorithm_trains_the_language_model(name: str) -> None:
+    trainer = made(name)
+    before = weights(trainer.policy)
+    rows = trainer.learn()
+    assert [row["episodes"] for row in rows] == [16, 32]
+    assert np.isfinite([row["entropy"] for row in rows]).all()
+    moved = {name for name, x in trainer.policy.state_dict().items() if not torch.equal(x, before[name])}
+    assert any(name.startswith("model.") for name in moved)
+    assert any(name.startswith("reward_critic.") for name in moved)
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(NAMES) >= 15
+    assert {"PPOLag", "CPO", "FOCOPS", "CUP", "PCPO", "P3O", "TRPOLag", "CPPOPID", "IPO", "OnCRPO"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["PPOLag", "CPO"])
+@pytest.mark.parametrize("env", [Tracking, Crossing])
+def test_networks_on_boxes(name: str, env: type[gym.Env]) -> None:
+    rows = made(name, vector(env, 16)).learn()
+    assert np.isfinite([row["reward"] for row in rows]).all()
+
+
+@pytest.mark.parametrize("name", ["PPOLag", "CPO", "CPPOPID", "PPOSimmerPID", "OnCRPO"])
+def test_a_resumed_run_is_the_same_run(name: str, tmp_path: Path) -> None:
+    whole, halved = made(name), made(name)
+    rows = whole.learn()
+    halved.learn(16)
+    halved.save(tmp_path / "half")
+    resumed = algos.load(tmp_path / "half", EXACT)
+    (again,) = resumed.learn()
+    timed = {"tokens_per_second", "seconds_rollout", "seconds_update"}
+    assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in rows[1].items() if k not in timed}
+    for name, x in whole.policy.state_dict().items():
+        assert torch.equal(x, resumed.policy.state_dict()[name])
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_what_the_buffer_holds_is_the_rollout(discrete: bool) -> None:
+    env = None if discrete else vector(Tracking, 16)
+    settings = {**TINY, "gamma": 0.9, "lam": 0.8, "lam_c": 0.7, "standardized_rew_adv": False}
+    trainer = made("PPOLag", env or EXACT, algo_cfgs={**settings, "standardized_cost_adv": False})
+    rollout = trainer.policy.rollout(trainer.env, 3)
+    updater, seen = trainer.algorithm.updater, {}
+    updater.algorithm._update = lambda: seen.update(updater.algorithm._buf.get())
+    rewards = rollout.rewards - 0.2 * (rollout.log_probs - rollout.reference_log_probs) * rollout.mask
+    updater.update(rollout, rewards, rollout.costs, 0)
+    for sign, lam, values, pay in (
+        ("r", 0.8, rollout.reward_values, rewards),
+        ("c", 0.7, rollout.cost_values, rollout.costs),
+    ):
+        advantages, returns = gae(pay, values, rollout.mask, 0.9, lam)
+        torch.testing.assert_close(seen[f"adv_{sign}"], advantages[rollout.mask], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(seen[f"target_value_{sign}"], returns[rollout.mask], atol=1e-5, rtol=1e-5)
+    # The actor finds again what the rollout recorded, from the rows alone and in any order.
+    order = torch.randperm(len(seen["obs"]), generator=torch.Generator().manual_seed(0))
+    actor = updater.algorithm._actor_critic.actor
+    actor(seen["obs"][order])
+    found = actor.log_prob(seen["act"][order])
+    torch.testing.assert_close(found, rollout.log_probs[rollout.mask][order], atol=1e-5, rtol=1e-5)
+    for kind in ("reward", "cost"):
+        critic = getattr(updater.algorithm._actor_critic, f"{kind}_critic")
+        torch.testing.assert_close(
+            critic(seen["obs"][order])[0], getattr(rollout, f"{kind}_values")[rollout.mask][order], atol=1e-5, rtol=1e-5
+        )
+
+
+def test_a_cut_episode_goes_on_with_the_critics_value() -> None:
+    cut = gym.vector.SyncVectorEnv([lambda: gym.wrappers.TimeLimit(Tracking(), 5)] * 16)
+    trainer = made("PPOLag", cut, algo_cfgs={**TINY, "gamma": 0.9, "lam": 0.8, "standardized_rew_adv": False})
+    trainer.learn(16)
+    rollout = trainer.policy.rollout(trainer.env, 3)
+    assert rollout.final_reward_values.abs().min() > 0
+    updater, seen = trainer.algorithm.updater, {}
+    updater.algorithm._update = lambda: seen.update(updater.algorithm._buf.get())
+    updater.update(rollout, rollout.rewards, rollout.costs, 0)
+    values, final = rollout.reward_values, rollout.final_reward_values
+    advantages, _ = gae(rollout.rewards, values, rollout.mask, 0.9, 0.8, final)
+    torch.testing.assert_close(seen["adv_r"], advantages[rollout.mask], atol=1e-5, rtol=1e-5)
+
+
+def test_prefixes_are_read_with_what_continues_them() -> None:
+    task = gym.make_vec(EXACT, num_envs=8).unwrapped
+    rows = omnisafe.TokenRows(task)
+    policy = made("PPO").policy
+    rollout = policy.rollout(gym.make_vec(EXACT, num_envs=8), 0)
+    table = rows.of(rollout)
+    observations, _, mask, index = rows.episodes(table)
+    assert len(mask) <= 8 < len(table)
+    assert int(mask.sum()) == len(table.unique(dim=0)) == index.max() + 1
+    together = policy.distributions(observations, torch.zeros(mask.shape, dtype=torch.long), mask)[index]
+    for row, logits in zip(table, together, strict=True):
+        single, _, one, _ = rows.episodes(row[None])
+        alone = policy.distributions(single, torch.zeros(one.shape, dtype=torch.long), one)
+        torch.testing.assert_close(alone[0], logits, atol=1e-5, rtol=1e-5)
+
+
+def test_kl_to_stored_means_is_that_of_tokens() -> None:
+    torch.manual_seed(0)
+    p, q = torch.randn(5, 7), torch.randn(5, 7)
+    new, old = omnisafe.Tokens(p), omnisafe.Tokens(q)
+    stored = kl_divergence(new, Normal(old.mean, old.stddev))
+    expected = kl_divergence(Categorical(logits=p), Categorical(logits=q))
+    torch.testing.assert_close(stored.sum(-1), expected)
+    torch.testing.assert_close(kl_divergence(new, old).sum(-1), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_cost_limit(name: str) -> None:
+    cfgs = made(name, cost_limit=0.7).algorithm.updater.algorithm._cfgs
+    places = [
+        cfgs[section][key]
+        for section in ("lagrange_cfgs", "algo_cfgs")
+        for key in ("cost_limit", "safety_budget", "upper_budget")
+        if key in cfgs.get(section, {})
+    ]
+    assert all(place == 0.7 for place in places)
+    unconstrained = {"PPO", "TRPO", "NaturalPG", "PolicyGradient"}
+    assert bool(places) == (name not in unconstrained)
+
+
+def test_the_environments_own_limit_and_names_of_omnisafes_own(tmp_path: Path) -> None:
+    own = agent("CPO", EXACT, 64, 8, tmp_path, env_cfgs={"cost_limit": 0.3})
+    assert own.cfgs.algo_cfgs.cost_limit == 0.3
+    both = agent("PPOLag", EXACT, 64, 8, tmp_path, cost_limit=0.2, lagrange_cfgs={"cost_limit": 0.1})
+    assert both.cfgs.lagrange_cfgs.cost_limit == 0.1
+    with pytest.raises(ConfigError, match=r"PPOSaute spends the cost limit as a budget.* above 0, not -1"):
+        made("PPOSaute", cost_limit=-1.0)
+
+
+def test_steps_are_the_environments(tmp_path: Path) -> None:
+    cmdp = omnisafe.GymnasiumCMDP(EXACT, num_envs=4, cost_limit=0.3)
+    assert cmdp.cost_limit == 0.3
+    ours = gym.make_vec(EXACT, num_envs=4, autoreset_mode="SameStep", cost_limit=0.3)
+    rng = np.random.default_rng(0)
+    rows, _ = cmdp.reset(seed=5)
+    observation, _ = ours.reset(seed=5)
+    ended = 0
+    for _ in range(20):
+        np.testing.assert_array_equal(rows[:, :6].numpy(), observation["input_ids"])
+        np.testing.assert_array_equal(rows[:, 6:].numpy(), observation["attention_mask"])
+        moves = rng.integers(7, size=4)
+        rows, reward, cost, over, cut, info = cmdp.step(torch.as_tensor(moves)[:, None].float())
+        observation, rewards, overs, _, infos = ours.step(moves)
+        np.testing.assert_allclose(reward, rewards, atol=1e-6)
+        np.testing.assert_allclose(cost, infos["cost"], atol=1e-6)
+        np.testing.assert_array_equal(over, overs)
+        assert not cut.any()
+        for i in np.flatnonzero(overs):
+            ended += 1
+            np.testing.assert_array_equal(info["final_observation"][i, :6].numpy(), infos["final_obs"][i]["input_ids"])
+    assert ended > 4
+
+
+@pytest.mark.parametrize("name", ["PPOLag", "PPOEarlyTerminated", "TRPOSaute"])
+def test_agents_of_omnisafe(name: str, tmp_path: Path) -> None:
+    one = agent(name, EXACT, 64, 1 if "Early" in name else 8, tmp_path, cost_limit=0.5)
+    before = weights(one.agent.policy)
+    _, _, length = one.learn()
+    assert 1 <= length <= 4
+    assert any(not torch.equal(x, before[name]) for name, x in one.agent.policy.state_dict().items())
+    one.agent.policy.save(tmp_path / "policy")
+    assert (tmp_path / "policy" / "model.safetensors").is_file()
+
+
+def test_agents_on_registered_environments(tmp_path: Path) -> None:
+    gym.register("Tracking-of-a-test-v0", Tracking)
+    omnisafe.register("Tracking-of-a-test-v0")
+    assert np.isfinite(agent("PPOLag", "Tracking-of-a-test-v0", 64, 4, tmp_path).learn()).all()
+
+
+def test_omnisafes_own_environments_are_left_alone(tmp_path: Path) -> None:
+    from omnisafe.models.actor_critic.constraint_actor_critic import ConstraintActorCritic
+
+    other = agent("PPOLag", "Simple-v0", 64, 1, tmp_path)
+    assert type(other.agent._actor_critic) is ConstraintActorCritic
+    assert other.cfgs.lagrange_cfgs.cost_limit == 25.0
+
+
+def test_nothing_of_the_process_is_changed() -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
+    made("PPOLag").learn()
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.enabled
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("omnisafe:PPOLg", {}, "unknown algorithm 'omnisafe:PPOLg'; did you mean 'omnisafe:PPOLag'"),
+        ("omnisafe:PPOLag", {"algo_cfgs": {"clipp": 1}}, "unknown key 'algo_cfgs.clipp'; did you mean 'clip'"),
+        ("omnisafe:PPOLag", {"algo_cfgs": {"clip": "x"}}, "algo_cfgs.clip = 'x'"),
+        ("omnisafe:PPOLag", {"algo_cfgs": {"target_kl": -1.0}}, "omnisafe:PPOLag: target_kl must be float"),
+        ("omnisafe:PPOLag", {"minibatch_size": 8}, "unknown key 'minibatch_size'"),
+    ],
+)
+def test_wrong_settings(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises((ConfigError, UnknownNameError), match=message.replace("(", r"\(")):
+        algos.make(name, EXACT, **settings)
+
+
+def test_without_omnisafe() -> None:
+    program = (
+        "import sys; sys.modules['omnisafe'] = None\n"
+        "from textsafe_gym.cli.main import main; main(['train', 'omnisafe:PPOLag', '--out', 'no/where'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert 'pip install "textsafe-gym[omnisafe]"' in done.stderr
+    assert "pip install --no-deps omnisafe==0.5.0" in done.stderr
+
+
+def test_side_by_side_in_the_command_line(tmp_path: Path) -> None:
+    command = [
+        "compare",
+        "ppo_lagrangian",
+        "omnisafe:CPO",
+        "--env",
+        EXACT,
+        "--seeds",
+        "1",
+        "--episodes",
+        "32",
+        "--json",
+    ]
+    command += ["--set", "episodes_per_iteration=16", "--set", "omnisafe:CPO.algo_cfgs.update_iters=1"]
+    run = [sys.executable, "-m", "textsafe_gym.cli.main", *command, "--out", str(tmp_path / "out")]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["settings"]) == {"initial", "ppo_lagrangian", "omnisafe:CPO"}
+    assert "omnisafe:CPO" in {point["label"] for point in found["pareto"]["points"]}
+    assert (tmp_path / "out" / "omnisafe-CPO" / "seed_0" / "checkpoints" / "latest" / "policy").is_dir()

@@ -1,0 +1,55 @@
+"""What OmniSafe has, read from its files without importing it, which takes seconds."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from textsafe_gym.config import read_yaml
+from textsafe_gym.errors import ConfigError
+
+INSTALL = (
+    'install it with the two commands: pip install "textsafe-gym[omnisafe]"; pip install --no-deps omnisafe==0.5.0'
+)
+NORMALIZERS = ("obs_normalize", "reward_normalize", "cost_normalize")
+BUDGETS = ("safety_budget", "upper_budget")
+# What the environment, the run or the policy decides here.
+_DECIDED = {
+    (): ("seed", "train_cfgs", "logger_cfgs", "env_cfgs"),
+    ("algo_cfgs",): ("steps_per_epoch", "cost_limit", "max_ep_len", *BUDGETS, *NORMALIZERS),
+    ("lagrange_cfgs",): ("cost_limit",),
+    ("model_cfgs",): ("actor_type", "exploration_noise_anneal", "std_range", "weight_initialization_mode"),
+    ("model_cfgs", "actor"): ("hidden_sizes", "activation"),
+    ("model_cfgs", "critic"): ("hidden_sizes", "activation"),
+}
+
+
+def names() -> list[str]:
+    """OmniSafe's on-policy algorithms; none where it is not installed."""
+    folder = _folder()
+    return sorted(path.stem for path in folder.glob("*.yaml")) if folder else []
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """OmniSafe's settings of an algorithm by section, but for those that are decided elsewhere here.
+
+    Raises:
+        ConfigError: OmniSafe is not installed.
+    """
+    folder = _folder()
+    if folder is None:
+        raise ConfigError(f"OmniSafe is not installed; {INSTALL}")
+    return _without(read_yaml(folder / f"{name}.yaml").values["defaults"], ())
+
+
+def _folder() -> Path | None:
+    spec = importlib.util.find_spec("omnisafe")
+    return (
+        Path(spec.submodule_search_locations[0]) / "configs" / "on-policy"
+        if spec and spec.submodule_search_locations
+        else None
+    )
+
+
+def _without(values: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    kept = {key: value for key, value in values.items() if key not in _DECIDED.get(path, ())}
+    return {key: _without(x, (*path, key)) if isinstance(x, dict) else x for key, x in kept.items()}
