@@ -73,8 +73,6 @@ def _fields(values: dict[str, Any], name: str) -> dict[str, Any]:
                 f"{name}.{key}", __config__=ConfigDict(extra="forbid", frozen=True), **_fields(value, f"{name}.{key}")
             )
             fields[key] = (section, Field(default_factory=section, description="OmniSafe's own"))
-        elif value is None:
-            fields[key] = (float | None, Field(None, description="OmniSafe's own"))
         else:
             fields[key] = (type(value), Field(value, description="OmniSafe's own"))
     return fields

@@ -57,6 +57,7 @@ try:
     from omnisafe.adapter import online_adapter
     from omnisafe.adapter.online_adapter import OnlineAdapter
     from omnisafe.algorithms import algo_wrapper, registry
+    from omnisafe.algorithms.on_policy.base.natural_pg import NaturalPG
     from omnisafe.algorithms.on_policy.base.policy_gradient import PolicyGradient
     from omnisafe.envs.core import CMDP, env_register
     from omnisafe.utils.config import Config, check_all_configs, get_default_kwargs_yaml
@@ -239,9 +240,10 @@ class PolicyCritic(nn.Module):
 class PolicyActorCritic(nn.Module):
     """Stands where OmniSafe has its `ConstraintActorCritic`, with the same optimisers and schedule."""
 
-    def __init__(self, policy: Policy, rows: Any, discrete: bool, model_cfgs: Any, epochs: int) -> None:
+    def __init__(self, env: "GymnasiumCMDP", model_cfgs: Any, epochs: int, twice: bool) -> None:
         super().__init__()
-        self.actor = PolicyActor(policy, rows, discrete, twice=model_cfgs.actor.lr is None)
+        policy, rows = env.policy, env.rows
+        self.actor = PolicyActor(policy, rows, env.discrete, twice)
         self.reward_critic = PolicyCritic(policy, rows, "reward")
         self.cost_critic = PolicyCritic(policy, rows, "cost")
         if model_cfgs.actor.lr is not None:
@@ -346,11 +348,12 @@ class GymnasiumCMDP(CMDP):
             cost = np.where(done, np.asarray(last["cost"], np.float32), cost)
             ends = torch.zeros(self._num_envs, self.rows.columns, device=self._device)
             for i in np.flatnonzero(done).tolist():
-                ends[i] = self._rows(_alone(found["final_obs"][i]))[0]
+                ends[i] = self.rows.flat(_batch_of_one(found["final_obs"][i]))[0]
             info = {"final_observation": ends, "_final_observation": torch.as_tensor(done, device=self._device)}
+            info = {name: self._alone(x) for name, x in info.items()}
         numbers = (torch.as_tensor(np.asarray(x, np.float32), device=self._device) for x in (reward, cost))
         flags = (torch.as_tensor(np.asarray(x, bool), device=self._device) for x in (over, cut))
-        return self._rows(observation), *numbers, *flags, info  # type: ignore[return-value]
+        return self._rows(observation), *map(self._alone, (*numbers, *flags)), info  # type: ignore[return-value]
 
     def set_seed(self, seed: int) -> None:
         """Seeds the next reset."""
@@ -366,7 +369,11 @@ class GymnasiumCMDP(CMDP):
             self.env.close()
 
     def _rows(self, observation: Any) -> Tensor:
-        return self.rows.flat(observation).to(self._device)
+        return self._alone(self.rows.flat(observation).to(self._device))
+
+    def _alone(self, x: Tensor) -> Tensor:
+        """OmniSafe gives a single environment's tensors their leading dimension itself."""
+        return x[0] if self._num_envs == 1 else x
 
 
 def _vectorised(env_id: str, num_envs: int, kwargs: Mapping[str, Any]) -> gym.vector.VectorEnv:
@@ -379,7 +386,7 @@ def _vectorised(env_id: str, num_envs: int, kwargs: Mapping[str, Any]) -> gym.ve
         raise ConfigError(f"env {env_id}: {' '.join(str(error).split())}") from None
 
 
-def _alone(observation: Any) -> Any:
+def _batch_of_one(observation: Any) -> Any:
     if isinstance(observation, Mapping):
         return {name: np.asarray(x)[None] for name, x in observation.items()}
     return np.asarray(observation)[None]
@@ -437,8 +444,8 @@ def _wrap() -> None:
         if self._cfgs.model_cfgs.exploration_noise_anneal and env.discrete:
             raise ConfigError("exploration_noise_anneal is for Gaussian actors; tokens have no such noise")
         self.policy = env.policy
-        epochs = self._cfgs.train_cfgs.epochs
-        self._actor_critic = PolicyActorCritic(env.policy, env.rows, env.discrete, self._cfgs.model_cfgs, epochs)
+        epochs, twice = self._cfgs.train_cfgs.epochs, isinstance(self, NaturalPG)
+        self._actor_critic = PolicyActorCritic(env, self._cfgs.model_cfgs, epochs, twice)
 
     algo_wrapper.get_default_kwargs_yaml = with_cost_limit
     online_adapter.make = made

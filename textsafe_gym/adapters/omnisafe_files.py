@@ -51,5 +51,6 @@ def _folder() -> Path | None:
 
 
 def _without(values: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    kept = {key: value for key, value in values.items() if key not in _DECIDED.get(path, ())}
+    # A rate without a value is that of an actor that takes trust-region steps, which has none.
+    kept = {key: x for key, x in values.items() if x is not None and key not in _DECIDED.get(path, ())}
     return {key: _without(x, (*path, key)) if isinstance(x, dict) else x for key, x in kept.items()}

@@ -135,6 +135,8 @@ def quiet_libraries(debug: bool, handler: type[logging.Handler] = OneLine) -> No
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore")
+    # It writes to stdout, also where another library imports it by the way.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     for name in ("textsafe_gym", "algos"):
         logger = logging.getLogger(name)
         if not logger.handlers:

@@ -134,7 +134,7 @@ def write_report(
         subtitle: one line below it.
         tables: shown first.
         figures: title, note and PNG of each.
-        samples: rows with prompt, group, label, response, reward, cost.
+        samples: rows with prompt, label, response, reward, cost, and group where prompts have groups.
         command: repeats the work.
         settings: YAML text.
     """
