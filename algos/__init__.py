@@ -1,12 +1,13 @@
 """Safe reinforcement learning algorithms for any Gymnasium environment that reports `info["cost"]`.
 
-Every module in this folder that holds a `Config` and an `Algorithm` is one, under the module's name.
+Every module in this folder that holds a `Config` and an `Algorithm` is one, under the module's name; `register` adds
+one that is defined elsewhere.
 """
 
 import ast
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from textsafe_gym.errors import ConfigError, RunError, UnknownNameError
 from textsafe_gym.registry import nearest
@@ -18,14 +19,59 @@ if TYPE_CHECKING:
     from textsafe_gym.types import Demonstrations, Policy, World
 
 
+class _Definition(NamedTuple):
+    """What makes an algorithm."""
+
+    config: Any
+    algorithm: Any
+
+
+_registered: dict[str, _Definition] = {}
+
+
 def available() -> dict[str, str]:
     """Each algorithm's name and one line about it, read without importing any."""
+    outside = {name: (own.algorithm.__doc__ or "").partition("\n")[0] for name, own in _registered.items()}
+    return _of_this_folder() | outside
+
+
+def register(name: str, config: type, algorithm: type) -> None:
+    """Makes an algorithm that is defined elsewhere known to `make`, `load` and `available` in this process.
+
+    Args:
+        name: what it is called from now on; one that was registered before is replaced.
+        config: its settings, a subclass of `algos.core.optim.TrainingConfig`.
+        algorithm: made from an `algos.core.optim.Setup`; what it needs is `algos.core.loop.Algorithm`.
+
+    Raises:
+        ConfigError: the name is one of this folder's.
+    """
+    if name in _of_this_folder():
+        raise ConfigError(f"'{name}' is an algorithm of this package; register yours under another name")
+    _registered[name] = _Definition(config, algorithm)
+
+
+def _of_this_folder() -> dict[str, str]:
     found = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if {"Config", "Algorithm"} <= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
             found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return found
+
+
+def _definition(name: str) -> _Definition:
+    """The classes of an algorithm.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in available():
+        raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, list(available()))}")
+    if name in _registered:
+        return _registered[name]
+    module = importlib.import_module(f"algos.{name}")
+    return _Definition(module.Config, module.Algorithm)
 
 
 def make(
@@ -59,10 +105,8 @@ def make(
     from algos.core.optim import Alone, Setup
     from textsafe_gym.config import Settings, validate
 
-    if name not in available():
-        raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, list(available()))}")
-    module = importlib.import_module(f"algos.{name}")
-    settings = validate(module.Config, Settings(config), name)
+    own = _definition(name)
+    settings = validate(own.config, Settings(config), name)
     world = world or Alone()
     check_world(name, world)
     vector = _vectorised(env, max(1, settings.episodes_per_iteration // world.size))
@@ -70,7 +114,7 @@ def make(
     if policy is None or isinstance(policy, str | Path):
         policy = _make_policy(vector, policy, settings.seed)
     limit = settings.cost_limit if settings.cost_limit is not None else _own_limit(vector)
-    algorithm = module.Algorithm(Setup(policy, settings, limit, plan(settings), demonstrations, world))
+    algorithm = own.algorithm(Setup(policy, settings, limit, plan(settings), demonstrations, world))
     return Trainer(name, algorithm, vector, settings, limit, own_policy)
 
 
@@ -83,7 +127,7 @@ def check_world(name: str, world: "World") -> None:
     from algos.core.optim import Alone
     from algos.core.trust_region import TrustRegionConfig
 
-    if not isinstance(world, Alone) and issubclass(importlib.import_module(f"algos.{name}").Config, TrustRegionConfig):
+    if not isinstance(world, Alone) and issubclass(_definition(name).config, TrustRegionConfig):
         raise ConfigError(
             f"{name} sets the policy's weights itself, which DeepSpeed cannot split; leave --deepspeed out"
         )
