@@ -1,7 +1,7 @@
 """Sphinx: pages in Markdown, and what is written from the code itself, so that it cannot grow stale.
 
-`make docs` builds them. `<!-- generated -->` in a page is filled in here: the algorithms with their settings, the commands'
-help, the adapters, the examples. A page that consists of `<!-- text of --> [FILE](FILE)` becomes that file.
+`make docs` builds them. `<!-- generated -->` in a page is filled in here: the algorithms with their settings, the help
+of the commands, the adapters, the examples. A page that consists of `<!-- text of --> [FILE](FILE)` becomes that file.
 """
 
 import importlib
@@ -64,7 +64,7 @@ def settings_table(fields: dict[str, Any], tuned: dict[str, Any]) -> str:
 
 def algorithms() -> str:
     """Every shared group of settings once, then every algorithm: its docstring, and its own settings."""
-    core = {
+    core: dict[str, Any] = {
         base: cls
         for module in ("optim", "objectives", "dual", "trust_region")
         for base, cls in inspect.getmembers(importlib.import_module(f"algos.core.{module}"), inspect.isclass)
@@ -82,11 +82,15 @@ def algorithms() -> str:
             if key in tuned or key not in shared or field.default != shared[key].default
         }
         bases = ", ".join(
-            f"[{SETTINGS[base.__name__].lower()}](#settings-{base.__name__})" for base in module.Config.__bases__
+            f"[{_lower(SETTINGS[base.__name__])}](#settings-{base.__name__})" for base in module.Config.__bases__
         )
         parts += [f"```{{py:module}} algos.{name}\n```", f"## `{name}`", inspect.getdoc(module) or ""]
         parts += [f"Shared settings: {bases}. Its own, and what is otherwise with it:", settings_table(own, tuned)]
     return "\n\n".join(parts)
+
+
+def _lower(title: str) -> str:
+    return title[0].lower() + title[1:]
 
 
 def commands() -> str:
@@ -158,16 +162,23 @@ def _pages_of_files() -> dict[str, Path]:
 
 
 def plain(app: Any, what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings here are plain text with `code`: but for bullets, nothing else in them is markup."""
-    lines[:] = [_escaped(line) for line in lines]
+    """Docstrings here are plain text with `code`, equations and bullets, under Google's headings."""
+    found: list[str] = []
+    for line in lines:
+        if line.lstrip().startswith("* ") and found and not found[-1].lstrip().startswith("* "):
+            found.append("")  # reStructuredText wants a list to stand apart
+        found.append(_escaped(line))
+        if line.strip() == "Returns:":
+            found.append("    :")  # what stands before a colon in the text that follows is no type
+    lines[:] = found
 
 
 def _escaped(line: str) -> str:
-    parts = re.split(r"(`[^`]+`)", line)
+    parts = re.split(r"(`[^`]+`|\*\w+\*)", line)
     for i, part in enumerate(parts):
-        if i % 2:  # code, of which "`Module`s" ends within a word
+        if i % 2 and part.startswith("`"):  # "`Module`s" ends within a word
             parts[i] = f"`{part}`" + ("\\ " if re.match(r"\w", parts[i + 1]) else "")
-        else:
+        elif not i % 2:
             parts[i] = re.sub(r"((?<!^)\*(?![*\s])|(?<=\w)[*_](?!\w)|\|)", r"\\\1", part)
     return "".join(parts)
 
