@@ -84,7 +84,8 @@ def algorithms() -> str:
         bases = ", ".join(
             f"[{_lower(SETTINGS[base.__name__])}](#settings-{base.__name__})" for base in module.Config.__bases__
         )
-        parts += [f"```{{py:module}} algos.{name}\n```", f"## `{name}`", inspect.getdoc(module) or ""]
+        about = re.sub(r"arXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", inspect.getdoc(module) or "")
+        parts += [f"```{{py:module}} algos.{name}\n```", f"## `{name}`", about]
         parts += [f"Shared settings: {bases}. Its own, and what is otherwise with it:", settings_table(own, tuned)]
     return "\n\n".join(parts)
 
@@ -95,7 +96,7 @@ def _lower(title: str) -> str:
 
 def commands() -> str:
     """The help of every command."""
-    return "\n\n".join(_help(main, click.Context(main, info_name="textsafe"), 2))
+    return "\n\n".join(_help(main, click.Context(main, info_name="textsafe", **main.context_settings), 2))
 
 
 def _help(command: click.Command, context: click.Context, level: int) -> list[str]:
