@@ -25,7 +25,6 @@ html_theme = "furo"
 html_title = project
 html_show_copyright = False
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
