@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test clean
+.PHONY: demo test docs linkcheck clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,12 @@ test: $(VENV)/.installed-dev  ## lint, types, tests
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not timing" --numprocesses 2 --dist loadfile
 	$(BIN)/pytest -m timing
+
+docs: $(VENV)/.installed-dev  ## the documentation as HTML, in build/docs
+	$(BIN)/sphinx-build -E -W --keep-going -n textsafe_gym/docs build/docs
+
+linkcheck: $(VENV)/.installed-dev  ## whether the pages that the documentation links to are there; needs a network
+	$(BIN)/sphinx-build -E -n -b linkcheck textsafe_gym/docs build/linkcheck
 
 clean:
 	rm -rf $(VENV)

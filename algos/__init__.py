@@ -1,12 +1,14 @@
 """Safe reinforcement learning algorithms for any Gymnasium environment that reports `info["cost"]`.
 
-Every module in this folder that holds a `Config` and an `Algorithm` is one, under the module's name.
+Every module in this folder that holds a `Config` and an `Algorithm` is one, under the module's name; `register` adds
+one that is defined elsewhere.
 """
 
 import ast
 import importlib
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from textsafe_gym.errors import ConfigError, RunError, UnknownNameError
 from textsafe_gym.registry import nearest
@@ -21,8 +23,39 @@ if TYPE_CHECKING:
 OMNISAFE = "omnisafe:"
 
 
+class _Definition(NamedTuple):
+    """What makes an algorithm."""
+
+    config: Any
+    algorithm: Any
+
+
+_registered: dict[str, _Definition] = {}
+
+
 def available() -> dict[str, str]:
     """Each algorithm's name and one line about it, read without importing any."""
+    outside = {name: (own.algorithm.__doc__ or "").partition("\n")[0] for name, own in _registered.items()}
+    return _of_this_folder() | outside
+
+
+def register(name: str, config: type, algorithm: type) -> None:
+    """Makes an algorithm that is defined elsewhere known to `make`, `load` and `available` in this process.
+
+    Args:
+        name: what it is called from now on; one that was registered before is replaced.
+        config: its settings, a subclass of `algos.core.optim.TrainingConfig`.
+        algorithm: made from an `algos.core.optim.Setup`; what it needs is `algos.core.loop.Algorithm`.
+
+    Raises:
+        ConfigError: the name is one of this folder's.
+    """
+    if name in _of_this_folder():
+        raise ConfigError(f"'{name}' is an algorithm of this package; register yours under another name")
+    _registered[name] = _Definition(config, algorithm)
+
+
+def _of_this_folder() -> dict[str, str]:
     found = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -31,7 +64,7 @@ def available() -> dict[str, str]:
     return found
 
 
-def config_class(name: str) -> "type[Any]":
+def config_class(name: str) -> type[Any]:
     """The pydantic model of an algorithm's settings.
 
     Args:
@@ -41,13 +74,21 @@ def config_class(name: str) -> "type[Any]":
         UnknownNameError: no such algorithm; the message offers the nearest.
         ConfigError: OmniSafe is asked for and not installed.
     """
-    if name.startswith(OMNISAFE):
-        from algos.omnisafe import config_class
+    found: type[Any] = _definition(name).config
+    return found
 
-        return config_class(name)
+
+def _definition(name: str) -> _Definition:
+    if name.startswith(OMNISAFE):
+        from algos.omnisafe import Algorithm, config_class
+
+        return _Definition(config_class(name), partial(Algorithm, name))
     if name not in available():
         raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, list(available()))}")
-    return importlib.import_module(f"algos.{name}").Config
+    if name in _registered:
+        return _registered[name]
+    module = importlib.import_module(f"algos.{name}")
+    return _Definition(module.Config, module.Algorithm)
 
 
 def make(
@@ -81,7 +122,8 @@ def make(
     from algos.core.optim import Alone, Setup
     from textsafe_gym.config import Settings, validate
 
-    settings = validate(config_class(name), Settings(config), name)
+    own = _definition(name)
+    settings = validate(own.config, Settings(config), name)
     world = world or Alone()
     check_world(name, world)
     vector = _vectorised(env, max(1, settings.episodes_per_iteration // world.size))
@@ -89,13 +131,7 @@ def make(
     if policy is None or isinstance(policy, str | Path):
         policy = _make_policy(vector, policy, settings.seed)
     limit = settings.cost_limit if settings.cost_limit is not None else _own_limit(vector)
-    setup = Setup(policy, settings, limit, plan(settings), demonstrations, world)
-    if name.startswith(OMNISAFE):
-        from algos.omnisafe import Algorithm
-
-        algorithm = Algorithm(name, setup, vector)
-    else:
-        algorithm = importlib.import_module(f"algos.{name}").Algorithm(setup)
+    algorithm = own.algorithm(Setup(policy, settings, limit, plan(settings), demonstrations, world, vector))
     return Trainer(name, algorithm, vector, settings, limit, own_policy)
 
 

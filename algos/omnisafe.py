@@ -90,7 +90,7 @@ class Steps:
 class Algorithm:
     """One policy and an OmniSafe algorithm that updates it; see `algos.core.optim.Setup`."""
 
-    def __init__(self, name: str, setup: Setup[Any], env: Any) -> None:
+    def __init__(self, name: str, setup: Setup[Any]) -> None:
         from textsafe_gym.adapters.omnisafe import Updater
 
         if not isinstance(setup.world, Alone):
@@ -102,7 +102,7 @@ class Algorithm:
         self.updater = Updater(
             name.removeprefix(OMNISAFE),
             settings,
-            env,
+            setup.env,
             setup.policy,
             cost_limit=setup.cost_limit,
             seed=setup.config.seed,

@@ -205,3 +205,15 @@ def test_what_cannot_be_kept_is_refused() -> None:
         Constraints(ConstraintConfig(cost_limits={}), 1.0, "x")
     with pytest.raises(ConfigError, match="no probability"):
         Constraints(ConstraintConfig(constraint="probability", cost_limits={"a": 1.5}), None, "x")
+
+
+def test_a_limit_can_be_changed_and_is_kept_in_the_state() -> None:
+    constraints = Constraints(ConstraintConfig(cost_limits={"a": 1.0, "b": -1.0}), None, "x")
+    constraints.set_limit(-2.0, "b")
+    again = Constraints(ConstraintConfig(cost_limits={"a": 1.0, "b": -1.0}), None, "x")
+    again.load_state_dict(constraints.state_dict())
+    assert again.limits == {"a": 1.0, "b": -2.0}
+    again.set_limit(5.0, "a")
+    assert constraints.limits["a"] == 1.0
+    with pytest.raises(ConfigError, match="no limit on a cost ''; limits: 'a', 'b'"):
+        constraints.set_limit(0.0)

@@ -1,16 +1,38 @@
-"""What the README shows works."""
+"""What the README and the page on adding an algorithm show works."""
 
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "textsafe_gym" / "docs"
+
+
+def test_the_first_steps_run() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (step,) = (block for block in blocks if "action_space.sample()" in block)
+    (exact,) = (block for block in blocks if "SafeRLHF-Exact-v0" in block)
+    names: dict[str, Any] = {}
+    exec(step, names)
+    assert names["info"]["cost"] == 0 or names["terminated"]
+    exec(exact, names)
+    assert len(names["env"].enumerate()) == 6220
+    assert len(names["env"].frontier(n=20)) == 20
+
+
+def test_training_as_shown_is_a_valid_request() -> None:
+    code = re.search(r"^```python\n(import algos.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1].partition("trainer.learn()")[0], names)
+    assert names["trainer"].config.episodes == 4096
 
 
 def test_the_added_algorithm_trains_saves_and_resumes(tmp_path: Path) -> None:
-    code = re.search(r"```python\n(\"\"\"Quadratic penalty.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = re.search(r"```python\n(\"\"\"Quadratic penalty.*?)```", (DOCS / "new_algorithm.md").read_text(), re.DOTALL)
     assert code is not None
     assert code[1].count("\n") < 60
     shutil.copytree(ROOT / "algos", tmp_path / "algos", ignore=shutil.ignore_patterns("__pycache__"))

@@ -64,17 +64,34 @@ class Constraints:
             raise ConfigError(f"{algorithm} needs a cost limit and the environment has none; set cost_limit")
         else:
             self.limits = {"": cost_limit}
-        if config.constraint == "probability":
-            if config.cost_limits is None and getattr(config, "cost_limit", None) is None:
-                raise ConfigError(
-                    "constraint = 'probability' needs a cost_limit of its own, the largest allowed P(cost > 0); the "
-                    f"environment's limit {cost_limit:g} is one on the mean cost"
-                )
-            wrong = [limit for limit in self.limits.values() if not 0 <= limit <= 1]
-            if wrong:
-                raise ConfigError(f"constraint = 'probability': cost_limit = {wrong[0]:g} is no probability")
+        if (
+            config.constraint == "probability"
+            and config.cost_limits is None
+            and getattr(config, "cost_limit", None) is None
+        ):
+            raise ConfigError(
+                "constraint = 'probability' needs a cost_limit of its own, the largest allowed P(cost > 0); the "
+                f"environment's limit {cost_limit:g} is one on the mean cost"
+            )
+        for name, limit in self.limits.items():
+            self.set_limit(limit, name)
         self.windows = {name: deque[float](maxlen=config.cost_window) for name in self.limits}
         self.started = self.slack = False
+
+    def set_limit(self, limit: float, name: str = "") -> None:
+        """Changes the limit of the cost `name`, or the one limit where they have no names.
+
+        Raises:
+            ConfigError: there is no limit of that name, or the new one is not finite or, of a probability, not one.
+        """
+        if name not in self.limits:
+            known = ", ".join(f"'{own}'" for own in self.limits if own) or "the one of all costs, without a name"
+            raise ConfigError(f"there is no limit on a cost '{name}'; limits: {known}")
+        if not math.isfinite(limit):
+            raise ConfigError(f"cost_limit = {limit!r}: expected a finite number")
+        if self.config.constraint == "probability" and not 0 <= limit <= 1:
+            raise ConfigError(f"constraint = 'probability': cost_limit = {limit:g} is no probability")
+        self.limits[name] = float(limit)
 
     def observe(self, rollout: Rollout, extra: Tensor | None = None) -> Tensor:
         """Takes in the episodes.
@@ -133,13 +150,14 @@ class Constraints:
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""
         windows = {f"costs.{name}": list(window) for name, window in self.windows.items()}
-        return {**windows, "started": self.started, "slack": self.slack}
+        return {**windows, "limits": self.limits, "started": self.started, "slack": self.slack}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         for name, window in self.windows.items():
             window.clear()
             window.extend(state[f"costs.{name}"])
+        self.limits = dict(state["limits"])
         self.started, self.slack = state["started"], state["slack"]
 
     def _values(self, name: str, costs: np.ndarray) -> np.ndarray:

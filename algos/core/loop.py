@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from algos.core.checkpoint import save_checkpoint, split_off
+from algos.core.dual import Constraints
 from algos.core.optim import TrainingConfig
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.types import Engine, Policy, Rollout, World, group_numbers
@@ -123,7 +124,8 @@ class Trainer:
 
         Args:
             episodes: by default and at most the config's.
-            on_iteration: called with the metrics of each iteration after it; `save` may be called there.
+            on_iteration: called with the metrics of each iteration after it; `save` and `set_cost_limit` may be called
+                there.
 
         Returns:
             The metrics of this call's iterations: means over the iteration, under the names `reward`, `cost`,
@@ -149,6 +151,23 @@ class Trainer:
                 on_iteration(row)
         return rows
 
+    def set_cost_limit(self, limit: float, name: str = "") -> None:
+        """Changes the limit from the next iteration on; a checkpoint keeps it.
+
+        Args:
+            limit: the new one; of what is bounded, such as a probability.
+            name: of the cost, where costs have limits of their own (`cost_limits`).
+
+        Raises:
+            ConfigError: the algorithm has no limit, or none of that name, or the new one cannot be kept.
+        """
+        constraints = self.algorithm.parts.get("constraints")
+        if not isinstance(constraints, Constraints):
+            raise ConfigError(f"{self.name} keeps no cost limit; take an algorithm with a constraint")
+        constraints.set_limit(limit, name)
+        if not name:
+            self.cost_limit = float(limit)
+
     def save(self, directory: str | Path) -> None:
         """Writes a checkpoint from which `algos.load` continues; the policy alone lies in its `policy/`.
 
@@ -162,6 +181,7 @@ class Trainer:
             "name": self.name,
             "config": self.config.model_dump(),
             "iteration": self.iteration,
+            "cost_limit": self.cost_limit,
             "own_policy": self.own_policy,
         }
         with self.algorithm.optimizer.engine.whole():
@@ -182,6 +202,7 @@ class Trainer:
             for part, stateful in self.algorithm.parts.items():
                 stateful.load_state_dict(split_off(state, f"{part}."))
             self.iteration = int(state["iteration"])
+            self.cost_limit = state["cost_limit"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(f"the checkpoint does not fit: {' '.join(str(error).split())[:200]}") from None
 

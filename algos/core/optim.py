@@ -232,6 +232,7 @@ class Setup(Generic[OwnConfig]):
         iterations: how many updates are planned; the learning rate is scheduled over them.
         demonstrations: for the PTX term; without them there is none.
         world: the processes that train together.
+        env: what the policy plays in, for an algorithm that has to know its spaces.
     """
 
     policy: Policy
@@ -240,6 +241,7 @@ class Setup(Generic[OwnConfig]):
     iterations: int
     demonstrations: Demonstrations | None = None
     world: World = field(default_factory=Alone)
+    env: Any = None
 
 
 class Optimizer:

@@ -1,0 +1,58 @@
+"""An algorithm of one's own, without a file in `algos/`: a quadratic penalty, held to a known optimum.
+
+python examples/custom_algorithm.py
+
+To have it in `textsafe train` and `compare` as well, save the two classes as `algos/quadratic_penalty.py`.
+"""
+
+import torch
+from pydantic import Field
+
+import algos
+import textsafe_gym  # noqa: F401 (registers the environments)
+from algos.core.dual import ConstraintConfig, Constraints
+from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, mix_advantages, shaped_rewards
+from algos.core.optim import Optimizer, Setup, TrainingConfig
+
+
+class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
+    """Settings; those of the bases come with their meaning."""
+
+    stiffness: float = Field(10.0, gt=0, description="κ: rise of the price for each unit of excess cost")
+
+
+class Algorithm:
+    """Quadratic penalty: the price of a unit of cost is κ times the excess."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.policy, self.config = setup.policy, setup.config
+        self.optimizer = Optimizer(setup)
+        self.constraints = Constraints(self.config, setup.cost_limit, "quadratic_penalty", several=False)
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
+
+    def update(self, rollout, generator: torch.Generator) -> dict[str, float]:
+        costs = self.constraints.observe(rollout)[0]
+        (excess,) = self.constraints.excess.values()  # the window's mean cost, less the limit
+        price = self.config.stiffness * max(excess, 0.0)
+        rewards = shaped_rewards(rollout, self.config.kl_coefficient, self.config.clip_range_score)
+        estimates = estimate(rollout, rewards, costs, self.config)
+        advantages = mix_advantages(estimates.reward, estimates.cost, price)
+        losses = clipped_losses(advantages, estimates, self.config.clip_range_ratio, self.config)
+        learned = self.optimizer.descend(rollout, losses, generator)
+        return {**learned, **self.constraints.metrics, "price": price}
+
+
+def main(episodes: int = 16384, cost_limit: float = -0.5) -> dict[str, float]:
+    algos.register("quadratic_penalty", Config, Algorithm)
+    settings = {"learning_rate": 1e-3, "critic_learning_rate": 3e-3, "learning_rate_schedule": "constant"}
+    settings |= {"minibatch_size": 32, "gae_lambda": 1.0, "value_coefficient": 0.1, "kl_coefficient": 0.2}
+    trainer = algos.make("quadratic_penalty", "SafeRLHF-Exact-v0", episodes=episodes, cost_limit=cost_limit, **settings)
+    trainer.learn()
+    env = trainer.env.unwrapped
+    found, best = env.evaluate(trainer.policy.model), env.solve(cost_limit, kl_coeff=0.2)
+    print(f"reward {found.reward:.2f} of {best.reward:.2f}, cost {found.cost:.2f}, limit {cost_limit:.2f}")
+    return {"reward": found.reward, "cost": found.cost, "best_reward": best.reward}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The documentation builds without a warning, its links lead somewhere, and its code runs."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "textsafe_gym" / "docs"
+MARKDOWN = sorted(
+    path
+    for path in (
+        *ROOT.glob("*.md"),
+        *(path for part in ("configs", "examples") for path in (ROOT / part).rglob("*.md")),
+    )
+) + sorted(DOCS.glob("*.md"))
+RUNNABLE = ("cmdp", "constraint", "kl", "multiplier", "front")
+LINK = re.compile(r"(?<!`)\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
+CODE = re.compile(r"^(`{3,}).*?^\1`*\n|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link into a Markdown file may name: its headings as GitHub writes them, and explicit targets."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r"^\((.+)\)=$", text, re.MULTILINE))
+
+
+def links(path: Path) -> list[str]:
+    return LINK.findall(CODE.sub("", path.read_text()))
+
+
+def test_the_pages_build_without_a_warning_and_all_are_in_the_contents(tmp_path: Path) -> None:
+    for package in ("sphinx", "myst_parser", "furo"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install '.[docs]'")
+    command = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "--keep-going", "-n", str(DOCS), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    contents = (tmp_path / "index.html").read_text()
+    for page in DOCS.glob("*.md"):
+        assert page.stem == "index" or f'href="{page.stem}.html"' in contents, f"{page.name} is not in the contents"
+    algorithms = (tmp_path / "algorithms.html").read_text()
+    assert all(f"algos.{path.stem}" in algorithms for path in (ROOT / "algos").glob("[!_]*.py"))
+    assert "--resume" in (tmp_path / "commands.html").read_text()
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in links(path):
+        parts = urlsplit(link)
+        if parts.scheme:
+            assert parts.scheme == "https", f"{name(path)}: {link}"
+            assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", parts.netloc), f"{name(path)}: {link}"
+            continue
+        target = path.parent / parts.path if parts.path else path
+        assert target.exists(), f"{name(path)}: {link} leads nowhere"
+        generated = target.suffix == ".md" and "<!-- generated -->" in target.read_text()
+        inventory = path.parent == DOCS and re.match(r"algos\b|textsafe_gym\b", parts.fragment)
+        if parts.fragment and not generated and not inventory:  # those the build checks
+            assert parts.fragment in anchors(target), f"{name(path)}: {link}: there is no such heading"
+
+
+def test_the_link_check_finds_what_is_wrong(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A `b`, c\n[x](#a-b-c) and `[y](z)`\n```\n[in](code)\n# no heading\n```\n[![i](i.png)](page.md#d)\n"
+    )
+    assert links(page) == ["#a-b-c", "page.md#d"]
+    assert anchors(page) == {"a-b-c"}
+
+
+@pytest.mark.parametrize("page", RUNNABLE)
+def test_the_code_of_the_concept_pages_runs(page: str) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {"__name__": page}
+    for block in blocks:
+        exec(compile(block, f"{page}.md", "exec"), names)
