@@ -19,7 +19,7 @@ MULTIPLIER = {"multiplier_update": "projected", "multiplier_init": 0.0, "multipl
 
 
 class Road(gym.Env):
-    """Observation: whether children play here, and the share of the road that is left. Action: stop, half or full speed."""
+    """Observation: whether children play here, the share of the road that is left. Action: stop, half or full speed."""
 
     observation_space = gym.spaces.Box(0.0, 1.0, (2,), np.float32)
     action_space = gym.spaces.Discrete(3)

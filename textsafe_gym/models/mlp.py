@@ -110,7 +110,7 @@ class MLPPolicy(nn.Module):
             for i in np.flatnonzero(running).tolist():
                 # SAME_STEP hands the last observation and info of an ended episode over apart from the new one's.
                 moved = mode == AutoresetMode.SAME_STEP and over[i]
-                own = _row(info["final_info"] if moved else info, i)
+                own = info_row(info["final_info"] if moved else info, i)
                 if "cost" not in own:
                     raise ConfigError(
                         f"{env_name} gives no info['cost']; a constrained environment has to, at every step"
@@ -293,13 +293,13 @@ def _network(inputs: int, hidden: Sequence[int], outputs: int, last_scale: float
     return nn.Sequential(*layers)
 
 
-def _row(info: Mapping[str, Any], i: int) -> dict[str, Any]:
+def info_row(info: Mapping[str, Any], i: int) -> dict[str, Any]:
     """Sub-environment i's own info out of a vector environment's, in which `_key` says whose `key` is set."""
     own: dict[str, Any] = {}
     for key, value in info.items():
         whose = info.get(f"_{key}")
         if not key.startswith("_") and (whose is None or whose[i]):
-            own[key] = _row(value, i) if isinstance(value, Mapping) else value[i]
+            own[key] = info_row(value, i) if isinstance(value, Mapping) else value[i]
     return own
 
 
