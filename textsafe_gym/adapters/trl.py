@@ -100,8 +100,7 @@ def _responses(task: Task, completions: Sequence[Text], ids: Sequence[Sequence[i
         return texts
     rows = [np.array(row[:-1] if row and row[-1] == task.eos_id else row, dtype=np.int64) for row in ids]
     known = task.tokenizer.batch_decode([row.tolist() for row in rows], skip_special_tokens=True)
-    whole = task.decode(rows)
-    return [mine if same == text else text for text, same, mine in zip(texts, known, whole, strict=True)]
+    return task.decode(rows) if known == texts else texts
 
 
 def _content(text: Text, role: str) -> str:
