@@ -104,7 +104,8 @@ def make(
     Args:
         name: one of `available()`, or "omnisafe:PPOLag" and the like.
         env: an id, an environment or a vector environment. An id or a single registered environment is made anew as a
-            vector environment of `episodes_per_iteration`; a single unregistered one plays one episode at a time.
+            vector environment of `episodes_per_iteration`; one that is not registered, or whose wrappers cannot be made
+            again, plays one episode at a time.
         policy: an object, or a model folder or hub id; by default the one that suits the environment.
         demonstrations: supervised episodes for the PTX term; without them there is none.
         world: processes that train together, such as `textsafe_gym.distributed.start` gives; without it, this one.
@@ -194,8 +195,13 @@ def _vectorised(env: Any, episodes: int) -> "gym.vector.VectorEnv":
         if isinstance(env, str):
             return gym.make_vec(env, num_envs=episodes)
         if isinstance(env, gym.Env):
-            return gym.make_vec(env.spec, num_envs=episodes) if env.spec else gym.vector.SyncVectorEnv([lambda: env])
-    except gym.error.Error as error:
+            # Gymnasium notes no arguments of a wrapper that is no `gymnasium.utils.RecordConstructorArgs`.
+            if env.spec is None or any(wrapper.kwargs is None for wrapper in env.spec.additional_wrappers):
+                return gym.vector.SyncVectorEnv([lambda: env])
+            return gym.make_vec(env.spec, num_envs=episodes)
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        if getattr(error, "name", None):
+            raise  # the module of "module:id" is there and lacks another
         raise UnknownNameError(f"cannot make the environment: {' '.join(str(error).split())}") from None
     raise ConfigError(f"env is a {type(env).__name__}; give an id, a gymnasium.Env or a gymnasium.vector.VectorEnv")
 

@@ -186,9 +186,9 @@ def test_refusals() -> None:
         policy.rollout(vector(with_cost=False), seed=0)
     with pytest.raises(ConfigError, match="made for"):
         policy.rollout(vector(actions="box"), seed=0)
-    with pytest.raises(ConfigError, match="FlattenObservation"):
-        MLPPolicy(gym.spaces.Dict(), env.single_action_space)
-    with pytest.raises(ConfigError, match="Discrete"):
+    with pytest.raises(ConfigError, match=r"fixed length, not Sequence; .*TransformObservation"):
+        MLPPolicy(gym.spaces.Sequence(gym.spaces.Discrete(2)), env.single_action_space)
+    with pytest.raises(ConfigError, match=r"not MultiBinary\(3\); .*TransformAction"):
         MLPPolicy(env.single_observation_space, gym.spaces.MultiBinary(3))
     torch.nn.init.constant_(policy.actor[-1].bias, float("nan"))
     with pytest.raises(ModelError, match="not finite"):

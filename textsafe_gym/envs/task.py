@@ -236,14 +236,24 @@ class Task:
         eos = [row[-1] == self.eos_id for row in rows]
         texts = [prompt.text for prompt in prompts]
         responses = self.decode([row[:-1] if ended else row for row, ended in zip(rows, eos, strict=True)])
-        rewards = self._score("reward", texts, responses)
-        named = {name: self._score(f"cost {name}", texts, responses) for name in self.names}
-        costs = sum(named.values(), np.zeros(len(rows))) if named else self._score("cost", texts, responses)
+        rewards = self.score("reward", texts, responses)
+        named = {name: self.score(f"cost {name}", texts, responses) for name in self.names}
+        costs = sum(named.values(), np.zeros(len(rows))) if named else self.score("cost", texts, responses)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         reasons = ["eos" if ended else "length" for ended in eos]
         return Ending(prompts, responses, lengths, reasons, rewards, costs, named)
 
-    def _score(self, key: str, prompts: list[str], responses: list[str]) -> np.ndarray:
+    def score(self, key: str, prompts: list[str], responses: list[str]) -> np.ndarray:
+        """What one scorer says of n responses, float64 of shape (n,).
+
+        Args:
+            key: "reward", or "cost", or "cost NAME" where costs are named.
+            prompts: n texts.
+            responses: n texts, without the token that ended them.
+
+        Raises:
+            ScoreError: the scorer returned something other than n finite numbers.
+        """
         kind, _, name = key.partition(" ")
         return checked_scores(
             self._scorers[key], f"{kind} model '{name}'" if name else f"{kind} model", prompts, responses

@@ -1,4 +1,4 @@
-"""A multilayer perceptron as a policy for Box observations and Discrete or Box actions, with two critics."""
+"""A multilayer perceptron as a policy for observations that are vectors or make one, with two critics."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ class MLPPolicy(nn.Module):
     action is clipped to its bounds on the way to the environment only, so log-probs are those of the Gaussian.
 
     Args:
-        observation_space: of one sub-environment; a Box, flattened.
+        observation_space: of one sub-environment; a Box, or what `gymnasium.spaces.flatten_space` makes one of.
         action_space: of one sub-environment; a Discrete or a one-dimensional Box.
         hidden: widths of the hidden layers.
 
@@ -43,17 +43,16 @@ class MLPPolicy(nn.Module):
         self, observation_space: gym.Space[Any], action_space: gym.Space[Any], hidden: Sequence[int] = (64, 64)
     ) -> None:
         super().__init__()
-        if not isinstance(observation_space, gym.spaces.Box):
-            raise ConfigError(
-                f"an MLP reads Box observations, not {type(observation_space).__name__}; "
-                "wrap the environment with gymnasium.wrappers.FlattenObservation"
-            )
+        observation_space = _as_box(observation_space)
         if isinstance(action_space, gym.spaces.Discrete):
             outputs = int(action_space.n)
         elif isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1:
             outputs = action_space.shape[0]
         else:
-            raise ConfigError(f"an MLP acts in Discrete or one-dimensional Box spaces, not {action_space}")
+            raise ConfigError(
+                f"an MLP acts in Discrete or one-dimensional Box spaces, not {action_space}; "
+                "wrap the environment with gymnasium.wrappers.TransformAction"
+            )
         self.observation_space = observation_space
         self.action_space = action_space
         self.hidden = tuple(hidden)
@@ -77,16 +76,24 @@ class MLPPolicy(nn.Module):
         """
         if share[1] > 1:
             raise ConfigError("an MLP policy is too small to be trained in several processes; start one")
-        if (env.single_observation_space, env.single_action_space) != (self.observation_space, self.action_space):
+        space = env.single_observation_space
+        if (_as_box(space), env.single_action_space) != (self.observation_space, self.action_space):
             raise ConfigError(
                 f"the policy was made for {self.observation_space} and {self.action_space}, the environment has "
-                f"{env.single_observation_space} and {env.single_action_space}"
+                f"{space} and {env.single_action_space}"
             )
         groups = group_numbers(env.num_envs, group_size)
         seeds = np.random.SeedSequence([seed, 0]).generate_state(env.num_envs)[groups.numpy()].tolist()
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
         mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        observation, _ = env.reset(seed=seeds)
+        env_name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        try:
+            observation, _ = env.reset(seed=seeds)
+        except gym.error.Error as error:  # some vector environments of Gymnasium's own take one seed alone
+            raise ConfigError(
+                f"{env_name} takes no list of seeds: {one_line(error)}; make it with vectorization_mode='sync'"
+            ) from None
+        current = _vectors(env, observation)
         running = np.ones(env.num_envs, bool)
         final = np.zeros((env.num_envs, *self.observation_space.shape), np.float32)
         truncated = np.zeros(env.num_envs, bool)
@@ -94,24 +101,24 @@ class MLPPolicy(nn.Module):
         steps: dict[str, list[Any]] = {name: [] for name in ("observation", "action", "mask", "reward", "cost")}
         named: list[list[dict[str, float]]] = []
         while running.any():
-            before = np.array(observation, np.float32)
+            before = current
             action = self._sample(self._tensor(before), generator)
             observation, reward, terminations, truncations, info = env.step(self._to_env(action))
+            current = _vectors(env, observation)
             over = terminations | truncations
             costs, parts = np.zeros(env.num_envs), [dict[str, float]() for _ in running]
             for i in np.flatnonzero(running).tolist():
                 # SAME_STEP hands the last observation and info of an ended episode over apart from the new one's.
                 moved = mode == AutoresetMode.SAME_STEP and over[i]
-                own = _row(info["final_info"] if moved else info, i)
+                own = info_row(info["final_info"] if moved else info, i)
                 if "cost" not in own:
                     raise ConfigError(
-                        f"{env.spec.id if env.spec else type(env.unwrapped).__name__} gives no info['cost']; "
-                        "a constrained environment has to, at every step"
+                        f"{env_name} gives no info['cost']; a constrained environment has to, at every step"
                     )
                 costs[i], parts[i] = own["cost"], own.get("costs", {})
                 if over[i]:
                     infos[i] = own
-                    final[i] = info["final_obs"][i] if moved else observation[i]
+                    final[i] = _vector(space, info["final_obs"][i]) if moved else current[i]
                     truncated[i] = truncations[i] and not terminations[i]
             for name, value in zip(steps, (before, action, running.copy(), reward, costs), strict=True):
                 steps[name].append(value)
@@ -119,7 +126,7 @@ class MLPPolicy(nn.Module):
             running &= ~over
             if mode == AutoresetMode.DISABLED and over.any() and running.any():
                 # Ended sub-environments may not be stepped, so they play on unrecorded.
-                observation, _ = env.reset(options={"reset_mask": over})
+                current = _vectors(env, env.reset(options={"reset_mask": over})[0])
         observations = {"observation": self._tensor(np.stack(steps["observation"], 1))}
         actions, mask = torch.stack(steps["action"], 1), torch.as_tensor(np.stack(steps["mask"], 1))
         with torch.no_grad():
@@ -245,6 +252,35 @@ class MLPPolicy(nn.Module):
         return torch.as_tensor(observations, dtype=torch.float32).reshape(*lead, -1)
 
 
+def _as_box(space: gym.Space[Any]) -> gym.spaces.Box:
+    """The space itself, or the one that its observations have when flattened.
+
+    Raises:
+        ConfigError: they have no fixed length.
+    """
+    if isinstance(space, gym.spaces.Box):
+        return space
+    flat = gym.spaces.flatten_space(space) if space.is_np_flattenable else None
+    if not isinstance(flat, gym.spaces.Box):
+        raise ConfigError(
+            f"an MLP reads observations that make a vector of fixed length, not {type(space).__name__}; "
+            "wrap the environment with gymnasium.wrappers.TransformObservation"
+        )
+    return flat
+
+
+def _vectors(env: gym.vector.VectorEnv, observations: Any) -> np.ndarray:
+    """A vector environment's observations, (n, *shape) float32, flattened where they are no Box."""
+    if isinstance(env.single_observation_space, gym.spaces.Box):
+        return np.array(observations, np.float32)
+    rows = gym.vector.utils.iterate(env.observation_space, observations)
+    return np.stack([_vector(env.single_observation_space, row) for row in rows]).astype(np.float32)
+
+
+def _vector(space: gym.Space[Any], observation: Any) -> Any:
+    return observation if isinstance(space, gym.spaces.Box) else gym.spaces.flatten(space, observation)
+
+
 def _network(inputs: int, hidden: Sequence[int], outputs: int, last_scale: float) -> nn.Sequential:
     widths = [inputs, *hidden, outputs]
     layers: list[nn.Module] = []
@@ -257,13 +293,13 @@ def _network(inputs: int, hidden: Sequence[int], outputs: int, last_scale: float
     return nn.Sequential(*layers)
 
 
-def _row(info: Mapping[str, Any], i: int) -> dict[str, Any]:
+def info_row(info: Mapping[str, Any], i: int) -> dict[str, Any]:
     """Sub-environment i's own info out of a vector environment's, in which `_key` says whose `key` is set."""
     own: dict[str, Any] = {}
     for key, value in info.items():
         whose = info.get(f"_{key}")
         if not key.startswith("_") and (whose is None or whose[i]):
-            own[key] = _row(value, i) if isinstance(value, Mapping) else value[i]
+            own[key] = info_row(value, i) if isinstance(value, Mapping) else value[i]
     return own
 
 
