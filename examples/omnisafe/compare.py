@@ -1,17 +1,16 @@
 """The same algorithms of OmniSafe and of this project on one CMDP: learning curves over seeds, side by side.
 
-    pip install "gymnasium>=1.2,<2" rich pyyaml tensorboard wandb moviepy gdown pandas seaborn matplotlib typer
+    pip install "textsafe-gym[omnisafe]"
     pip install --no-deps omnisafe==0.5.0
     python examples/omnisafe/compare.py --seeds 5 --out runs/omnisafe
 
-OmniSafe's own requirements cannot be met on Python 3.11 (safety-gymnasium pins old simulators), hence --no-deps and the
-stub below. Both get the same networks, learning rates, batches, discount 1 and number of episodes.
+Each side trains its own library's networks, so that OmniSafe is as it comes. Both get networks of one size, the same
+learning rates, batches, discount 1 and number of episodes.
 """
 
 import argparse
 import json
 import sys
-import types
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -58,13 +57,10 @@ def ours(name: str, seed: int, _: Path) -> list[tuple[float, float]]:
 def omnisafes(name: str, seed: int, out: Path) -> list[tuple[float, float]]:
     import csv
 
-    stub = types.ModuleType("safety_gymnasium")
-    stub.make = stub.register = stub.vector = None  # type: ignore[attr-defined]
-    sys.modules.setdefault("safety_gymnasium", stub)
-    import omnisafe
     import torch
-    from omnisafe.envs.core import CMDP, env_register
     from tracking import ACTION, COST_LIMIT, OBSERVATION, STEPS, Tracking
+
+    from textsafe_gym.adapters.omnisafe import CMDP, Agent, env_register
 
     class ForOmniSafe(CMDP):
         _support_envs = ("Tracking-v0",)
@@ -127,7 +123,7 @@ def omnisafes(name: str, seed: int, out: Path) -> list[tuple[float, float]]:
     }
     if name != "CPO":
         config["lagrange_cfgs"] = {"cost_limit": COST_LIMIT}
-    agent = omnisafe.Agent(name, "Tracking-v0", custom_cfgs=config)
+    agent = Agent(name, "Tracking-v0", custom_cfgs=config)
     agent.learn()
     with next(Path(agent.agent.logger.log_dir).rglob("progress.csv")).open() as file:
         return [(float(row["Metrics/EpRet"]), float(row["Metrics/EpCost"])) for row in csv.DictReader(file)]

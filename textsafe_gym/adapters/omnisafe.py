@@ -64,7 +64,7 @@ try:
 except ImportError as error:
     raise ConfigError(f"OmniSafe cannot be imported ({error}); {INSTALL}") from None
 
-__all__ = ["Agent", "GymnasiumCMDP", "Updater", "register"]
+__all__ = ["CMDP", "Agent", "GymnasiumCMDP", "Updater", "env_register", "register"]
 
 # Pay comes at the end of a response and observations are token ids: nothing to discount or to normalise.
 _PLAIN = dict.fromkeys(NORMALIZERS, False)
