@@ -33,6 +33,7 @@ from textsafe_gym.adapters.omnisafe_files import BUDGETS, INSTALL, NORMALIZERS
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.models import make_policy
+from textsafe_gym.models.mlp import as_box, flat_vector, vectors
 from textsafe_gym.types import Policy, Rollout
 
 
@@ -115,6 +116,10 @@ class TokenRows:
         parts = [np.asarray(observation[name], dtype=np.float32) for name in ("input_ids", "attention_mask")]
         return torch.as_tensor(np.concatenate(parts, axis=-1))
 
+    def one(self, observation: Mapping[str, Any]) -> Tensor:
+        """The row (2·W,) of one observation."""
+        return self.flat(observation)
+
     def of(self, rollout: Rollout) -> Tensor:
         """(N, 2·W) what stood before each step of a rollout, episode after episode."""
         episode, step = rollout.mask.nonzero(as_tuple=True)
@@ -148,15 +153,21 @@ class TokenRows:
 
 
 class BoxRows:
-    """Box observations as rows, (n, D) float32; each row is an episode of one step."""
+    """Observations that are vectors or make one as rows, (n, D) float32; each row is an episode of one step."""
 
-    def __init__(self, observation_space: gym.spaces.Box, action_space: gym.Space[Any]) -> None:
-        self.columns = int(np.prod(observation_space.shape))
-        self.action_shape = action_space.shape or ()
+    def __init__(self, env: gym.vector.VectorEnv) -> None:
+        self.env = env
+        self.columns = int(np.prod(as_box(env.single_observation_space).shape))
+        self.action_shape = env.single_action_space.shape or ()
 
     def flat(self, observation: Any) -> Tensor:
         """Rows of a vector environment's observation."""
-        return torch.as_tensor(np.asarray(observation, dtype=np.float32)).reshape(len(observation), -1)
+        return torch.as_tensor(vectors(self.env, observation)).reshape(self.env.num_envs, -1)
+
+    def one(self, observation: Any) -> Tensor:
+        """The row (D,) of one observation."""
+        flat = flat_vector(self.env.single_observation_space, observation)
+        return torch.as_tensor(np.asarray(flat, dtype=np.float32)).reshape(-1)
 
     def of(self, rollout: Rollout) -> Tensor:
         """(N, D) what stood before each step of a rollout, episode after episode."""
@@ -303,11 +314,10 @@ class GymnasiumCMDP(CMDP):
             env = _vectorised(env_id, num_envs, kwargs)
             given = env, make_policy(env, **dict(policy or {}))
         self.env, self.policy = given
-        space: Any = self.env.single_observation_space
         action = self.env.single_action_space
         self.discrete = isinstance(action, gym.spaces.Discrete)
         text = hasattr(self.env.unwrapped, "tokenizer")
-        self.rows: Any = TokenRows(self.env.unwrapped) if text else BoxRows(space, action)
+        self.rows: Any = TokenRows(self.env.unwrapped) if text else BoxRows(self.env)
         self._observation_space = gym.spaces.Box(-np.inf, np.inf, (self.rows.columns,), np.float32)
         self._action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32) if self.discrete else action
 
@@ -348,7 +358,7 @@ class GymnasiumCMDP(CMDP):
             cost = np.where(done, np.asarray(last["cost"], np.float32), cost)
             ends = torch.zeros(self._num_envs, self.rows.columns, device=self._device)
             for i in np.flatnonzero(done).tolist():
-                ends[i] = self.rows.flat(_batch_of_one(found["final_obs"][i]))[0]
+                ends[i] = self.rows.one(found["final_obs"][i])
             info = {"final_observation": ends, "_final_observation": torch.as_tensor(done, device=self._device)}
             info = {name: self._alone(x) for name, x in info.items()}
         numbers = (torch.as_tensor(np.asarray(x, np.float32), device=self._device) for x in (reward, cost))
@@ -384,12 +394,6 @@ def _vectorised(env_id: str, num_envs: int, kwargs: Mapping[str, Any]) -> gym.ve
         return gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="sync", vector_kwargs=mode, **kwargs)
     except gym.error.Error as error:
         raise ConfigError(f"env {env_id}: {' '.join(str(error).split())}") from None
-
-
-def _batch_of_one(observation: Any) -> Any:
-    if isinstance(observation, Mapping):
-        return {name: np.asarray(x)[None] for name, x in observation.items()}
-    return np.asarray(observation)[None]
 
 
 def _ours(env: Any) -> GymnasiumCMDP | None:

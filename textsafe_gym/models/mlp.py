@@ -43,7 +43,7 @@ class MLPPolicy(nn.Module):
         self, observation_space: gym.Space[Any], action_space: gym.Space[Any], hidden: Sequence[int] = (64, 64)
     ) -> None:
         super().__init__()
-        observation_space = _as_box(observation_space)
+        observation_space = as_box(observation_space)
         if isinstance(action_space, gym.spaces.Discrete):
             outputs = int(action_space.n)
         elif isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1:
@@ -77,7 +77,7 @@ class MLPPolicy(nn.Module):
         if share[1] > 1:
             raise ConfigError("an MLP policy is too small to be trained in several processes; start one")
         space = env.single_observation_space
-        if (_as_box(space), env.single_action_space) != (self.observation_space, self.action_space):
+        if (as_box(space), env.single_action_space) != (self.observation_space, self.action_space):
             raise ConfigError(
                 f"the policy was made for {self.observation_space} and {self.action_space}, the environment has "
                 f"{space} and {env.single_action_space}"
@@ -93,7 +93,7 @@ class MLPPolicy(nn.Module):
             raise ConfigError(
                 f"{env_name} takes no list of seeds: {one_line(error)}; make it with vectorization_mode='sync'"
             ) from None
-        current = _vectors(env, observation)
+        current = vectors(env, observation)
         running = np.ones(env.num_envs, bool)
         final = np.zeros((env.num_envs, *self.observation_space.shape), np.float32)
         truncated = np.zeros(env.num_envs, bool)
@@ -104,7 +104,7 @@ class MLPPolicy(nn.Module):
             before = current
             action = self._sample(self._tensor(before), generator)
             observation, reward, terminations, truncations, info = env.step(self._to_env(action))
-            current = _vectors(env, observation)
+            current = vectors(env, observation)
             over = terminations | truncations
             costs, parts = np.zeros(env.num_envs), [dict[str, float]() for _ in running]
             for i in np.flatnonzero(running).tolist():
@@ -118,7 +118,7 @@ class MLPPolicy(nn.Module):
                 costs[i], parts[i] = own["cost"], own.get("costs", {})
                 if over[i]:
                     infos[i] = own
-                    final[i] = _vector(space, info["final_obs"][i]) if moved else current[i]
+                    final[i] = flat_vector(space, info["final_obs"][i]) if moved else current[i]
                     truncated[i] = truncations[i] and not terminations[i]
             for name, value in zip(steps, (before, action, running.copy(), reward, costs), strict=True):
                 steps[name].append(value)
@@ -126,7 +126,7 @@ class MLPPolicy(nn.Module):
             running &= ~over
             if mode == AutoresetMode.DISABLED and over.any() and running.any():
                 # Ended sub-environments may not be stepped, so they play on unrecorded.
-                current = _vectors(env, env.reset(options={"reset_mask": over})[0])
+                current = vectors(env, env.reset(options={"reset_mask": over})[0])
         observations = {"observation": self._tensor(np.stack(steps["observation"], 1))}
         actions, mask = torch.stack(steps["action"], 1), torch.as_tensor(np.stack(steps["mask"], 1))
         with torch.no_grad():
@@ -252,7 +252,7 @@ class MLPPolicy(nn.Module):
         return torch.as_tensor(observations, dtype=torch.float32).reshape(*lead, -1)
 
 
-def _as_box(space: gym.Space[Any]) -> gym.spaces.Box:
+def as_box(space: gym.Space[Any]) -> gym.spaces.Box:
     """The space itself, or the one that its observations have when flattened.
 
     Raises:
@@ -269,15 +269,16 @@ def _as_box(space: gym.Space[Any]) -> gym.spaces.Box:
     return flat
 
 
-def _vectors(env: gym.vector.VectorEnv, observations: Any) -> np.ndarray:
+def vectors(env: gym.vector.VectorEnv, observations: Any) -> np.ndarray:
     """A vector environment's observations, (n, *shape) float32, flattened where they are no Box."""
     if isinstance(env.single_observation_space, gym.spaces.Box):
         return np.array(observations, np.float32)
     rows = gym.vector.utils.iterate(env.observation_space, observations)
-    return np.stack([_vector(env.single_observation_space, row) for row in rows]).astype(np.float32)
+    return np.stack([flat_vector(env.single_observation_space, row) for row in rows]).astype(np.float32)
 
 
-def _vector(space: gym.Space[Any], observation: Any) -> Any:
+def flat_vector(space: gym.Space[Any], observation: Any) -> Any:
+    """One observation, flattened if it is no Box."""
     return observation if isinstance(space, gym.spaces.Box) else gym.spaces.flatten(space, observation)
 
 
