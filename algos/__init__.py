@@ -140,12 +140,16 @@ def check_world(name: str, world: "World") -> None:
     """Refuses what an algorithm cannot do in several processes.
 
     Raises:
-        ConfigError: it sets the policy's weights itself, which DeepSpeed keeps in parts.
+        ConfigError: it sets the policy's weights itself, which DeepSpeed keeps in parts, or brings its own optimisers.
     """
     from algos.core.optim import Alone
     from algos.core.trust_region import TrustRegionConfig
 
-    if not isinstance(world, Alone) and issubclass(config_class(name), TrustRegionConfig):
+    if isinstance(world, Alone):
+        return
+    if name.startswith(OMNISAFE):
+        raise ConfigError(f"{name} steps the policy by optimisers of its own; leave --deepspeed out")
+    if issubclass(config_class(name), TrustRegionConfig):
         raise ConfigError(
             f"{name} sets the policy's weights itself, which DeepSpeed cannot split; leave --deepspeed out"
         )

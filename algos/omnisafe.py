@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from algos import OMNISAFE
 from algos.core.loop import Stateful, Stepper
 from algos.core.objectives import shape_with_kl
-from algos.core.optim import Alone, Setup
+from algos.core.optim import Setup
 from textsafe_gym.adapters import omnisafe_files
-from textsafe_gym.errors import ConfigError, UnknownNameError
+from textsafe_gym.errors import UnknownNameError
 from textsafe_gym.registry import nearest
 from textsafe_gym.types import Engine, Rollout, World
 
@@ -93,8 +93,6 @@ class Algorithm:
     def __init__(self, name: str, setup: Setup[Any]) -> None:
         from textsafe_gym.adapters.omnisafe import Updater
 
-        if not isinstance(setup.world, Alone):
-            raise ConfigError(f"{name} steps the policy by OmniSafe's own optimisers; leave --deepspeed out")
         self.policy, self.config = setup.policy, setup.config
         self.optimizer: Stepper = Steps(setup)
         self.files = tempfile.TemporaryDirectory(prefix="omnisafe-")

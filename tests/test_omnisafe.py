@@ -19,6 +19,7 @@ import algos
 import textsafe_gym  # noqa: F401
 from algos.core.objectives import gae
 from textsafe_gym.adapters import omnisafe_files
+from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, UnknownNameError
 
 if importlib.util.find_spec("omnisafe") is None:
@@ -279,6 +280,29 @@ def test_without_omnisafe() -> None:
     assert done.stderr.count("\n") == 1
     assert 'pip install "textsafe-gym[omnisafe]"' in done.stderr
     assert "pip install --no-deps omnisafe==0.5.0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["train", "omnisafe:PPOLag", "--memory"], "--memory: plans are for this project's own algorithms"),
+        (["train", "omnisafe:PPOLag", "--deepspeed", "zero2"], "leave --deepspeed out"),
+        (["bench", "iteration", "--algo", "omnisafe:PPOLag"], "this project's own algorithms only"),
+    ],
+)
+def test_what_is_refused(
+    command: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_side_by_side_in_the_command_line(tmp_path: Path) -> None:

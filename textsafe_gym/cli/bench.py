@@ -64,8 +64,10 @@ def bench(
     from textsafe_gym.cli.bench_job import measure
     from textsafe_gym.cli.bench_sizes import Sizes
     from textsafe_gym.cli.request import config_class
+    from textsafe_gym.errors import ConfigError
 
-    config_class(algo)
+    if "minibatch_size" not in config_class(algo).model_fields:
+        raise ConfigError(f"--algo {algo}: an iteration is timed of this project's own algorithms only")
     start = Sizes(**sizes)
     jobs = [start]
     for name in ("batch", "response_length"):

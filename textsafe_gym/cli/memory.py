@@ -25,7 +25,7 @@ def memory_plan(spec: RunSpec, world: Any) -> dict[str, Any]:
         takes most, its "bytes", on the CPU for all processes of this machine, and the device's "capacity" in bytes.
 
     Raises:
-        ConfigError: the run trains no language model.
+        ConfigError: the run trains no language model, or by another library's algorithm.
         ModelError: a config is missing or damaged, or there is no such device.
     """
     from textsafe_gym.models import memory, sharding
@@ -33,6 +33,8 @@ def memory_plan(spec: RunSpec, world: Any) -> dict[str, Any]:
     if spec.env["id"] != DEFAULT_ENV:
         raise ConfigError(f"--memory: plans are for language models on {DEFAULT_ENV}, not for '{spec.env['id']}'")
     kwargs, options, config = spec.env["kwargs"], spec.policy, spec.config
+    if "minibatch_size" not in config:
+        raise ConfigError(f"--memory: plans are for this project's own algorithms, not for {spec.algorithm}")
     sources, prompt, response = _resolved(kwargs)
     start = options.get("model") or sources["policy"]
     if start is None:
