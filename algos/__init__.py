@@ -122,6 +122,7 @@ def make(
     from algos.core.loop import Trainer, plan
     from algos.core.optim import Alone, Setup
     from textsafe_gym.config import Settings, validate
+    from textsafe_gym.types import own_cost_limit
 
     own = _definition(name)
     settings = validate(own.config, Settings(config), name)
@@ -131,7 +132,7 @@ def make(
     own_policy = policy is None
     if policy is None or isinstance(policy, str | Path):
         policy = _make_policy(vector, policy, settings.seed)
-    limit = settings.cost_limit if settings.cost_limit is not None else _own_limit(vector)
+    limit = settings.cost_limit if settings.cost_limit is not None else own_cost_limit(vector)
     algorithm = own.algorithm(Setup(policy, settings, limit, plan(settings), demonstrations, world, vector))
     return Trainer(name, algorithm, vector, settings, limit, own_policy)
 
@@ -218,12 +219,3 @@ def _make_policy(env: Any, model: str | Path | None, seed: int) -> "Policy":
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a fresh network's weights
         return make_policy(env, model=model)
-
-
-def _own_limit(env: Any) -> float | None:
-    """The environment's `cost_limit`: the vector environment's own, or else that of its first sub-environment."""
-    limit = getattr(env.unwrapped, "cost_limit", None)
-    if limit is None and hasattr(env.unwrapped, "envs"):
-        first = env.unwrapped.envs[0]
-        limit = first.get_wrapper_attr("cost_limit") if first.has_wrapper_attr("cost_limit") else None
-    return None if limit is None else float(limit)

@@ -228,6 +228,14 @@ def test_refusals_are_one_line() -> None:
     with pytest.raises(ConfigError, match="step returned 5 values, not observation, reward, cost"):
         five.step(0)
 
+    gym.register("SixTupleCrossing-v0", entry_point=Crossing)
+    try:
+        for env in (Crossing(), "SixTupleCrossing-v0"):
+            with pytest.raises(ConfigError, match=r"step returns more than five values; .*from_safety_gymnasium"):
+                algos.make("ppo_lagrangian", env, cost_limit=0.5, **SMALL).learn()
+    finally:
+        del gym.registry["SixTupleCrossing-v0"]
+
     class NoCost(cmdps.Crossing):
         def step(self, action: int) -> Any:
             return *super().step(action)[:4], {}

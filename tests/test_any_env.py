@@ -58,9 +58,9 @@ class Dearer(gym.Wrapper):
 
 @pytest.fixture
 def registered() -> Any:
-    gym.register("Crossing-v0", entry_point=cmdps.Crossing)
-    yield "Crossing-v0"
-    del gym.registry["Crossing-v0"]
+    gym.register("AnyCrossing-v0", entry_point=cmdps.Crossing)
+    yield "AnyCrossing-v0"
+    del gym.registry["AnyCrossing-v0"]
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))

@@ -151,6 +151,15 @@ def group_numbers(episodes: int, group_size: int) -> Tensor:
     return torch.arange(episodes) // group_size
 
 
+def own_cost_limit(env: Any) -> float | None:
+    """A vector environment's own `cost_limit`, or else that of its first sub-environment or of a wrapper of it."""
+    limit = getattr(env.unwrapped, "cost_limit", None)
+    if limit is None and hasattr(env.unwrapped, "envs"):
+        first = env.unwrapped.envs[0]
+        limit = first.get_wrapper_attr("cost_limit") if first.has_wrapper_attr("cost_limit") else None
+    return None if limit is None else float(limit)
+
+
 class Policy(Protocol):
     """An agent with two critics. Implementations are `torch.nn.Module`s; the algorithms use nothing beyond this."""
 

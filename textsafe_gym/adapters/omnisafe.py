@@ -34,7 +34,7 @@ from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.models import make_policy
 from textsafe_gym.models.mlp import as_box, flat_vector, vectors
-from textsafe_gym.types import Policy, Rollout
+from textsafe_gym.types import Policy, Rollout, own_cost_limit
 
 
 def _stub() -> None:
@@ -324,10 +324,7 @@ class GymnasiumCMDP(CMDP):
     @property
     def cost_limit(self) -> float | None:
         """The environment's own limit on the mean episode cost."""
-        limit = getattr(self.env.unwrapped, "cost_limit", None)
-        if limit is None and hasattr(self.env.unwrapped, "envs"):
-            limit = getattr(self.env.unwrapped.envs[0].unwrapped, "cost_limit", None)
-        return None if limit is None else float(limit)
+        return own_cost_limit(self.env)
 
     @property
     def longest(self) -> int:

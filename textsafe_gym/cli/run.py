@@ -94,18 +94,16 @@ def demonstrations(spec: RunSpec, env: Any, policy: Any) -> Any:
 
 
 def cost_limit_of(spec: RunSpec, env: Any) -> float | None:
-    """The limit on the mean cost: the algorithm's, else the environment's, or that of its first sub-environment.
+    """The limit on the mean cost: the algorithm's, else the environment's own.
 
     None without one, and where the algorithm bounds something else than the mean of all costs.
     """
+    from textsafe_gym.types import own_cost_limit
+
     if spec.config.get("constraint", "mean") != "mean" or spec.config.get("cost_limits"):
         return None
     limit = spec.config.get("cost_limit")
-    if limit is None:
-        limit = getattr(env.unwrapped, "cost_limit", None)
-    if limit is None and hasattr(env.unwrapped, "envs"):
-        limit = getattr(env.unwrapped.envs[0].unwrapped, "cost_limit", None)
-    return None if limit is None else float(limit)
+    return own_cost_limit(env) if limit is None else float(limit)
 
 
 def check(spec: RunSpec, played: set[str] | None = None, world: "World | None" = None) -> None:

@@ -20,6 +20,8 @@ from textsafe_gym.models.files import new_directory, one_line
 from textsafe_gym.types import Evaluation, Rollout, group_numbers
 
 CONFIG, WEIGHTS = "mlp_policy.json", "mlp_policy.safetensors"
+# In what Python says of an environment whose step returns six values, and in what Gymnasium's own check says.
+_SIX_VALUES = ("too many values to unpack (expected 5", "elements returned: 6")
 
 
 class MLPPolicy(nn.Module):
@@ -103,7 +105,15 @@ class MLPPolicy(nn.Module):
         while running.any():
             before = current
             action = self._sample(self._tensor(before), generator)
-            observation, reward, terminations, truncations, info = env.step(self._to_env(action))
+            try:
+                observation, reward, terminations, truncations, info = env.step(self._to_env(action))
+            except (gym.error.Error, ValueError) as error:
+                if not any(sign in str(error) for sign in _SIX_VALUES):
+                    raise
+                raise ConfigError(
+                    f"{env_name}: step returns more than five values; if the cost is among them, adapt the environment "
+                    "with textsafe_gym.adapters.safety_gymnasium.from_safety_gymnasium"
+                ) from None
             current = vectors(env, observation)
             over = terminations | truncations
             costs, parts = np.zeros(env.num_envs), [dict[str, float]() for _ in running]
