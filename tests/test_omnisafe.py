@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ import algos
 import textsafe_gym  # noqa: F401
 from algos.core.objectives import gae
 from textsafe_gym.adapters import omnisafe_files
-from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, UnknownNameError
 
 if importlib.util.find_spec("omnisafe") is None:
@@ -290,18 +290,13 @@ def test_without_omnisafe() -> None:
         (["bench", "iteration", "--algo", "omnisafe:PPOLag"], "this project's own algorithms only"),
     ],
 )
-def test_what_is_refused(
-    command: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        main(command)
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err
+def test_what_is_refused(command: list[str], message: str, tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "textsafe_gym.cli.main", *command]
+    done = subprocess.run(
+        run, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
     assert not list(tmp_path.iterdir())
 
 
