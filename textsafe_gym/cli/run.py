@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textsafe_gym.cli.cards import write_policy_card
 from textsafe_gym.cli.heap import keep_freed_memory
 from textsafe_gym.cli.outcomes import WorkFailed
 from textsafe_gym.cli.request import INITIAL, RunSpec, call
@@ -361,6 +362,8 @@ def _execute(spec: RunSpec, directory: Path, report: Report, world: "World", tra
         summary["tokens_per_second"] = math.fsum(speeds) / len(speeds)
     if world.rank == 0:
         write_rows(directory / "evaluation.jsonl", rows)
+        if spec.algorithm != INITIAL:
+            write_policy_card(directory / CHECKPOINT / "policy", spec, summary, env)
         write_json(directory / "summary.json", summary)
         (directory / "error.log").unlink(missing_ok=True)
         tracking.finish(summary["evaluation"])
