@@ -60,11 +60,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.body()
         if self.parts[-1] == "batch":  # ORG/NAME.git/info/lfs/objects/batch
-            objects = json.loads(body)["objects"]
-            actions = {"upload": {"href": ""}}
-            found = [{**x, "actions": {"upload": {**actions["upload"], "href": f"{self.server.url}/lfs/{x['oid']}"}}}
-                     for x in objects]  # fmt: skip
-            return self.answer({"transfer": "basic", "objects": found})
+            objects = [
+                {**x, "actions": {"upload": {"href": f"{self.server.url}/lfs/{x['oid']}"}}}
+                for x in json.loads(body)["objects"]
+            ]
+            return self.answer({"transfer": "basic", "objects": objects})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer({"error": "Invalid username or password."}, 401)
         if self.parts == ["api", "repos", "create"]:

@@ -124,9 +124,10 @@ def _upload(files: list[Path], repo_id: str, private: bool) -> str:
     except HfHubHTTPError as error:
         status = error.response.status_code
         hint = "; the token may not write there: see `hf auth whoami`" if status in (401, 403) else ""
-        raise WorkFailed(f"the hub refused {repo_id} ({status}): {error.server_message or error}{hint}") from None
-    except (httpx.HTTPError, OSError, OfflineModeIsEnabled) as error:
         raise WorkFailed(
-            f"{constants.ENDPOINT} cannot be reached: {type(error).__name__}: {error}; try again"
+            f"the hub refused {repo_id} ({status}): {(error.server_message or str(error)).rstrip('.')}{hint}"
         ) from None
+    except Exception as error:  # its HTTP library, which is not always the same, has types of its own
+        told = f"{type(error).__name__}: {error}"
+        raise WorkFailed(f"{constants.ENDPOINT} does not take the upload: {told}; try again later") from error
     return str(url)

@@ -92,8 +92,9 @@ def write_fit_card(directory: Path, metrics: dict[str, Any], model: Any, data: M
     """
     settings, rows, prompts = metrics["settings"], metrics["rows"], metrics["prompts"]
     base = str(model) if isinstance(model, str | Path) and not is_tiny(model) else None
+    new = {} if base else {"base model": "none: a new one" if is_tiny(model) else type(model).__name__}
     facts = {
-        "base model": None if base else "none: a new one" if is_tiny(model) else type(model).__name__,
+        **new,
         "data": "; ".join(f"{public(name)}, {count} rows" for name, count in (data or {}).items()) or "given in memory",
         "fitted to": f"{rows['train']} rows of {prompts['train']} prompts",
         "held out": f"{rows['held_out']} rows of {prompts['held_out']} prompts",

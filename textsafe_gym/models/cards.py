@@ -108,7 +108,7 @@ def write_card(
     scores = kind in ("reward", "cost")
     use = _USE["score" if scores else "mlp" if kind == "mlp" else "policy"]
     whole = "" if adapter else _PLAIN.format(name=PLACEHOLDER)
-    facts = {"base model": public(base) if base else None, **(facts or {})}
+    facts = {**({"base model": public(base)} if base else {}), **(facts or {})}
     title = {"policy": "Policy", "mlp": "Policy", "sft": "Language model"}.get(kind, f"{kind.capitalize()} model")
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{_ABOUT[kind]}",
