@@ -235,7 +235,9 @@ def test_a_tracker_that_fails_costs_a_line(world: Path, tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
-def test_a_server_that_never_answers_leaves_a_run_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_server_that_never_answers_leaves_a_run_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -245,6 +247,7 @@ def test_a_server_that_never_answers_leaves_a_run_on_disk(tmp_path: Path, monkey
         tracker = Wandb(tmp_path, name="mine")
         tracker.log({"episodes": 8, "reward": 0.5, "cost": None})
         tracker.finish()
+    assert "kept on disk for `wandb sync`" in caplog.text
     assert in_wandb(tmp_path) == {"episodes": [(8, 8.0)], "reward": [(8, 0.5)]}
 
 

@@ -1,5 +1,6 @@
 """Weights & Biases: online for a user who is logged in, else a run on disk for `wandb sync`."""
 
+import logging
 import netrc
 import os
 import secrets
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 
 from textsafe_gym.tracking.base import Tracker
 
+_log = logging.getLogger(__name__)
 _REACH, _UPLOAD = 15, 45  # seconds to wait for the server: at the start, and for what is left at the end
 
 
@@ -35,11 +37,13 @@ class Wandb(Tracker):
             mode = "offline"
         try:
             self._run = self._init(wandb, mode)
-        except wandb.Error:
+        except wandb.Error as error:  # no network, or a key that is not valid
             if mode != "online":
                 raise
             wandb.teardown()  # or it takes the run for one in use
-            self._run = self._init(wandb, "offline")  # no network, or a key that is not valid
+            self._run = self._init(wandb, "offline")
+            told = " ".join(str(error).split())[:120]
+            _log.warning("W&B does not take the run, which is kept on disk for `wandb sync`: %s", told)
 
     def _init(self, wandb: Any, mode: str) -> Any:
         place = Path(os.environ.get("WANDB_DIR") or self.directory)
