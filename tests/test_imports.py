@@ -23,6 +23,7 @@ ALLOWED = {
     "textsafe_gym.fitting": BASE | {"data", "models"},
     "textsafe_gym.envs": BASE | {"data", "models"},
     "textsafe_gym.testbed": BASE | {"data", "models", "fitting", "envs"},
+    "textsafe_gym.tracking": {"errors"},
     "textsafe_gym.adapters": BASE | {"data", "models", "envs"},
     "textsafe_gym.evaluation": BASE | {"data", "models", "fitting", "envs"},
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, run_options
+from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, run_options, track_option
 
 if TYPE_CHECKING:
     from textsafe_gym.cli.request import RunSpec
@@ -33,6 +33,7 @@ _SAMPLES = 4  # prompts whose responses the report shows
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="W", help="Processes.")
 @out_option("runs/compare")
 @click.option("--resume", is_flag=True, help="Keep the finished runs in --out, continue the others, add new ones.")
+@track_option
 @json_option
 @click.pass_obj
 def compare(
@@ -48,6 +49,7 @@ def compare(
     workers: int,
     out: Path | None,
     resume: bool,
+    track: str | None,
     as_json: bool,
 ) -> None:
     """Trains every ALGO with every seed, from the same policy, and writes tables, figures and report.html.
@@ -58,12 +60,14 @@ def compare(
     from textsafe_gym.cli.pool import Job, finish_all
     from textsafe_gym.cli.request import folder_of
     from textsafe_gym.cli.run import check_out, make_directory, same_request
+    from textsafe_gym.cli.tracking import Track
 
     out = out or Path("runs/compare")
     specs = _specs(algorithms, vary, env=env, config=config, assignments=assignments, episodes=episodes)
     check_out(out, resume)
+    tracked = Track(track, out.resolve().name)
     jobs = [
-        Job(spec.with_seed(number), out / folder_of(spec.label) / f"seed_{number}")
+        Job(spec.with_seed(number), out / folder_of(spec.label) / f"seed_{number}", tracked)
         for number in range(seed, seed + seeds)
         for spec in specs
     ]

@@ -1,6 +1,7 @@
 """`textsafe fit`."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +90,25 @@ def fit(
     check_settings(**settings)
     check_lora(model, lora_rank)
     check_output(out)
+    counts = Counter[str]()
     columns = Columns(prompt_column, response_column, label_column)
     settings |= {"seed": seed, "lora_rank": lora_rank, "device": device}
     if kind == "sft":
-        demonstrations = [row for source in sources for row in read_demonstrations(source, columns)]
+        demonstrations = []
+        for source in sources:
+            read = read_demonstrations(source, columns)
+            demonstrations += read
+            counts[source] += len(read)
         from textsafe_gym.fitting.fit import fit_sft
 
-        metrics = fit_sft(demonstrations, model, None, out, **settings)
+        metrics = fit_sft(demonstrations, model, None, out, data=counts, **settings)
     else:
         rows, origins, skipped = [], [], 0
         for source in sources:
             data = read_score_data(source, kind, columns, positive, skip_inconsistent)  # type: ignore[arg-type]
             rows += data.rows
             origins += [Path(source).name] * len(data.rows)
+            counts[source] += len(data.rows)
             skipped += data.skipped
         from textsafe_gym.fitting.fit import fit_score
 
@@ -115,6 +122,7 @@ def fit(
             regularization=regularization,
             sources=origins,
             skipped=skipped,
+            data=counts,
             **settings,
         )
     if as_json:

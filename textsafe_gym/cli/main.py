@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "Evaluate saved policies."),
     "pareto": ("pareto", "Front and hypervolume of the runs below some directories."),
     "fit": ("fit", "Fit a policy (SFT), a reward model or a cost model to data."),
+    "push": ("push", "Upload a policy or a score model with its card to the Hugging Face hub."),
     "chat": ("chat", "Talk to a policy; each answer comes with its reward and cost."),
     "bench": ("bench", "Time rollouts, iterations and steps on this machine."),
     "testbed": ("testbed", "Rebuild or inspect the embedded world."),
@@ -133,6 +134,7 @@ def quiet_libraries(debug: bool, handler: type[logging.Handler] = OneLine) -> No
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore")
     # It writes to stdout, also where another library imports it by the way.

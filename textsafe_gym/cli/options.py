@@ -21,6 +21,20 @@ set_option = click.option(
     multiple=True,
     help="Setting of the algorithm; env.KEY=VALUE of the environment, policy.KEY=VALUE of the policy. Repeatable.",
 )
+track_option = click.option(
+    "--track",
+    type=click.Choice(["wandb", "mlflow", "trackio"]),
+    callback=lambda context, parameter, name: _installed(name),
+    help="Report to it too; event files for TensorBoard are always written.",
+)
+
+
+def _installed(name: str | None) -> str | None:
+    from textsafe_gym.tracking import check_installed
+
+    if name is not None:
+        check_installed(name)
+    return name
 
 
 def out_option(default: str) -> Callable[[Command], Command]:

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
 from textsafe_gym.cli.request import RunSpec
 from textsafe_gym.cli.run import execute
+from textsafe_gym.cli.tracking import Track
 from textsafe_gym.errors import TextsafeError
 
 _SHOWN = (("reward", "reward"), ("cost", "cost"), ("multiplier", "λ"), ("kl", "KL"))
@@ -31,10 +32,11 @@ _at_work = ""  # of a worker process: the name of its run
 
 @dataclass(frozen=True)
 class Job:
-    """A run and where it goes."""
+    """A run, where it goes, and who shows it."""
 
     spec: RunSpec
     directory: Path
+    track: Track | None = None
 
     @property
     def name(self) -> str:
@@ -168,7 +170,9 @@ def run_all(jobs: Sequence[Job], workers: int, world: Any = None) -> dict[str, E
             for job in jobs:
                 finish(
                     job,
-                    lambda job=job: execute(job.spec, job.directory, lambda e: display.update(job.name, e), world),  # type: ignore[misc]
+                    lambda job=job: execute(  # type: ignore[misc]
+                        job.spec, job.directory, lambda e: display.update(job.name, e), world, job.track
+                    ),
                 )
         else:
             _in_processes(jobs, workers, display, finish)
@@ -255,4 +259,4 @@ class _Forwarded(logging.Handler):
 def _work(job: Job) -> dict[str, Any]:
     global _at_work
     _at_work = job.name
-    return execute(job.spec, job.directory, lambda event: _events.put((job.name, event)))
+    return execute(job.spec, job.directory, lambda event: _events.put((job.name, event)), track=job.track)

@@ -11,9 +11,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textsafe_gym.cli.cards import write_policy_card
 from textsafe_gym.cli.heap import keep_freed_memory
 from textsafe_gym.cli.outcomes import WorkFailed
 from textsafe_gym.cli.request import INITIAL, RunSpec, call
+from textsafe_gym.cli.tracking import Track, Tracking
 from textsafe_gym.config import dump, read_yaml
 from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
 from textsafe_gym.evaluation.files import append_row, read_json, read_rows, write_json, write_rows, write_text
@@ -224,7 +226,9 @@ def _alone_in(directory: Path) -> Iterator[None]:
         yield
 
 
-def execute(spec: RunSpec, directory: Path, report: Report, world: "World | None" = None) -> dict[str, Any]:
+def execute(
+    spec: RunSpec, directory: Path, report: Report, world: "World | None" = None, track: Track | None = None
+) -> dict[str, Any]:
     """Does a run, or what is left of it, in its directory.
 
     Args:
@@ -233,6 +237,7 @@ def execute(spec: RunSpec, directory: Path, report: Report, world: "World | None
             checkpoint, which leads to the same result.
         report: is told of each iteration: {"done", "total", "metrics"}.
         world: processes that do it together, of which the first alone writes.
+        track: which trackers show it; TensorBoard always does.
 
     Returns:
         The summary.
@@ -256,7 +261,8 @@ def execute(spec: RunSpec, directory: Path, report: Report, world: "World | None
         return read_json(directory / "summary.json")
     with _alone_in(directory) if world.rank == 0 else nullcontext():
         try:
-            return _execute(spec, directory, report, world)
+            with Tracking(spec, directory, track or Track()) as tracking:
+                return _execute(spec, directory, report, world, tracking)
         except TextsafeError:
             raise
         except Exception as error:
@@ -277,7 +283,7 @@ def saved_trainer(spec: RunSpec, env: Any, policy: Any, checkpoint: Path, world:
 
 
 def _train(
-    spec: RunSpec, env: Any, policy: Any, directory: Path, report: Report, world: "World"
+    spec: RunSpec, env: Any, policy: Any, directory: Path, report: Report, world: "World", tracking: Tracking
 ) -> tuple[Any, list[Any]]:
     """Trains from the last checkpoint, or from the start, to the end of the budget.
 
@@ -298,6 +304,7 @@ def _train(
         for leftover in checkpoint.parent.glob(f".{checkpoint.name}.*"):
             shutil.rmtree(leftover, ignore_errors=True)
         write_rows(path, rows)
+        tracking.start(rows)
     size = int(spec.config["episodes_per_iteration"])
     total = math.ceil(int(spec.config["episodes"]) / size)
 
@@ -306,6 +313,7 @@ def _train(
         rows.append(row)
         if world.rank == 0:
             append_row(path, row)
+            tracking.log(row)
         if trainer.iteration % CHECKPOINT_EVERY == 0 or trainer.iteration == total:
             trainer.save(checkpoint)
         report({"done": trainer.iteration, "total": total, "metrics": row})
@@ -314,7 +322,7 @@ def _train(
     return trainer, rows
 
 
-def _execute(spec: RunSpec, directory: Path, report: Report, world: "World") -> dict[str, Any]:
+def _execute(spec: RunSpec, directory: Path, report: Report, world: "World", tracking: Tracking) -> dict[str, Any]:
     from textsafe_gym.evaluation.play import evaluate_policy
     from textsafe_gym.evaluation.records import summarise
 
@@ -324,8 +332,10 @@ def _execute(spec: RunSpec, directory: Path, report: Report, world: "World") -> 
     metrics: list[dict[str, Any]] = []
     playing: AbstractContextManager[None] = nullcontext()
     if spec.algorithm != INITIAL:
-        trainer, metrics = _train(spec, env, policy, directory, report, world)
+        trainer, metrics = _train(spec, env, policy, directory, report, world, tracking)
         playing = trainer.algorithm.optimizer.engine.playing()
+    elif world.rank == 0:
+        tracking.start([])
     identity = {"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed}
 
     def on_batch(done: int, total: int) -> None:
@@ -350,6 +360,9 @@ def _execute(spec: RunSpec, directory: Path, report: Report, world: "World") -> 
         summary["tokens_per_second"] = math.fsum(speeds) / len(speeds)
     if world.rank == 0:
         write_rows(directory / "evaluation.jsonl", rows)
+        if spec.algorithm != INITIAL:
+            write_policy_card(directory / CHECKPOINT / "policy", spec, summary, env)
         write_json(directory / "summary.json", summary)
         (directory / "error.log").unlink(missing_ok=True)
+        tracking.finish(summary["evaluation"])
     return summary

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from pydantic import BaseModel, ConfigDict, Field
 
-from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables
+from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, track_option
 from textsafe_gym.config import Settings
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class StudyFile(BaseModel):
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="W", help="Processes.")
 @out_option("runs/study")
 @click.option("--resume", is_flag=True, help="Keep the finished runs in --out, continue the others, add new ones.")
+@track_option
 @json_option
 @click.pass_obj
 def study(
@@ -61,6 +62,7 @@ def study(
     workers: int,
     out: Path | None,
     resume: bool,
+    track: str | None,
     as_json: bool,
 ) -> None:
     """Holds every algorithm of STUDY to the exact optimum of the problem that it states.
@@ -70,12 +72,14 @@ def study(
     """
     from textsafe_gym.cli.pool import Job, finish_all
     from textsafe_gym.cli.run import check, check_out, make_directory, same_request
+    from textsafe_gym.cli.tracking import Track
 
     out = out or Path("runs/study")
     plan, specs = _read(study, only)
     check_out(out, resume)
+    tracked = Track(track, out.resolve().name)
     jobs = [
-        Job(spec.with_seed(seed), out / spec.label / f"seed_{seed}")
+        Job(spec.with_seed(seed), out / spec.label / f"seed_{seed}", tracked)
         for seed in range(seeds or plan.seeds)
         for spec in specs
     ]

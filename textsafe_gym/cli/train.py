@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, run_options
+from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, run_options, track_option
 from textsafe_gym.cli.outcomes import Interrupted
 
 _EXAMPLE = """\b
@@ -14,6 +14,7 @@ Examples:
   textsafe train ppo_lagrangian --out runs/lagrangian
   textsafe train reward_shaping --set cost_weight=2 --set env.cost_limit=-1 --episodes 2048 --seed 3
   textsafe train ppo_lagrangian --out runs/lagrangian --resume
+  textsafe train ppo_lagrangian --out runs/lagrangian --track wandb
   torchrun --nproc_per_node 8 -m textsafe_gym.cli.main train ppo_lagrangian --deepspeed configs/deepspeed/zero2.json
   textsafe train ppo_lagrangian --env mine.yaml --set policy.lora_rank=8 --memory
 """
@@ -39,6 +40,7 @@ Examples:
     help="With --deepspeed: after which a process that others wait for is taken for lost.",
 )
 @click.option("--memory", is_flag=True, help="Print first what memory the run takes; too much is refused.")
+@track_option
 @json_option
 @click.pass_obj
 def train(
@@ -54,6 +56,7 @@ def train(
     deepspeed: str | None,
     timeout: float,
     memory: bool,
+    track: str | None,
     as_json: bool,
 ) -> None:
     """Trains a policy with ALGO and evaluates it; `textsafe algos` lists the algorithms."""
@@ -61,6 +64,7 @@ def train(
     from textsafe_gym.cli.pool import Job, run_all
     from textsafe_gym.cli.request import build_spec, config_class, folder_of
     from textsafe_gym.cli.run import check, check_out, same_request
+    from textsafe_gym.cli.tracking import Track
     from textsafe_gym.evaluation.files import read_json
 
     config_class(algorithm)
@@ -84,7 +88,7 @@ def train(
             check_room(plan["memory"])
         check(spec, world=world)
     try:
-        failures = run_all([Job(spec, out)], workers=1, world=world)
+        failures = run_all([Job(spec, out, Track(track))], workers=1, world=world)
     except KeyboardInterrupt:
         raise Interrupted(f"continue with: textsafe train {algorithm} --out {out} --resume") from None
     for failure in failures.values():

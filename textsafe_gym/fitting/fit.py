@@ -4,7 +4,7 @@ Sources: the losses and defaults of Safe RLHF (arXiv 2310.12773) and its officia
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,14 @@ from textsafe_gym.data.splits import split_by_prompt
 from textsafe_gym.errors import ConfigError, DataError
 from textsafe_gym.fitting.held_out import TRANSFORMER, Transformer, compare_with_baselines, measure, questions, verdicts
 from textsafe_gym.fitting.losses import LossType, cost_loss, label_loss, reward_loss
-from textsafe_gym.fitting.output import check_lora, check_output, check_settings, default_device, write_metrics
+from textsafe_gym.fitting.output import (
+    check_lora,
+    check_output,
+    check_settings,
+    default_device,
+    write_fit_card,
+    write_metrics,
+)
 from textsafe_gym.fitting.sft import fit_sft
 from textsafe_gym.fitting.start import score_model
 from textsafe_gym.fitting.training import train
@@ -63,6 +70,7 @@ def fit_score(
     lora_rank: int | None = None,
     device: str | None = None,
     progress: bool = True,
+    data: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Fits a reward or cost model, measures it beside baselines on held-out prompts, and saves it.
 
@@ -86,6 +94,7 @@ def fit_score(
             has to be a folder or hub id.
         device: a torch device; by default a GPU if there is one.
         progress: show progress bars.
+        data: from each file or hub data set to the number of its rows, for the model card.
 
     Returns:
         What `metrics.json` in `out` holds: "kind", "rows", "prompts", "train", "held_out", "intervals", "verdicts",
@@ -175,6 +184,7 @@ def fit_score(
     with new_directory(out) as scratch:
         score.save(scratch)
         write_metrics(scratch, metrics)
+        write_fit_card(scratch, metrics, model, data)
     return metrics
 
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.models.cards import public, write_card
 
 METRICS_FILE = "metrics.json"
 
@@ -77,6 +79,40 @@ def default_device(device: str | None) -> str:
     import torch
 
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def write_fit_card(directory: Path, metrics: dict[str, Any], model: Any, data: Mapping[str, int] | None) -> None:
+    """The model card of a fit.
+
+    Args:
+        directory: holds the model.
+        metrics: of `metrics.json`.
+        model: what the fit started from.
+        data: from each file or hub data set to its rows; None for rows that were given in memory.
+    """
+    settings, rows, prompts = metrics["settings"], metrics["rows"], metrics["prompts"]
+    base = str(model) if isinstance(model, str | Path) and not is_tiny(model) else None
+    new = {} if base else {"base model": "none: a new one" if is_tiny(model) else type(model).__name__}
+    facts = {
+        **new,
+        "data": "; ".join(f"{public(name)}, {count} rows" for name, count in (data or {}).items()) or "given in memory",
+        "fitted to": f"{rows['train']} rows of {prompts['train']} prompts",
+        "held out": f"{rows['held_out']} rows of {prompts['held_out']} prompts",
+        "low-rank adapter of rank": settings["lora_rank"],
+        **{name.replace("_", " "): settings.get(name) for name in ("loss", "epochs", "lr", "batch_size", "max_length")},
+        "seed": settings["seed"],
+    }
+    if "normaliser" in metrics:
+        mean, std = metrics["normaliser"]["mean"], metrics["normaliser"]["std"]
+        facts["normaliser"] = f"score = (raw - {mean:.4g}) / {std:.4g}"
+    measured = {
+        f"{judge}: {name.replace('_', ' ')}": value
+        for judge, found in metrics.get("held_out", {}).items()
+        for name, value in found.items()
+    }
+    if measured:
+        measured = {"on": f"{rows['held_out']} held-out rows", **measured}
+    write_card(directory, metrics["kind"], facts, measured, base=base, sources=list(data or {}))
 
 
 def write_metrics(directory: Path, metrics: dict[str, Any]) -> None:

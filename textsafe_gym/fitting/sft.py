@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,14 @@ from torch.nn.functional import cross_entropy
 
 from textsafe_gym.data.splits import split_by_prompt
 from textsafe_gym.errors import DataError
-from textsafe_gym.fitting.output import check_lora, check_output, check_settings, default_device, write_metrics
+from textsafe_gym.fitting.output import (
+    check_lora,
+    check_output,
+    check_settings,
+    default_device,
+    write_fit_card,
+    write_metrics,
+)
 from textsafe_gym.fitting.start import causal_model
 from textsafe_gym.fitting.training import chunks_by_length, train
 from textsafe_gym.models import adapters
@@ -43,6 +50,7 @@ def fit_sft(
     lora_rank: int | None = None,
     device: str | None = None,
     progress: bool = True,
+    data: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Fits a causal language model to the responses of demonstrations and saves it in Hugging Face's format.
 
@@ -61,6 +69,7 @@ def fit_sft(
             or hub id.
         device: a torch device; by default a GPU if there is one.
         progress: show a progress bar.
+        data: from each file or hub data set to the number of its rows, for the model card.
 
     Returns:
         What `metrics.json` in `out` holds; "held_out" has, for the transformer (before and after) and for unigram and
@@ -141,6 +150,7 @@ def fit_sft(
             adapters.save_adapter(network, _ADAPTER, scratch, "CAUSAL_LM", {})
         tokenizer.save_pretrained(scratch)
         write_metrics(scratch, metrics)
+        write_fit_card(scratch, metrics, model, data)
     return metrics
 
 

@@ -43,16 +43,17 @@ def make_policy(env: Any, model: str | Path | None = None, **options: Any) -> "P
     return MLPPolicy(env.single_observation_space, env.single_action_space, **options)
 
 
-def load_policy(directory: str | Path, **options: Any) -> "Policy":
-    """Loads what a policy's `save` wrote, whichever kind it is.
+def load_policy(source: str | Path, **options: Any) -> "Policy":
+    """Loads what a policy's `save` wrote, whichever kind it is, from its folder or the hub.
 
     Raises:
         ModelError: missing or corrupt.
     """
     from textsafe_gym.models import mlp
+    from textsafe_gym.models.files import find_file
 
-    if (Path(directory) / mlp.CONFIG).is_file():
-        return mlp.MLPPolicy.load(directory, **options)
+    if find_file(source, mlp.CONFIG) is not None:
+        return mlp.MLPPolicy.load(source, **options)
     from textsafe_gym.models.causal_lm import CausalLMPolicy
 
-    return CausalLMPolicy.load(directory, **options)
+    return CausalLMPolicy.load(source, **options)

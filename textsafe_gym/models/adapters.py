@@ -16,33 +16,40 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textsafe_gym.errors import ModelError
-from textsafe_gym.models.files import check_source, load_pretrained, load_tokenizer, one_line
+from textsafe_gym.models.files import ADAPTER_CONFIG, check_source, find_file, load_pretrained, load_tokenizer, one_line
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
+WEIGHTS = "adapter_model.safetensors"  # PEFT's name
 _SETTINGS = "textsafe.json"  # what a whole model keeps in its config.json; PEFT wants none in an adapter's folder
 _PREFIX = "base_model.model."  # that PEFT puts before every name
 _loaded: WeakValueDictionary[tuple[str, str, str], Any] = WeakValueDictionary()
 
 
 def is_adapter(source: str | Path) -> bool:
-    """Whether a folder holds an adapter in PEFT's format instead of a whole model."""
-    return (Path(source) / CONFIG).is_file()
+    """Whether a folder or hub id holds an adapter in PEFT's format instead of a whole model."""
+    return find_file(source, ADAPTER_CONFIG) is not None
 
 
-def base_of(directory: str | Path, what: str) -> str:
+def base_of(source: str | Path, what: str) -> str:
     """The folder or hub id of the model that an adapter is for.
 
     Raises:
         ModelError: the adapter's config is damaged or names no model.
     """
     try:
-        config = json.loads((Path(directory) / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(_file(source, ADAPTER_CONFIG).read_text(encoding="utf-8"))
         base = config.get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"cannot read {CONFIG} of {what} '{directory}': {one_line(error)}") from error
+        raise ModelError(f"cannot read {ADAPTER_CONFIG} of {what} '{source}': {one_line(error)}") from error
     if not isinstance(base, str) or not base:
-        raise ModelError(f"{CONFIG} of {what} '{directory}' names no base model; set its base_model_name_or_path")
+        raise ModelError(f"{ADAPTER_CONFIG} of {what} '{source}' names no base model; set its base_model_name_or_path")
     return base
+
+
+def _file(source: str | Path, name: str) -> Path:
+    path = find_file(source, name)
+    if path is None:
+        raise FileNotFoundError(f"there is no {name}")
+    return path
 
 
 def place_of(source: str | Path) -> str:
@@ -50,14 +57,14 @@ def place_of(source: str | Path) -> str:
     return str(Path(source).resolve()) if Path(source).is_dir() else str(source)
 
 
-def settings_of(directory: str | Path) -> dict[str, Any]:
+def settings_of(source: str | Path) -> dict[str, Any]:
     """What `save_adapter` was given to keep; empty for an adapter from elsewhere.
 
     Raises:
         ModelError: the file is damaged.
     """
-    path = Path(directory) / _SETTINGS
-    if not path.is_file():
+    path = find_file(source, _SETTINGS)
+    if path is None:
         return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -122,7 +129,7 @@ def add_new(model: Any, name: str, rank: int, alpha: int, modules: str | list[st
     _inject(model, name, LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, base_model_name_or_path=base))
 
 
-def add_empty(model: Any, name: str, directory: str | Path, what: str) -> None:
+def add_empty(model: Any, name: str, source: str | Path, what: str) -> None:
     """Adds an adapter of the shape of a saved one, at rest, whose products are 0.
 
     Raises:
@@ -131,14 +138,14 @@ def add_empty(model: Any, name: str, directory: str | Path, what: str) -> None:
     from peft import LoraConfig
 
     try:
-        config = LoraConfig.from_pretrained(str(directory))
+        config = LoraConfig.from_pretrained(str(_file(source, ADAPTER_CONFIG).parent))
     except Exception as error:  # JSON and PEFT have types of their own
-        raise ModelError(f"cannot load {what} '{directory}': {one_line(error)}") from error
+        raise ModelError(f"cannot load {what} '{source}': {one_line(error)}") from error
     config.modules_to_save, config.inference_mode = None, False
     _inject(model, name, config)
 
 
-def add_saved(model: Any, name: str, directory: str | Path, what: str) -> dict[str, Tensor]:
+def add_saved(model: Any, name: str, source: str | Path, what: str) -> dict[str, Tensor]:
     """Adds an adapter as it was saved, at rest.
 
     Returns:
@@ -150,20 +157,20 @@ def add_saved(model: Any, name: str, directory: str | Path, what: str) -> dict[s
     from peft import set_peft_model_state_dict
 
     try:
-        tensors = load_file(Path(directory) / WEIGHTS)
+        tensors = load_file(_file(source, WEIGHTS))
     except Exception as error:  # safetensors has types of its own
-        raise ModelError(f"cannot load {what} '{directory}': {one_line(error)}") from error
+        raise ModelError(f"cannot load {what} '{source}': {one_line(error)}") from error
     tensors = {key.removeprefix(_PREFIX): x for key, x in tensors.items()}
     low_rank = {key: x for key, x in tensors.items() if ".lora_" in key}
-    add_empty(model, name, directory, what)
+    add_empty(model, name, source, what)
     try:
         report: Any = set_peft_model_state_dict(model, low_rank, adapter_name=name)
     except RuntimeError as error:
-        raise ModelError(f"{what} '{directory}' does not fit its base model: {one_line(error)}") from error
+        raise ModelError(f"{what} '{source}' does not fit its base model: {one_line(error)}") from error
     missing = [key for key in report.missing_keys if f".{name}." in key]
     if missing or report.unexpected_keys:
         odd = [*missing, *report.unexpected_keys]
-        raise ModelError(f"{what} '{directory}' does not fit its base model: {len(odd)} names differ, first '{odd[0]}'")
+        raise ModelError(f"{what} '{source}' does not fit its base model: {len(odd)} names differ, first '{odd[0]}'")
     return {key: x for key, x in tensors.items() if key not in low_rank}
 
 
@@ -173,9 +180,7 @@ def tokenizer_of(source: str | Path, what: str) -> Any:
     Raises:
         ModelError: as `load_tokenizer`.
     """
-    if is_adapter(source) and not any(
-        (Path(source) / f"tokenizer{end}").is_file() for end in (".json", "_config.json")
-    ):
+    if is_adapter(source) and not any(find_file(source, f"tokenizer{end}") for end in (".json", "_config.json")):
         return tokenizer_of(base_of(source, what), what)
     return load_tokenizer(source, what)
 

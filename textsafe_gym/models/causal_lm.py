@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models import adapters
+from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.encoding import encode_prompts, pad, rows_at_once, same_vocabulary
 from textsafe_gym.models.files import new_directory
 from textsafe_gym.models.layers import compile_layers, fuse_norms, recompute_activations, train_last
@@ -331,6 +332,7 @@ class CausalLMPolicy(nn.Module):
                 setattr(self.model.config, _KEY, settings)
                 self.model.save_pretrained(scratch)
             self.tokenizer.save_pretrained(scratch)
+            write_card(scratch, "policy", base=self.model.name_or_path)
 
     def demonstrations(
         self, rows: Sequence[tuple[str, str]], max_prompt_length: int, max_response_length: int

@@ -7,13 +7,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models.texts import end_with_turn
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
 
 
 def one_line(error: BaseException) -> str:
@@ -64,12 +66,45 @@ def check_source(source: str | Path, what: str) -> str:
     """
     path = Path(source)
     if str(source) and path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
             raise ModelError(f"{what} '{path}' has no config.json; give a model folder in Hugging Face format")
         return str(path)
-    if path.exists() or isinstance(source, Path) or not _HUB_ID.fullmatch(source):
+    if path.exists() or isinstance(source, Path) or not HUB_ID.fullmatch(source):
         raise ModelError(f"{what} '{source}' is not a folder; give a model folder in Hugging Face format or a hub id")
     return source
+
+
+def find_file(source: str | Path, name: str) -> Path | None:
+    """A file of a model's folder, or of a hub id from the hub or the cache; None where there is none or no answer."""
+    path = Path(source)
+    if path.exists() or isinstance(source, Path) or not HUB_ID.fullmatch(source):
+        return path / name if (path / name).is_file() else None
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return _fetch(source, name)
+    except (HfHubHTTPError, HFValidationError, OSError):
+        return None  # what is needed and missing is reported by those who need it
+
+
+@lru_cache
+def _fetch(hub_id: str, name: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(hub_id, name))
+    except RemoteEntryNotFoundError:
+        return None
+
+
+def cannot_load(what: str, source: str | Path, error: BaseException) -> ModelError:
+    """The error to raise where a library could not load something."""
+    from huggingface_hub.constants import is_offline_mode
+
+    if isinstance(error, OSError) and is_offline_mode() and not Path(source).exists():
+        return ModelError(f"cannot load {what} '{source}': HF_HUB_OFFLINE is set and it is not in the cache; unset it")
+    return ModelError(f"cannot load {what} '{source}': {one_line(error)}")
 
 
 def load_pretrained(
@@ -114,7 +149,7 @@ def load_pretrained(
                     f"{what} '{source}' has no model.safetensors; a pytorch_model.bin may hold code and is not read: "
                     "convert it once by safetensors.torch.save_file(torch.load(OLD, weights_only=True), NEW)"
                 ) from error
-            raise ModelError(f"cannot load {what} '{source}': {one_line(error)}") from error
+            raise cannot_load(what, source, error) from error
     missing = sorted(k for k in report["missing_keys"] if not k.startswith(tuple(may_miss)))
     odd = missing + sorted(str(k[0] if isinstance(k, tuple) else k) for k in report["mismatched_keys"])
     if odd:
@@ -135,7 +170,7 @@ def load_config(source: str | Path, what: str) -> Any:
         try:
             return AutoConfig.from_pretrained(name, trust_remote_code=False)
         except Exception as error:
-            raise ModelError(f"cannot load {what} '{source}': {one_line(error)}") from error
+            raise cannot_load(what, source, error) from error
 
 
 def without_weights(auto_class: Any, source: str | Path, what: str, **options: Any) -> Any:
@@ -175,7 +210,7 @@ def load_tokenizer(source: str | Path, what: str) -> Any:
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:
-            raise ModelError(f"cannot load the tokenizer of {what} '{source}': {one_line(error)}") from error
+            raise cannot_load(f"the tokenizer of {what}", source, error) from error
     try:
         end_with_turn(tokenizer)
     except ModelError as error:

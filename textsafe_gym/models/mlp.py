@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from textsafe_gym.errors import ConfigError, ModelError
-from textsafe_gym.models.files import new_directory, one_line
+from textsafe_gym.models.cards import write_card
+from textsafe_gym.models.files import find_file, new_directory, one_line
 from textsafe_gym.types import Evaluation, Rollout, group_numbers
 
 CONFIG, WEIGHTS = "mlp_policy.json", "mlp_policy.safetensors"
@@ -203,21 +204,26 @@ class MLPPolicy(nn.Module):
         with new_directory(directory) as scratch:
             (scratch / CONFIG).write_text(json.dumps(config, indent=2))
             save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, scratch / WEIGHTS)
+            write_card(scratch, "mlp")
 
     @classmethod
-    def load(cls, directory: str | Path) -> "MLPPolicy":
-        """The inverse of `save`; what was saved becomes the reference.
+    def load(cls, source: str | Path) -> "MLPPolicy":
+        """The inverse of `save`, from the folder or the hub; what was saved becomes the reference.
 
         Raises:
             ModelError: a file is missing or corrupt.
         """
+        described, weights = (find_file(source, name) for name in (CONFIG, WEIGHTS))
+        if described is None or weights is None:
+            missing = CONFIG if described is None else WEIGHTS
+            raise ModelError(f"cannot load an MLP policy from '{source}': there is no {missing}")
         try:
-            config = json.loads((Path(directory) / CONFIG).read_text())
+            config = json.loads(described.read_text())
             policy = cls(_space(config["observation_space"]), _space(config["action_space"]), config["hidden"])
-            policy.load_state_dict(load_file(Path(directory) / WEIGHTS))
+            policy.load_state_dict(load_file(weights))
         except Exception as error:
-            # JSON, safetensors and torch raise unrelated types; to a user all mean that the folder is no saved policy.
-            raise ModelError(f"cannot load an MLP policy from '{directory}': {one_line(error)}") from error
+            # JSON, safetensors and torch raise unrelated types; to a user all mean that this is no saved policy.
+            raise ModelError(f"cannot load an MLP policy from '{source}': {one_line(error)}") from error
         policy.reference.load_state_dict(policy.actor.state_dict())
         policy.reference_log_std.copy_(policy._spread().detach())
         return policy

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models import adapters
+from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.encoding import pad, rows_at_once
 from textsafe_gym.models.files import load_config, load_pretrained, load_tokenizer, new_directory
 from textsafe_gym.models.layers import fuse_norms
@@ -182,6 +183,7 @@ class ScoreModel:
                     self.model.config.pad_token_id = self.tokenizer.eos_token_id
                 self.model.save_pretrained(scratch)
             self.tokenizer.save_pretrained(scratch)
+            write_card(scratch, self.kind)
 
     def token_scores(self, input_ids: Tensor) -> Tensor:
         """The raw score at every position, with gradients.

@@ -1,0 +1,48 @@
+"""A tracker in a thread of its own, so that training neither waits for it nor ends with it."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from textsafe_gym.tracking.base import Tracker
+
+_log = logging.getLogger(__name__)
+_PATIENCE = 60.0  # seconds that the end of a run waits
+
+
+class Background:
+    """Does `log` and `finish` of a tracker in order, later; what goes wrong is told once and ends the tracking alone.
+
+    Args:
+        name: of the tracker, for messages.
+        make: makes the tracker.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self._name = name
+        self._todo: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, args=(make,), name=f"tracking by {name}", daemon=True)
+        self._thread.start()
+
+    def log(self, row: Mapping[str, float | None]) -> None:
+        """See `Tracker.log`."""
+        self._todo.put(lambda tracker: tracker.log(row))
+
+    def finish(self, evaluation: Mapping[str, Any] | None = None, complete: bool = True) -> None:
+        """See `Tracker.finish`; waits a minute at most."""
+        self._todo.put(lambda tracker: tracker.finish(evaluation, complete))
+        self._todo.put(None)
+        self._thread.join(_PATIENCE)
+        if self._thread.is_alive():
+            _log.warning("%s did not take everything within %.0f s and is left behind", self._name, _PATIENCE)
+
+    def _work(self, make: Callable[[], Tracker]) -> None:
+        try:
+            tracker = make()
+            while (task := self._todo.get()) is not None:
+                task(tracker)
+        except Exception as error:  # whatever a library or a network may raise
+            told = " ".join(str(error).split())[:200]
+            _log.warning("tracking by %s has stopped: %s: %s", self._name, type(error).__name__, told)

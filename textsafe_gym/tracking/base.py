@@ -1,0 +1,112 @@
+"""What all trackers share: which rows are new to them, which numbers of a row they take, and the run's id there."""
+
+import json
+import math
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+IDS = "trackers.json"  # in a run's directory: from tracker to the run's id there
+PROJECT = "textsafe-gym"
+
+
+class Tracker(ABC):
+    """A run as one tracking library shows it; a step is the number of episodes generated so far.
+
+    Args:
+        directory: of the run; what has to be remembered for its continuation lies there.
+        name: of the run; by default the directory's.
+        group: runs that differ in their seed alone.
+        project: runs that are looked at together.
+        config: nested settings, shown as hyperparameters.
+        kept: where a run is continued, the last step that it keeps; rows after it are logged again.
+    """
+
+    package = ""  # as it is imported
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        name: str | None = None,
+        group: str | None = None,
+        project: str = PROJECT,
+        config: Mapping[str, Any] | None = None,
+        kept: int = -1,
+    ) -> None:
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.name = name or self.directory.resolve().name
+        self.group = group or self.name
+        self.project = re.sub(r"[^\w.-]+", "-", project)
+        self.config = dict(config or {})
+        self.kept = kept
+        self.last = -1  # the last step that the tracker holds
+        self._open()
+
+    def log(self, row: Mapping[str, float | None]) -> None:
+        """Takes the metrics of an iteration, as `Trainer.learn` hands them out; a row that it holds is left out."""
+        step = int(row["episodes"] or 0)
+        if step > self.last:
+            self.last = step
+            self._write(dict(numbers(row)), step)
+
+    def finish(self, evaluation: Mapping[str, Any] | None = None, complete: bool = True) -> None:
+        """Takes the final measurements, under `evaluation/`, and closes the run.
+
+        Args:
+            evaluation: numbers, perhaps nested.
+            complete: the run came to its end; otherwise it may be continued.
+        """
+        if evaluation:
+            self._write(dict(numbers(evaluation, "evaluation/")), max(self.last, 0))
+        self._close(complete)
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Makes the run, or finds it again and sets `last`."""
+
+    @abstractmethod
+    def _write(self, values: dict[str, float], step: int) -> None:
+        """Adds finite numbers at a step."""
+
+    @abstractmethod
+    def _close(self, complete: bool) -> None:
+        """Everything has reached its place when this returns."""
+
+    def remembered(self) -> str | None:
+        """The run's id in this tracker, if it has been there before."""
+        return self._ids().get(self.package)
+
+    def remember(self, run_id: str) -> None:
+        """For the run's continuation."""
+        path = self.directory / IDS
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(self._ids() | {self.package: run_id}, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    def _ids(self) -> dict[str, str]:
+        path = self.directory / IDS
+        ids: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return ids
+
+
+def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The finite numbers in nested values, as ("prefix" + "outer/inner", number)."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and math.isfinite(value):
+            yield f"{prefix}{key}", float(value)
+
+
+def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested settings, as ("outer.inner", value)."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
