@@ -174,7 +174,8 @@ def test_a_killed_run_is_continued_under_its_id_and_doubles_nothing(tracker: str
     out = tmp_path / "run"
     options = ["--env", world / "env.yaml", *FAST, "--episodes", 8 * 120, "--out", out]
     process = in_process("train", "ppo", *options, "--track", tracker)
-    while not (out / "trackers.json").exists() or (out / "metrics.jsonl").read_text().count("\n") < 14:
+    told = [out / "trackers.json", out / "metrics.jsonl"]
+    while not all(path.exists() for path in told) or told[1].read_text().count("\n") < 14:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
