@@ -2,7 +2,9 @@
 
 import click
 
+from textsafe_gym.cli import values
 from textsafe_gym.cli.options import json_option, print_json
+from textsafe_gym.cli.terminal import output
 
 _EXAMPLE = """\b
 Examples:
@@ -12,11 +14,10 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLE)
-@click.argument("algorithm", metavar="[ALGO]", required=False)
+@click.argument("algorithm", metavar="[ALGO]", required=False, shell_complete=values.algorithms)
 @json_option
 def algos(algorithm: str | None, as_json: bool) -> None:
     """Lists the algorithms, or the settings of ALGO that --set reaches, with their defaults."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -30,7 +31,7 @@ def algos(algorithm: str | None, as_json: bool) -> None:
         table = Table("name", "what it does")
         for name, about in found.items():
             table.add_row(name, escape(about))
-        Console().print(table)
+        output(quiet=False).print(table)
         return
     from textsafe_gym.cli.request import config_class, tuned_defaults
     from textsafe_gym.config import validate
@@ -47,4 +48,4 @@ def algos(algorithm: str | None, as_json: bool) -> None:
     table = Table("key", "value", "what it does")
     for entry in settings:
         table.add_row(entry["key"], escape(str(entry["value"])), escape(entry["about"]))
-    Console().print(table)
+    output(quiet=False).print(table)
