@@ -1,5 +1,6 @@
 """Settings from YAML files and `key=value` arguments, remembering where each value was written."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,14 +115,7 @@ def read_yaml(path: str | Path) -> Settings:
     Raises:
         ConfigError: the file is missing, unreadable, no YAML, no mapping, or names keys twice.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    if "\0" in text:
-        raise ConfigError(f"{path}: not a text file")
+    text = _text_of(path)
     origin: dict[KeyPath, str] = {}
     faults = Faults()
     try:
@@ -142,6 +136,39 @@ def read_yaml(path: str | Path) -> Settings:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}:1: expected keys and values, found {type(values).__name__}")
     return Settings(values, origin)
+
+
+def read_json(path: str | Path) -> Settings:
+    """A JSON file that holds an object.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, no JSON, no object, or names keys twice.
+    """
+    text = _text_of(path)
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}: no JSON: {error.msg}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}:1: expected an object, found {type(values).__name__}")
+    origin: dict[KeyPath, str] = {}
+    faults = Faults()
+    # But for tabs JSON is YAML, whose parser tells the lines.
+    _lines(yaml.compose(text.replace("\t", " "), Loader=_Loader), (), str(path), origin, faults)
+    faults.check()
+    return Settings(values, origin)
+
+
+def _text_of(path: str | Path) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    if "\0" in text:
+        raise ConfigError(f"{path}: not a text file")
+    return text
 
 
 def parse_value(text: str, source: str) -> Any:
@@ -252,9 +279,14 @@ def _keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
     """The fields of a model, or of one inside it, be it a field's or the values' of a dictionary."""
     annotation: Any = model
     for key in path:
-        fields = getattr(annotation, "model_fields", None)
-        annotation = fields[key].annotation if fields else get_args(annotation)[-1]
-    return list(annotation.model_fields)
+        if hasattr(annotation, "model_fields"):
+            names = {field.alias or name: field for name, field in annotation.model_fields.items()}
+            annotation = names[key].annotation
+        else:
+            annotation = get_args(annotation)[-1]
+        optional = [part for part in get_args(annotation) if hasattr(part, "model_fields")]
+        annotation = optional[0] if type(None) in get_args(annotation) and optional else annotation
+    return [field.alias or name for name, field in annotation.model_fields.items()]
 
 
 def dump(values: Mapping[str, Any]) -> str:
