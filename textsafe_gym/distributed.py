@@ -8,7 +8,6 @@ not depend on the number of processes or the stage, and errors that name the pro
 Some of DeepSpeed's private parts are used, which is why its version is bounded in pyproject.toml.
 """
 
-import json
 import logging
 import os
 import re
@@ -39,15 +38,9 @@ _OURS |= {"train_micro_batch_size_per_gpu", "zero_allow_untested_optimizer", "fp
 # DeepSpeed passes over a name that it does not know, so that a slip in one of these would go unseen.
 _SECTIONS = {"activation_checkpointing", "aio", "bf16", "checkpoint", "comms_logger", "communication_data_type"}
 _SECTIONS |= {"compile", "csv_monitor", "dump_state", "flops_profiler", "gradient_predivide_factor", "hybrid_engine"}
-_SECTIONS |= {
-    "memory_breakdown",
-    "prescale_gradients",
-    "sparse_gradients",
-    "steps_per_print",
-    "tensorboard",
-    "textsafe",
-}
-_SECTIONS |= {"timers", "wall_clock_breakdown", "wandb", "zero_force_ds_cpu_optimizer", "zero_optimization"}
+_SECTIONS |= {"memory_breakdown", "prescale_gradients", "sparse_gradients", "steps_per_print", "tensorboard"}
+_SECTIONS |= {"textsafe", "timers", "wall_clock_breakdown", "wandb", "zero_force_ds_cpu_optimizer"}
+_SECTIONS |= {"zero_optimization"}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -67,7 +60,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
             if name not in _SECTIONS and get_close_matches(name, _SECTIONS, cutoff=0.8):
                 raise ConfigError(f"{where}: unknown key '{name}'; {nearest(name, list(_SECTIONS))}")
     with faults:
-        _check_zero(settings.section("zero_optimization"), path)
+        _check_zero(settings.section("zero_optimization"))
     faults.check()
     stage = config.get("zero_optimization", {}).get("stage", 0)
     own = config.get("textsafe", {})
@@ -78,7 +71,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def _check_zero(settings: Settings, path: str | Path) -> None:
+def _check_zero(settings: Settings) -> None:
     """Holds zero_optimization to DeepSpeed's own declaration of it, where DeepSpeed is installed.
 
     Raises:
