@@ -143,6 +143,9 @@ class OneLine(logging.Handler):
             click.echo(f"warning: {' '.join(record.getMessage().split())}", err=True)
 
 
+_NOBODY = logging.NullHandler()
+
+
 def quiet_libraries(debug: bool, handler: type[logging.Handler] = OneLine) -> None:
     """Silences what other libraries say by the way; our own warnings go to `handler`."""
     if debug:
@@ -151,6 +154,7 @@ def quiet_libraries(debug: bool, handler: type[logging.Handler] = OneLine) -> No
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore")
+    logging.getLogger().addHandler(_NOBODY)  # or Python prints what no handler takes, such as matplotlib's
     for name in ("textsafe_gym", "algos"):
         logger = logging.getLogger(name)
         if not logger.handlers:
