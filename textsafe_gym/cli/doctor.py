@@ -152,8 +152,9 @@ def optional() -> Iterator[Check]:
 
 def here() -> Iterator[Check]:
     """Whether this directory can be written to, and what space it has."""
-    place = os.getcwd()
+    place = "."
     try:
+        place = os.getcwd()
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"x")
     except OSError as error:
