@@ -8,6 +8,7 @@ import resource
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -152,6 +153,11 @@ class Terminal:
                     break
         return said.decode(errors="replace")
 
+    def end(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.fd)
+
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_bash_completes_keys_up_to_the_equals_sign(tmp_path: Path) -> None:
@@ -173,9 +179,7 @@ def test_bash_completes_keys_up_to_the_equals_sign(tmp_path: Path) -> None:
     shell.type("0 --set kl\t")  # the `=` and the `:` above are where bash parts words
     said = shell.read("kl_coefficient=")
     assert "0 --set kl_coefficient=" in said
-    shell.type("\x03")
-    shell.type("exit\n")
-    shell.read()
+    shell.end()
 
 
 # Hints.
@@ -374,20 +378,25 @@ def test_quiet_stands_before_or_after_the_command(run: Path, tmp_path: Path) -> 
     assert "ppo" in textsafe("-q", "algos").stdout  # a list is what was asked for
 
 
-def test_quiet_leaves_out_warnings_and_json_does_not(world: Path, tmp_path: Path) -> None:
-    slack = ["train", "ppo_lagrangian", "--env", str(world / "env.yaml"), *SMALL, "--set", "env.cost_limit=5"]
-    told = subprocess.run([*PROGRAM, *slack, "--out", str(tmp_path / "a"), "--json"], capture_output=True, text=True)
-    assert json.loads(told.stdout)["algorithm"] == "ppo_lagrangian"
-    assert "warning: the cost limit 5 is slack" in told.stderr
-    assert noiseless(*slack, "--out", tmp_path / "b") == ""
+IN_TURN = """
+import json, sys
+from textsafe_gym.cli.main import main
+
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        assert not ended.code, arguments
+    print("\\f", flush=True)
+"""
 
 
-def noiseless(*arguments: object, text: str | None = None) -> str:
-    """Stdout of a command in a process of its own, which with -q has nothing else to say."""
-    command = [*PROGRAM, "-q", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, input=text)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+def in_turn(*requests: list[object], text: str = "") -> tuple[list[str], str]:
+    """What several commands say, one after another in a process of their own: stdout of each, and stderr."""
+    requested = json.dumps([[str(argument) for argument in arguments] for arguments in requests])
+    done = subprocess.run([sys.executable, "-c", IN_TURN, requested], capture_output=True, text=True, input=text)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\f\n")[:-1], done.stderr
 
 
 def test_commands_print_one_document_and_libraries_nothing(run: Path, world: Path, tmp_path: Path, monkeypatch) -> None:
@@ -395,17 +404,36 @@ def test_commands_print_one_document_and_libraries_nothing(run: Path, world: Pat
     (tmp_path / "data.jsonl").write_text(
         "".join(json.dumps({"prompt": f"how do i bake {i} ?", "response": "mix it well ."}) + "\n" for i in range(24))
     )
+    (tmp_path / "study.yaml").write_text(
+        "env: {kl_coeff: 0.2}\nseeds: 1\nlimits: [0.0]\nsettings: {episodes: 32, episodes_per_iteration: 16}\n"
+        "algorithms: {rloo_lagrangian: {}}\n"
+    )
     env = ["--env", world / "env.yaml"]
-    compare = ["compare", "ppo", *env, *SMALL, "--seeds", 1, "--workers", 2, "--out", tmp_path / "compare"]
-    assert json.loads(noiseless(*compare, "--json"))["settings"].keys() == {"initial", "ppo"}
-    fit = ["fit", "sft", "--data", tmp_path / "data.jsonl", "--epochs", 1, "--out", tmp_path / "sft"]
-    assert json.loads(noiseless(*fit, "--json"))["kind"] == "sft"
-    assert json.loads(noiseless("pareto", run, "--out", tmp_path, "--json"))["points"][0]["runs"] == 1
-    assert noiseless("train", "ppo", *env, *SMALL, "--out", tmp_path / "train") == ""
-    answers = noiseless("chat", run, "--json", text="make tea\nbake bread\n").splitlines()
-    assert [json.loads(answer)["prompt"] for answer in answers] == ["make tea", "bake bread"]
     sizes = ["--batch", 4, "--hidden", 16, "--layers", 1, "--mlp", 16, "--vocab", 64, "--response-length", 4]
-    assert json.loads(noiseless("bench", "rollout", *sizes, "--repeats", 1, "--json"))["job"] == "rollout"
+    said, noise = in_turn(
+        ["-q", "fit", "sft", "--data", tmp_path / "data.jsonl", "--epochs", 1, "--out", tmp_path / "sft", "--json"],
+        ["compare", "ppo", *env, *SMALL, "--seeds", 1, "--out", tmp_path / "compare", "--json", "-q"],
+        ["pareto", run, "--out", tmp_path, "--json", "-q"],
+        ["bench", "rollout", *sizes, "--repeats", 1, "--json", "-q"],
+        ["study", tmp_path / "study.yaml", "--out", tmp_path / "study", "--json", "-q"],
+        ["chat", run, "--json"],
+        ["train", "ppo", *env, *SMALL, "--set", "env.cost_limit=5", "--out", tmp_path / "quiet", "-q"],
+        text="make tea\nbake bread\n",
+    )
+    assert noise == ""
+    *documents, answers, nothing = said
+    assert [next(iter(json.loads(text))) for text in documents] == ["kind", "directory", "directory", "job", "directory"]
+    assert [json.loads(line)["prompt"] for line in answers.splitlines()] == ["make tea", "bake bread"]
+    assert nothing == ""
+
+
+def test_json_leaves_warnings_and_progress_on_stderr(world: Path, tmp_path: Path) -> None:
+    train = ["train", "ppo_lagrangian", "--env", world / "env.yaml", *SMALL, "--set", "env.cost_limit=5", "--json"]
+    said, noise = in_turn([*train, "--out", tmp_path / "out"])
+    assert json.loads(said[0])["algorithm"] == "ppo_lagrangian"
+    warning, progress = noise.splitlines()
+    assert warning.startswith("warning: the cost limit 5 is slack")
+    assert progress.startswith("[1/1, ")
 
 
 def test_the_library_is_silent(tmp_path: Path) -> None:
