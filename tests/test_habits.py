@@ -422,7 +422,8 @@ def test_commands_print_one_document_and_libraries_nothing(run: Path, world: Pat
     )
     assert noise == ""
     *documents, answers, nothing = said
-    assert [next(iter(json.loads(text))) for text in documents] == ["kind", "directory", "directory", "job", "directory"]
+    first_keys = [next(iter(json.loads(text))) for text in documents]
+    assert first_keys == ["kind", "directory", "directory", "job", "directory"]
     assert [json.loads(line)["prompt"] for line in answers.splitlines()] == ["make tea", "bake bread"]
     assert nothing == ""
 

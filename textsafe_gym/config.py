@@ -92,7 +92,7 @@ class Faults:
             raise ConfigError("; ".join(self._found))
 
 
-def _lines(node: yaml.Node, path: KeyPath, source: str, origin: dict[KeyPath, str], faults: Faults) -> None:
+def _lines(node: yaml.Node | None, path: KeyPath, source: str, origin: dict[KeyPath, str], faults: Faults) -> None:
     """Fills `origin` from a YAML tree; refuses keys that are doubled or no strings."""
     if not isinstance(node, yaml.MappingNode):
         return

@@ -80,7 +80,7 @@ def versions() -> Iterator[Check]:
         yield Check("versions", _PACKAGE, "FAILED", "not installed", f"pip install {_PACKAGE}")
         return
     yield Check("versions", _PACKAGE, "ok", own["Version"])
-    wanted = SpecifierSet(own.get("Requires-Python", ""))
+    wanted = SpecifierSet(own["Requires-Python"])
     fits = "ok" if platform.python_version() in wanted else "FAILED"
     yield Check("versions", "python", fits, f"{platform.python_version()} ({sys.executable})")
     for text in metadata.requires(_PACKAGE) or []:

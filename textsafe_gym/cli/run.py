@@ -67,7 +67,7 @@ def _takes(env_id: str) -> list[str]:
     import gymnasium as gym
 
     found = gym.registry.get(env_id.rpartition(":")[2])
-    make = found.entry_point if found else None
+    make: Any = found.entry_point if found else None
     if isinstance(make, str):
         make = gym.envs.registration.load_env_creator(make)
     takes = inspect.signature(make).parameters.values() if make else []
