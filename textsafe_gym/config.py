@@ -120,9 +120,8 @@ def read_yaml(path: str | Path) -> Settings:
     faults = Faults()
     try:
         node = yaml.compose(text, Loader=_Loader)
-        if node is not None:
-            _lines(node, (), str(path), origin, faults)
-            faults.check()
+        _lines(node, (), str(path), origin, faults)
+        faults.check()
         values = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
