@@ -1,10 +1,11 @@
 """Settings from YAML files and `key=value` arguments, remembering where each value was written."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -60,55 +61,113 @@ class Settings:
         return Settings({key: value for key, value in self.values.items() if key not in names}, kept)
 
     def where(self, path: KeyPath) -> str:
-        """The place of a key, or of the nearest key above it."""
+        """The place of a key, of the nearest key above it, or of the first below it."""
+        below = next((place for inner, place in self.origin.items() if inner[: len(path)] == path), "defaults")
         while path and path not in self.origin:
             path = path[:-1]
-        return self.origin.get(path, "defaults")
+        return self.origin.get(path, below)
 
 
-def _lines(node: yaml.Node, path: KeyPath, source: str, origin: dict[KeyPath, str]) -> None:
+class Faults:
+    """Gathers the `ConfigError`s of several blocks, so that all can be told at once."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    def __enter__(self) -> "Faults":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if isinstance(error, ConfigError):
+            self._found.append(str(error))
+        return isinstance(error, ConfigError)
+
+    def check(self) -> None:
+        """Goes on if there were none.
+
+        Raises:
+            ConfigError: with all of them in one line.
+        """
+        if self._found:
+            raise ConfigError("; ".join(self._found))
+
+
+def _lines(node: yaml.Node | None, path: KeyPath, source: str, origin: dict[KeyPath, str], faults: Faults) -> None:
     """Fills `origin` from a YAML tree; refuses keys that are doubled or no strings."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
         place = f"{source}:{key.start_mark.line + 1}"
-        if key.tag != "tag:yaml.org,2002:str":
-            raise ConfigError(f"{place}: the key {key.value!r} is no string; put it in quotes")
-        inner = (*path, key.value)
-        if inner in origin:
-            raise ConfigError(f"{place}: the key '{'.'.join(inner)}' stands twice; first at {origin[inner]}")
-        origin[inner] = place
-        _lines(value, inner, source, origin)
+        with faults:
+            if key.tag != "tag:yaml.org,2002:str":
+                shown = repr(key.value) if isinstance(key.value, str) else f"of type {key.id}"
+                raise ConfigError(f"{place}: the key {shown} is no string; put it in quotes")
+            inner = (*path, key.value)
+            if inner in origin:
+                raise ConfigError(f"{place}: the key '{'.'.join(inner)}' stands twice; first at {origin[inner]}")
+            origin[inner] = place
+            _lines(value, inner, source, origin, faults)
 
 
 def read_yaml(path: str | Path) -> Settings:
     """A YAML file that holds a mapping (an empty file is an empty one).
 
     Raises:
-        ConfigError: the file is missing, unreadable, no YAML, no mapping, or names a key twice.
+        ConfigError: the file is missing, unreadable, no YAML, no mapping, or names keys twice.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    text = _text_of(path)
     origin: dict[KeyPath, str] = {}
+    faults = Faults()
     try:
         node = yaml.compose(text, Loader=_Loader)
-        if node is not None:
-            _lines(node, (), str(path), origin)
+        _lines(node, (), str(path), origin, faults)
+        faults.check()
         values = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if "'\\t'" in problem:
+            problem = "a tab, where YAML wants spaces"
         raise ConfigError(f"{place}: not valid YAML: {problem}") from None
     if values is None:
         return Settings()
     if not isinstance(values, dict):
         raise ConfigError(f"{path}:1: expected keys and values, found {type(values).__name__}")
     return Settings(values, origin)
+
+
+def read_json(path: str | Path) -> Settings:
+    """A JSON file that holds an object.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, no JSON, no object, or names keys twice.
+    """
+    text = _text_of(path)
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}: no JSON: {error.msg}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}:1: expected an object, found {type(values).__name__}")
+    origin: dict[KeyPath, str] = {}
+    faults = Faults()
+    # But for tabs JSON is YAML, whose parser tells the lines.
+    _lines(yaml.compose(text.replace("\t", " "), Loader=_Loader), (), str(path), origin, faults)
+    faults.check()
+    return Settings(values, origin)
+
+
+def _text_of(path: str | Path) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    if "\0" in text:
+        raise ConfigError(f"{path}: not a text file")
+    return text
 
 
 def parse_value(text: str, source: str) -> Any:
@@ -171,13 +230,14 @@ def _merge_into(target: dict[str, Any], source: Mapping[str, Any]) -> None:
             target[key] = value
 
 
-def validate(config_class: type[Config], settings: Settings, what: str) -> Config:
+def validate(config_class: type[Config], settings: Settings, what: str, sections: Sequence[str] = ()) -> Config:
     """A validated config.
 
     Args:
         config_class: the pydantic model that declares the keys.
         settings: the values; keys not given take the model's defaults.
         what: whose config it is, for messages ("ppo").
+        sections: names that a key at the top might have been meant for as well.
 
     Raises:
         ConfigError: with every fault in one line: key, value, place, and the nearest key where one is unknown.
@@ -185,10 +245,15 @@ def validate(config_class: type[Config], settings: Settings, what: str) -> Confi
     try:
         return config_class.model_validate(settings.values)
     except ValidationError as invalid:
-        raise ConfigError(f"{what}: {explain(invalid, config_class, settings)}") from None
+        raise ConfigError(f"{what}: {explain(invalid, config_class, settings, sections)}") from None
 
 
-def explain(invalid: ValidationError, config_class: type[BaseModel], settings: Settings | None = None) -> str:
+def explain(
+    invalid: ValidationError,
+    config_class: type[BaseModel],
+    settings: Settings | None = None,
+    sections: Sequence[str] = (),
+) -> str:
     """All faults of a pydantic validation in one line."""
     faults = []
     for fault in invalid.errors():
@@ -196,7 +261,8 @@ def explain(invalid: ValidationError, config_class: type[BaseModel], settings: S
         place = f" ({settings.where(path)})" if settings is not None and settings.origin else ""
         name = ".".join(path)
         if fault["type"] == "extra_forbidden":
-            faults.append(f"unknown key '{name}'{place}; {nearest(path[-1], _keys(config_class, path[:-1]))}")
+            known = [*_keys_at(config_class, path[:-1]), *(sections if len(path) == 1 else ())]
+            faults.append(f"unknown key '{name}'{place}; {nearest(path[-1], known)}")
         elif fault["type"] == "missing":
             faults.append(f"the key '{name}' is missing{place}")
         elif not path:
@@ -208,14 +274,18 @@ def explain(invalid: ValidationError, config_class: type[BaseModel], settings: S
     return "; ".join(faults)
 
 
-def _keys(config_class: type[BaseModel], path: KeyPath) -> list[str]:
-    """The keys of the section at `path`."""
-    for name in path:
-        field = config_class.model_fields.get(name)
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
-            break
-        config_class = field.annotation
-    return list(config_class.model_fields)
+def _keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """The fields of a model, or of one inside it, be it a field's or the values' of a dictionary."""
+    annotation: Any = model
+    for key in path:
+        if hasattr(annotation, "model_fields"):
+            names = {field.alias or name: field for name, field in annotation.model_fields.items()}
+            annotation = names[key].annotation
+        else:
+            annotation = get_args(annotation)[-1]
+        optional = [part for part in get_args(annotation) if hasattr(part, "model_fields")]
+        annotation = optional[0] if type(None) in get_args(annotation) and optional else annotation
+    return [field.alias or name for name, field in annotation.model_fields.items()]
 
 
 def dump(values: Mapping[str, Any]) -> str:

@@ -4,7 +4,9 @@ from typing import Any
 
 import click
 
+from textsafe_gym.cli import values
 from textsafe_gym.cli.options import json_option, print_json
+from textsafe_gym.cli.terminal import output
 
 _EXAMPLE = """\b
 Examples:
@@ -15,41 +17,36 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLE)
-@click.argument("algorithm", metavar="[ALGO]", required=False)
+@click.argument("algorithm", metavar="[ALGO]", required=False, shell_complete=values.algorithms)
 @json_option
 def algos(algorithm: str | None, as_json: bool) -> None:
     """Lists the algorithms, or the settings of ALGO that --set reaches, with their defaults."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     if algorithm is None:
-        from algos import OMNISAFE, available
-        from textsafe_gym.adapters import omnisafe_files
-
-        found = available()
-        found |= {f"{OMNISAFE}{name}": f"OmniSafe's {name}" for name in omnisafe_files.names()}
+        found = values.algorithm_names()
         if as_json:
             print_json([{"name": name, "about": about} for name, about in found.items()])
             return
         table = Table("name", "what it does")
         for name, about in found.items():
             table.add_row(name, escape(about))
-        Console().print(table)
+        output(quiet=False).print(table)
         return
     from textsafe_gym.cli.request import config_class, tuned_defaults
     from textsafe_gym.config import validate
 
     schema = config_class(algorithm)
-    values = validate(schema, tuned_defaults(algorithm), algorithm).model_dump(mode="json")
-    settings = _listed(schema, values)
+    resolved = validate(schema, tuned_defaults(algorithm), algorithm).model_dump(mode="json")
+    settings = _listed(schema, resolved)
     if as_json:
         print_json(settings)
         return
     table = Table("key", "value", "what it does")
     for entry in settings:
         table.add_row(entry["key"], escape(str(entry["value"])), escape(entry["about"]))
-    Console().print(table)
+    output(quiet=False).print(table)
 
 
 def _listed(schema: Any, values: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:

@@ -5,7 +5,9 @@ from typing import Any
 
 import click
 
-from textsafe_gym.cli.options import json_option, print_json
+from textsafe_gym.cli import values
+from textsafe_gym.cli.options import output_options, print_json
+from textsafe_gym.cli.terminal import say
 
 _EXAMPLE = """\b
 Examples:
@@ -30,7 +32,14 @@ def _size_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(epilog=_EXAMPLE)
 @click.argument("job", type=click.Choice(["rollout", "iteration", "env"]), metavar="rollout|iteration|env")
 @_size_options
-@click.option("--algo", default="ppo_lagrangian", show_default=True, metavar="ALGO", help="For `iteration`.")
+@click.option(
+    "--algo",
+    default="ppo_lagrangian",
+    show_default=True,
+    metavar="ALGO",
+    shell_complete=values.algorithms,
+    help="For `iteration`.",
+)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timings; one more comes first.")
 @click.option(
     "--doublings",
@@ -42,7 +51,7 @@ def _size_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--device", default="cpu", show_default=True, metavar="D", help="Torch device.")
 @click.option("--compile", is_flag=True, help="With policy.compile, for `iteration`.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@json_option
+@output_options
 def bench(
     job: str,
     algo: str,
@@ -84,7 +93,7 @@ def bench(
 def _print(row: dict[str, Any], first: bool) -> None:
     sizes, (low, high) = row["sizes"], row["tokens_per_second_range"]
     if first:
-        click.echo(
+        say(
             f"{row['job']}: {row['parameters'] / 1e6:.1f} M parameters, {row['threads']} threads, {row['device']}, "
             f"{row['dtype']}; median of {row['repeats']}"
         )
@@ -98,4 +107,4 @@ def _print(row: dict[str, Any], first: bool) -> None:
         text += f"; {row['tokens_per_second'] / row['bandwidth_bound']:.0%} of what memory's bandwidth allows"
     if row["fractions"]:
         text += "; " + ", ".join(f"{name} {value:.0%}" for name, value in row["fractions"].items())
-    click.echo(text)
+    say(text)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import click
 
+from textsafe_gym.cli import values
 from textsafe_gym.cli.options import env_option, json_option, set_option
 
 _EXAMPLE = """\b
@@ -16,7 +17,7 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLE)
-@click.argument("source", metavar="MODEL")
+@click.argument("source", metavar="MODEL", shell_complete=values.directories)
 @env_option
 @set_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the first answer.")

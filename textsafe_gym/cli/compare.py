@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, run_options, track_option
+from textsafe_gym.cli import values
+from textsafe_gym.cli.options import out_option, output_options, print_json, print_tables, run_options, track_option
+from textsafe_gym.cli.terminal import is_live, progress, say
 
 if TYPE_CHECKING:
     from textsafe_gym.cli.request import RunSpec
@@ -23,18 +25,22 @@ _SAMPLES = 4  # prompts whose responses the report shows
 
 
 @click.command(epilog=_EXAMPLE)
-@click.argument("algorithms", metavar="ALGO...", nargs=-1, required=True)
+@click.argument("algorithms", metavar="ALGO...", nargs=-1, required=True, shell_complete=values.algorithms)
 @run_options
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Runs of each.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="First seed.")
 @click.option(
-    "--vary", multiple=True, metavar="ALGO.KEY=V1,V2,...", help="One setting of ALGO for each value; env.KEY too."
+    "--vary",
+    multiple=True,
+    metavar="ALGO.KEY=V1,V2,...",
+    shell_complete=values.variants,
+    help="One setting of ALGO for each value; env.KEY too.",
 )
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="W", help="Processes.")
 @out_option("runs/compare")
 @click.option("--resume", is_flag=True, help="Keep the finished runs in --out, continue the others, add new ones.")
 @track_option
-@json_option
+@output_options
 @click.pass_obj
 def compare(
     command: str,
@@ -84,7 +90,7 @@ def compare(
     from textsafe_gym.evaluation.summaries import tables_of
 
     print_tables(tables_of(comparison))
-    click.echo(f"Report: {out / 'report.html'}")
+    say(f"Report: {out / 'report.html'}")
 
 
 def _specs(algorithms: Sequence[str], vary: Sequence[str], **options: Any) -> "list[RunSpec]":
@@ -100,6 +106,12 @@ def _specs(algorithms: Sequence[str], vary: Sequence[str], **options: Any) -> "l
             raise ConfigError(f"'{name}' is given twice; use --vary for variants of one algorithm")
     variants = parse_vary(vary, algorithms)
     import algos
+    from textsafe_gym.config import parse_assignments
+    from textsafe_gym.registry import nearest
+
+    for name in parse_assignments(options["assignments"]).values:
+        if name in values.algorithm_names() and name not in algorithms:
+            raise ConfigError(f"--set {name}.KEY: '{name}' is not compared; {nearest(name, list(algorithms))}")
 
     others = {*algos.available(), *algorithms}
     specs = [
@@ -119,13 +131,11 @@ def _specs(algorithms: Sequence[str], vary: Sequence[str], **options: Any) -> "l
 
 
 def _check_all(specs: "Sequence[RunSpec]") -> None:
-    from rich.console import Console
-
     from textsafe_gym.cli.run import check
 
     played: set[str] = set()
-    console = Console(stderr=True)
-    with console.status("checking the request") if console.is_terminal else nullcontext():
+    console = progress()
+    with console.status("checking the request") if is_live(console) else nullcontext():
         for spec in specs:
             check(spec, played)
 

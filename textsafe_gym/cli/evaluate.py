@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from textsafe_gym.cli.options import env_option, json_option, out_option, print_json, print_tables, set_option
+from textsafe_gym.cli import values
+from textsafe_gym.cli.options import env_option, out_option, output_options, print_json, print_tables, set_option
+from textsafe_gym.cli.terminal import is_live, progress, say
 
 _EXAMPLE = """\b
 Examples:
@@ -17,12 +19,12 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLE)
-@click.argument("sources", metavar="RUN|MODEL...", nargs=-1, required=True)
+@click.argument("sources", metavar="RUN|MODEL...", nargs=-1, required=True, shell_complete=values.directories)
 @env_option
 @set_option
 @click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the responses. [a run's own; 0 for a model]")
 @out_option("runs/evaluate")
-@json_option
+@output_options
 def evaluate(
     sources: tuple[str, ...],
     env: str | None,
@@ -36,7 +38,6 @@ def evaluate(
     RUN is the directory of a run; MODEL a policy's directory or hub id. With --env or --set env.KEY=VALUE the prompts
     and judges are others than those of training.
     """
-    from rich.console import Console
     from rich.progress import Progress
 
     from textsafe_gym.cli.run import check_out, cost_limit_of, make_directory
@@ -61,10 +62,10 @@ def evaluate(
             )
     # All are opened and played before anything is written.
     results = []
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    console = progress()
+    with Progress(console=console, transient=True, disable=not is_live(console)) as bars:
         for source, spec in zip(sources, specs, strict=True):
-            task = progress.add_task(spec.label.replace("[", r"\["), total=None)
+            task = bars.add_task(spec.label.replace("[", r"\["), total=None)
             vector, policy = open_saved(source, spec)
             identity = {"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed}
             rows = evaluate_policy(
@@ -72,7 +73,7 @@ def evaluate(
                 vector,
                 spec.seed,
                 identity,
-                _shown_on(progress, task),
+                _shown_on(bars, task),
             )
             if spec.algorithm == MODEL:
                 rows = [{name: value for name, value in row.items() if name != "kl"} for row in rows]
@@ -92,8 +93,8 @@ def evaluate(
         print_json({"directory": str(out), **comparison})
         return
     print_tables(tables_of(comparison))
-    click.echo(f"Responses: {', '.join(str(directory / 'evaluation.jsonl') for directory in directories)}")
+    say(f"Responses: {', '.join(str(directory / 'evaluation.jsonl') for directory in directories)}")
 
 
-def _shown_on(progress: Any, task: Any) -> Callable[[int, int], None]:
-    return lambda done, total: progress.update(task, completed=done, total=total)
+def _shown_on(bars: Any, task: Any) -> Callable[[int, int], None]:
+    return lambda done, total: bars.update(task, completed=done, total=total)

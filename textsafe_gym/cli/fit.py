@@ -1,13 +1,14 @@
 """`textsafe fit`."""
 
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 
-from textsafe_gym.cli.options import json_option, print_json
+from textsafe_gym.cli import values
+from textsafe_gym.cli.options import output_options, print_json
+from textsafe_gym.cli.terminal import is_quiet, output
 
 # What the official Safe RLHF scripts use; a tiny model from scratch and an adapter (2e-4 for GPT-3 in LoRA's own paper,
 # arXiv 2106.09685) want larger steps.
@@ -27,8 +28,23 @@ Examples:
 
 @click.command(epilog=_EXAMPLE)
 @click.argument("kind", type=click.Choice(["sft", "reward", "cost"]), metavar="sft|reward|cost")
-@click.option("--data", "sources", metavar="FILE", multiple=True, required=True, help="Rows; repeatable.")
-@click.option("--model", default="tiny", show_default=True, metavar="M", help="Folder or hub id to start from.")
+@click.option(
+    "--data",
+    "sources",
+    metavar="FILE",
+    multiple=True,
+    required=True,
+    shell_complete=values.files,
+    help="Rows; repeatable.",
+)
+@click.option(
+    "--model",
+    default="tiny",
+    show_default=True,
+    metavar="M",
+    shell_complete=values.directories,
+    help="Folder or hub id to start from.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for model and metrics.json.")
 @click.option("--prompt-column", default="prompt", show_default=True, metavar="NAME")
 @click.option("--response-column", default="response", show_default=True, metavar="NAME")
@@ -45,7 +61,7 @@ Examples:
 @click.option("--test-fraction", type=float, default=0.1, show_default=True, help="Share of prompts held out.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--device", metavar="D", help="Torch device. [cuda if there is one, else cpu]")
-@json_option
+@output_options
 def fit(
     kind: str,
     sources: tuple[str, ...],
@@ -92,7 +108,7 @@ def fit(
     check_output(out)
     counts = Counter[str]()
     columns = Columns(prompt_column, response_column, label_column)
-    settings |= {"seed": seed, "lora_rank": lora_rank, "device": device}
+    settings |= {"seed": seed, "lora_rank": lora_rank, "device": device, "progress": not is_quiet()}
     if kind == "sft":
         demonstrations = []
         for source in sources:
@@ -132,10 +148,9 @@ def fit(
 
 
 def _print(metrics: dict[str, Any], out: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = output()
     if "held_out" in metrics:
         table = Table(
             title=f"{metrics['kind']}: {metrics['rows']['held_out']} held-out rows of "

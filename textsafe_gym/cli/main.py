@@ -15,8 +15,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
+from textsafe_gym.cli.options import quiet_option
 from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
+from textsafe_gym.cli.terminal import is_quiet
 from textsafe_gym.errors import TextsafeError
 
 # name -> (module, what it does); a module is imported when its command runs, so that --help stays fast.
@@ -33,6 +36,8 @@ COMMANDS = {
     "chat": ("chat", "Talk to a policy; each answer comes with its reward and cost."),
     "bench": ("bench", "Time rollouts, iterations and steps on this machine."),
     "testbed": ("testbed", "Rebuild or inspect the embedded world."),
+    "doctor": ("doctor", "Say what is installed here and whether it works."),
+    "completion": ("completion", "Print the script that completes commands in your shell."),
 }
 
 _EXAMPLE = """\b
@@ -72,6 +77,12 @@ class TextsafeGroup(click.Group):
             raise click.UsageError(f"unknown command '{args[0]}'; {nearest(args[0], list(COMMANDS))}")
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands, without importing them, or options."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the commands without importing them."""
         with formatter.section("Commands"):
@@ -80,14 +91,19 @@ class TextsafeGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Runs a command; every failure becomes one line on stderr and an exit code."""
         arguments = list(sys.argv[1:] if args is None else args)
-        extra["standalone_mode"] = False
+        extra |= {"standalone_mode": False, "prog_name": "textsafe"}
         extra["obj"] = shlex.join(["textsafe", *arguments])
         debug = bool(os.environ.get("TEXTSAFE_DEBUG"))
         quiet_libraries(debug)
+        if "_TEXTSAFE_COMPLETE" in os.environ:
+            importlib.import_module("textsafe_gym.cli.completion")  # whose classes click is to use
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             code = super().main(arguments, *rest, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(0)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "textsafe"
             fail("error", f"{error.format_message()} (see '{command} --help')", 2)
@@ -123,9 +139,12 @@ class OneLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes to whatever stderr is now."""
-        if record.msg not in self._seen:
+        if not is_quiet() and record.msg not in self._seen:
             self._seen.add(record.msg)
             click.echo(f"warning: {' '.join(record.getMessage().split())}", err=True)
+
+
+_NOBODY = logging.NullHandler()
 
 
 def quiet_libraries(debug: bool, handler: type[logging.Handler] = OneLine) -> None:
@@ -139,6 +158,7 @@ def quiet_libraries(debug: bool, handler: type[logging.Handler] = OneLine) -> No
     warnings.simplefilter("ignore")
     # It writes to stdout, also where another library imports it by the way.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    logging.getLogger().addHandler(_NOBODY)  # or Python prints what no handler takes, such as matplotlib's
     for name in ("textsafe_gym", "algos"):
         logger = logging.getLogger(name)
         if not logger.handlers:
@@ -147,6 +167,7 @@ def quiet_libraries(debug: bool, handler: type[logging.Handler] = OneLine) -> No
 
 @click.group(cls=TextsafeGroup, epilog=_EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="textsafe-gym", prog_name="textsafe")
+@quiet_option
 @click.option("--local_rank", type=int, hidden=True, expose_value=False)  # of deepspeed's launcher; LOCAL_RANK counts
 def main() -> None:
     """Safe RLHF as a Gymnasium suite: train, compare and judge policies under a cost constraint."""

@@ -2,12 +2,12 @@
 
 import math
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from textsafe_gym.cli.request import DEFAULT_ENV, RunSpec
+from textsafe_gym.cli.terminal import output
 from textsafe_gym.errors import ConfigError
 
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
@@ -100,7 +100,6 @@ def check_room(plan: dict[str, Any]) -> None:
 
 def show(plan: dict[str, Any]) -> None:
     """Prints a plan as a table."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="memory", title_justify="left")
@@ -109,7 +108,7 @@ def show(plan: dict[str, Any]) -> None:
     for part in plan["parts"]:
         when = "always" if len(part["phases"]) == 3 else ", ".join(part["phases"])
         table.add_row(part["name"], readable(part["bytes"]), part["device"], when, part["note"])
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = output()
     console.print(table)
     for device, peak in plan["peaks"].items():
         most, room = readable(peak["bytes"]), readable(peak["capacity"])

@@ -1,24 +1,44 @@
 """Options that several commands share, and what they print."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from textsafe_gym.cli import values
+from textsafe_gym.cli.terminal import QUIET, output
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+def _be_quiet(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[QUIET] = True
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines instead of a table.")
+quiet_option = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=_be_quiet,
+    help="No tables, no progress, no warnings: errors alone, and what --json prints.",
+)
 env_option = click.option(
-    "--env", metavar="ID|FILE", help="Gymnasium id, preset, or YAML file with id, kwargs and policy. [SafeRLHF-v0]"
+    "--env",
+    metavar="ID|FILE",
+    shell_complete=values.environments,
+    help="Gymnasium id, preset, or YAML file with id, kwargs and policy. [SafeRLHF-v0]",
 )
 set_option = click.option(
     "--set",
     "assignments",
     metavar="KEY=VALUE",
     multiple=True,
+    shell_complete=values.settings,
     help="Setting of the algorithm; env.KEY=VALUE of the environment, policy.KEY=VALUE of the policy. Repeatable.",
 )
 track_option = click.option(
@@ -42,12 +62,22 @@ def out_option(default: str) -> Callable[[Command], Command]:
     return click.option("--out", type=click.Path(path_type=Path), help=f"Directory for the results. [{default}]")
 
 
+def output_options(command: Command) -> Command:
+    """--json and --quiet, for commands that work rather than list."""
+    return json_option(quiet_option(command))
+
+
 def run_options(command: Command) -> Command:
     """What `train` and `compare` have in common."""
     for option in reversed(
         [
             env_option,
-            click.option("--config", metavar="FILE", help="YAML file with the same keys as --set, nested."),
+            click.option(
+                "--config",
+                metavar="FILE",
+                shell_complete=values.configs,
+                help="YAML file with the same keys as --set, nested, or a preset: round1, round2, round3.",
+            ),
             set_option,
             click.option("--episodes", type=int, metavar="N", help="Responses to generate in all, for each run."),
         ]
@@ -63,10 +93,9 @@ def print_json(value: Any) -> None:
 
 def print_tables(tables: list[Any]) -> None:
     """Tables of `evaluation.report` on the terminal, as wide as they need to be where the output is no terminal."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, soft_wrap=False)
+    console = output()
     for given in tables:
         table = Table(title=given.title, caption=given.note, title_justify="left", caption_justify="left")
         for number, head in enumerate(given.columns):

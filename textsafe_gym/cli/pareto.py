@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables
+from textsafe_gym.cli.options import out_option, output_options, print_json, print_tables
+from textsafe_gym.cli.terminal import say
 
 if TYPE_CHECKING:
     from textsafe_gym.evaluation.report import Cell
@@ -24,7 +25,7 @@ Example:
     "--reference", type=float, nargs=2, metavar="REWARD COST", help="Reference point. [the worst of all runs in each]"
 )
 @out_option("the first DIR")
-@json_option
+@output_options
 def pareto(
     directories: tuple[Path, ...],
     cost_limit: float | None,
@@ -67,7 +68,7 @@ def pareto(
     ]
     limit = "" if cost_limit is None else f" Cost limit {cost_limit:g}."
     print_tables([Table("Settings", f"Means over runs.{limit}", columns, rows), pareto_table(result)])
-    click.echo(f"Figure: {out / 'pareto.png'}")
+    say(f"Figure: {out / 'pareto.png'}")
 
 
 def _yes(value: bool) -> "Cell":

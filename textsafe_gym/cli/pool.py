@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
 from textsafe_gym.cli.request import RunSpec
 from textsafe_gym.cli.run import execute
+from textsafe_gym.cli.terminal import is_live, progress
 from textsafe_gym.cli.tracking import Track
 from textsafe_gym.errors import TextsafeError
 
@@ -48,8 +48,9 @@ class Display:
     """Progress on stderr: on a terminal a line for each active run, else a line now and then and when a run is done."""
 
     def __init__(self, total: int, silent: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=silent)
-        self._live = self._console.is_terminal
+        self._console = progress()
+        self._console.quiet |= silent
+        self._live = is_live(self._console)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),

@@ -1,6 +1,5 @@
 """From options to a fully resolved run: which algorithm with which settings on which environment."""
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +10,15 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from textsafe_gym.config import Settings, merge, parse_assignments, parse_value, read_yaml, validate
+from textsafe_gym.cli.presets import presets
+from textsafe_gym.cli.values import env_keys
+from textsafe_gym.config import Faults, Settings, merge, parse_assignments, parse_value, read_yaml, validate
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.registry import nearest
 
 Made = TypeVar("Made")
 
 INITIAL = "initial"  # the untrained policy's name where algorithms are compared
-PRESETS = Path(importlib.import_module("configs").__path__[0]) / "env"
 DEFAULT_ENV = "SafeRLHF-v0"
 
 
@@ -84,8 +84,17 @@ class RunSpec:
         return replace(self, config={**self.config, "seed": seed})
 
 
-def call(make: Callable[..., Made], what: str, options: Mapping[str, Any], *args: Any) -> Made:
+def call(
+    make: Callable[..., Made], what: str, options: Mapping[str, Any], *args: Any, known: Callable[[], list[str]] = list
+) -> Made:
     """`make(*args, **options)`, with an unknown option reported as the user's error.
+
+    Args:
+        make: what to call.
+        what: its name in the message.
+        options: keyword arguments.
+        *args: other arguments.
+        known: gives options that there are beside those that `make` names.
 
     Raises:
         ConfigError: `make` takes no such option.
@@ -97,8 +106,8 @@ def call(make: Callable[..., Made], what: str, options: Mapping[str, Any], *args
         if not found or found[1] not in options:
             raise
         takes = inspect.signature(make).parameters.values()
-        known = [parameter.name for parameter in takes if parameter.kind is not parameter.VAR_KEYWORD]
-        hint = f"; {nearest(found[1], known)}" if known else ""
+        names = [*known(), *(taken.name for taken in takes if taken.kind is not taken.VAR_KEYWORD)]
+        hint = f"; {nearest(found[1], names)}" if names else ""
         raise ConfigError(f"{what}: unknown key '{found[1]}'{hint}") from None
 
 
@@ -126,8 +135,8 @@ def tuned_defaults(algorithm: str) -> Settings:
     OmniSafe's algorithms share `omnisafe.yaml`: under "all" what each takes that has such a key, then their own.
     """
     family, _, member = algorithm.partition(":")
-    path = PRESETS.parent / "algo" / f"{family}.yaml"
-    given = read_yaml(path) if path.is_file() else Settings()
+    path = presets("algo").get(family)
+    given = read_yaml(path) if path else Settings()
     if not member:
         return given
     return merge(_known_to(config_class(algorithm), given.section("all")), given.section(member))
@@ -145,6 +154,18 @@ def _known_to(schema: type[BaseModel], given: Settings) -> Settings:
     return Settings(kept, given.origin)
 
 
+def read_config(config: str) -> Settings:
+    """What `--config` names: a file, or one of `configs/paper/`.
+
+    Raises:
+        ConfigError: neither, or malformed.
+    """
+    known = presets("paper")
+    if config not in known and not Path(config).suffix and not Path(config).exists():
+        raise ConfigError(f"--config {config}: no such file or preset; {nearest(config, list(known))}")
+    return read_yaml(known.get(config, config))
+
+
 def resolve_env(env: str | None) -> tuple[str, Settings, Settings]:
     """The environment's id, its kwargs and the policy options that `--env` stands for.
 
@@ -153,14 +174,27 @@ def resolve_env(env: str | None) -> tuple[str, Settings, Settings]:
     """
     if env is None:
         return DEFAULT_ENV, Settings(), Settings()
-    preset = PRESETS / f"{env}.yaml"
-    if env.endswith((".yaml", ".yml")) or preset.is_file():
-        given = read_yaml(preset if preset.is_file() else env)
+    known = presets("env")
+    if env.endswith((".yaml", ".yml")) or env in known:
+        given = read_yaml(known.get(env, env))
         loaded = validate(EnvFile, given, "--env")
         return loaded.id, given.section("kwargs"), given.section("policy")
     if Path(env).exists():
         raise ConfigError(f"--env {env}: a file must be YAML and end in .yaml")
     return env, Settings(), Settings()
+
+
+def check_env_keys(env_id: str, kwargs: Settings) -> None:
+    """Refuses keyword arguments that one of this project's environments does not take.
+
+    Raises:
+        ConfigError: names each, with its place and the nearest that there is.
+    """
+    known = env_keys(env_id)
+    odd = [name for name in kwargs.values if known and name not in known]
+    if odd:
+        faults = (f"unknown key '{name}' ({kwargs.where((name,))}); {nearest(name, known)}" for name in odd)
+        raise ConfigError(f"env {env_id}: {'; '.join(faults)}")
 
 
 def build_spec(
@@ -191,7 +225,7 @@ def build_spec(
     """
     schema = config_class(algorithm)
     env_id, env_kwargs, policy = resolve_env(env)
-    from_file = read_yaml(config) if config is not None else Settings()
+    from_file = read_config(config) if config is not None else Settings()
     if "algorithm" in from_file.values and "config" in from_file.values:
         from_file, file_env = _from_run(from_file, algorithm)
         env_id = env_id if env is not None else file_env
@@ -204,15 +238,21 @@ def build_spec(
         given.without("env", "policy"),
         Settings(fixed, {(name,): f"--{name}" for name in fixed}),
     )
-    resolved = validate(schema, own, algorithm)
-    policy = merge(policy, given.section("policy"))
-    options = validate(PolicyOptions, policy, "policy").model_dump(exclude_none=True)
+    faults = Faults()
+    with faults:
+        resolved = validate(schema, own, algorithm, ("env", "policy", algorithm, *others))
+    with faults:
+        policy = merge(policy, given.section("policy"))
+        options = validate(PolicyOptions, policy, "policy").model_dump(exclude_none=True)
+    with faults:
+        kwargs = merge(env_kwargs, given.section("env"))
+        check_env_keys(env_id, kwargs)
+    faults.check()
     label = algorithm
     if varied:
         values = ",".join(f"{name.rpartition('.')[2]}={value}" for name, value in varied.items())
         label += f"[{values}]"
-    kwargs = merge(env_kwargs, given.section("env")).values
-    return RunSpec(algorithm, label, {"id": env_id, "kwargs": kwargs}, options, resolved.model_dump(mode="json"))
+    return RunSpec(algorithm, label, {"id": env_id, "kwargs": kwargs.values}, options, resolved.model_dump(mode="json"))
 
 
 def parse_variant(varied: Mapping[str, Any]) -> Settings:

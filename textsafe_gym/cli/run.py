@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import inspect
 import math
 import shutil
 import time
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from textsafe_gym.cli.cards import write_policy_card
 from textsafe_gym.cli.heap import keep_freed_memory
 from textsafe_gym.cli.outcomes import WorkFailed
+from textsafe_gym.cli.presets import presets
 from textsafe_gym.cli.request import INITIAL, RunSpec, call
 from textsafe_gym.cli.tracking import Track, Tracking
 from textsafe_gym.config import dump, read_yaml
 from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
 from textsafe_gym.evaluation.files import append_row, read_json, read_rows, write_json, write_rows, write_text
+from textsafe_gym.registry import nearest
 
 if TYPE_CHECKING:
     from textsafe_gym.types import World
@@ -39,12 +42,19 @@ def make_env(spec: RunSpec, num_envs: int) -> Any:
     """
     import gymnasium as gym
 
+    from textsafe_gym.envs import ENVIRONMENTS
+
     env_id, kwargs = spec.env["id"], spec.env["kwargs"]
     try:
-        return call(lambda **options: gym.make_vec(env_id, num_envs=num_envs, **options), f"env {env_id}", kwargs)
+        return call(
+            lambda **options: gym.make_vec(env_id, num_envs=num_envs, **options),
+            f"env {env_id}",
+            kwargs,
+            known=lambda: _takes(env_id),
+        )
     except gym.error.UnregisteredEnv as error:
-        hint = "" if "did you mean" in str(error).lower() else "; `textsafe envs` lists this project's own"
-        raise UnknownNameError(f"unknown environment '{env_id}': {error}{hint}") from None
+        hint = "" if "did you mean" in str(error).lower() else f"; {nearest(env_id, [*ENVIRONMENTS, *presets('env')])}"
+        raise UnknownNameError(f"unknown environment '{env_id}': {str(error).rstrip('.')}{hint}") from None
     except ModuleNotFoundError as error:
         # Gymnasium raises this anew, without a name, where the part of the id before the colon cannot be imported.
         if ":" not in env_id or error.name is not None:
@@ -52,6 +62,18 @@ def make_env(spec: RunSpec, num_envs: int) -> Any:
         raise UnknownNameError(f"unknown environment '{env_id}': {error}") from None
     except gym.error.Error as error:
         raise ConfigError(f"env {env_id}: {error}") from None
+
+
+def _takes(env_id: str) -> list[str]:
+    """Keyword arguments of a registered environment, if its maker names them."""
+    import gymnasium as gym
+
+    found = gym.registry.get(env_id.rpartition(":")[2])
+    make: Any = found.entry_point if found else None
+    if isinstance(make, str):
+        make = gym.envs.registration.load_env_creator(make)
+    takes = inspect.signature(make).parameters.values() if make else []
+    return [taken.name for taken in takes if taken.kind is not taken.VAR_KEYWORD]
 
 
 def make_policy(spec: RunSpec, env: Any, world: "World | None" = None) -> Any:

@@ -8,6 +8,7 @@ from textsafe_gym.cli.request import INITIAL, PolicyOptions, RunSpec, resolve_en
 from textsafe_gym.cli.run import CHECKPOINT, make_env, make_policy, saved_trainer
 from textsafe_gym.config import Settings, merge, parse_assignments, read_yaml, validate
 from textsafe_gym.errors import ConfigError, ModelError
+from textsafe_gym.registry import nearest
 
 MODEL = "model"  # what stands for the algorithm where a policy comes without a run
 BATCH = 64  # responses played at once for a policy without a run
@@ -27,7 +28,8 @@ def saved_spec(source: str, env: str | None, assignments: tuple[str, ...]) -> Ru
     given = parse_assignments(assignments)
     odd = [name for name in given.values if name not in ("env", "policy")]
     if odd:
-        raise ConfigError(f"{given.where((odd[0],))}: only env.KEY and policy.KEY can be set here")
+        hint = nearest(odd[0], ["env", "policy"])
+        raise ConfigError(f"{given.where((odd[0],))}: only env.KEY and policy.KEY can be set here; {hint}")
     env_id, kwargs, policy = resolve_env(env)
     directory = Path(source)
     if (directory / "config.yaml").is_file():

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from pydantic import BaseModel, ConfigDict, Field
 
-from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, track_option
+from textsafe_gym.cli import values
+from textsafe_gym.cli.options import out_option, output_options, print_json, print_tables, track_option
+from textsafe_gym.cli.terminal import say
 from textsafe_gym.config import Settings
 
 if TYPE_CHECKING:
@@ -45,14 +47,20 @@ class StudyFile(BaseModel):
 
 
 @click.command(epilog=_EXAMPLE)
-@click.argument("study", metavar="STUDY|FILE")
-@click.option("--only", multiple=True, metavar="ALGO", help="This algorithm of the study's alone. Repeatable.")
+@click.argument("study", metavar="STUDY|FILE", shell_complete=values.studies)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="ALGO",
+    shell_complete=values.algorithms,
+    help="This algorithm of the study's alone. Repeatable.",
+)
 @click.option("--seeds", type=click.IntRange(1), metavar="N", help="Runs of each, instead of the study's number.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="W", help="Processes.")
 @out_option("runs/study")
 @click.option("--resume", is_flag=True, help="Keep the finished runs in --out, continue the others, add new ones.")
 @track_option
-@json_option
+@output_options
 @click.pass_obj
 def study(
     command: str,
@@ -101,21 +109,21 @@ def study(
     from textsafe_gym.evaluation.study import study_table
 
     print_tables([study_table(rows, problems)])
-    click.echo(f"Figure: {out / 'optimum.png'}")
+    say(f"Figure: {out / 'optimum.png'}")
 
 
 def _read(study: str, only: Sequence[str]) -> "tuple[StudyFile, list[RunSpec]]":
     """The plan, and its runs with seed 0."""
-    from textsafe_gym.cli.request import PRESETS, RunSpec, config_class
+    from textsafe_gym.cli.presets import presets
+    from textsafe_gym.cli.request import RunSpec, config_class
     from textsafe_gym.config import merge, read_yaml, validate
     from textsafe_gym.errors import ConfigError
     from textsafe_gym.registry import nearest
 
-    preset = PRESETS.parent / "study" / f"{study}.yaml"
-    if not preset.is_file() and not study.endswith((".yaml", ".yml")):
-        known = [path.stem for path in (PRESETS.parent / "study").glob("*.yaml")]
-        raise ConfigError(f"unknown study '{study}'; {nearest(study, known)}, or give a YAML file")
-    given = read_yaml(preset if preset.is_file() else study)
+    known = presets("study")
+    if study not in known and not study.endswith((".yaml", ".yml")):
+        raise ConfigError(f"no study and no YAML file '{study}'; {nearest(study, list(known))}")
+    given = read_yaml(known.get(study, study))
     plan = validate(StudyFile, given, "study")
     if "cost_limit" in plan.env:
         raise ConfigError(f"{given.where(('env', 'cost_limit'))}: a study's limits stand under 'limits'")

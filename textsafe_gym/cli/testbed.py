@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from textsafe_gym.cli.options import json_option, print_json
+from textsafe_gym.cli.options import json_option, output_options, print_json
+from textsafe_gym.cli.terminal import is_quiet, output, say
 
 _EXAMPLE = """\b
 Example:
@@ -23,17 +24,17 @@ def testbed() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/testbed"), show_default=True,
               help="Folder for the build; an earlier build there is replaced.")  # fmt: skip
 @click.option("--scale", type=float, default=1.0, show_default=True, help="Share of the data to build with.")
-@json_option
+@output_options
 def build(out: Path, scale: float, as_json: bool) -> None:
     """Makes tokenizer, policy, reward model and cost model from nothing."""
     from textsafe_gym.testbed import build as build_world
 
-    card = build_world(out, scale)
+    card = build_world(out, scale, progress=not is_quiet())
     if as_json:
         print_json(card)
         return
-    _print_card(card)
-    click.echo(f"\nbuilt in {card['seconds']:.0f} s: {out}")
+    _print_card(card, is_quiet())
+    say(f"\nbuilt in {card['seconds']:.0f} s: {out}")
 
 
 @testbed.command(epilog=_EXAMPLE)
@@ -48,16 +49,15 @@ def show(folder: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(card)
         return
-    _print_card(card)
+    _print_card(card, quiet=False)
 
 
-def _print_card(card: dict[str, Any]) -> None:
-    from rich.console import Console
+def _print_card(card: dict[str, Any], quiet: bool) -> None:
     from rich.markup import escape
 
     from textsafe_gym.testbed.card import tables
 
-    console = Console()
+    console = output(quiet)
     for table in tables(card):
         console.print(table)
     console.print("\nResponses of the policy to held-out prompts:", style="bold")

@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
-from textsafe_gym.cli.options import json_option, out_option, print_json, print_tables, run_options, track_option
+from textsafe_gym.cli import values
+from textsafe_gym.cli.options import out_option, output_options, print_json, print_tables, run_options, track_option
 from textsafe_gym.cli.outcomes import Interrupted
+from textsafe_gym.cli.terminal import say
 
 _EXAMPLE = """\b
 Examples:
@@ -21,7 +23,7 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLE)
-@click.argument("algorithm", metavar="ALGO")
+@click.argument("algorithm", metavar="ALGO", shell_complete=values.algorithms)
 @run_options
 @click.option("--seed", type=int, metavar="N", help="All randomness follows from it. [0]")
 @out_option("runs/ALGO-SEED")
@@ -29,6 +31,7 @@ Examples:
 @click.option(
     "--deepspeed",
     metavar="FILE",
+    shell_complete=values.deepspeed,
     help="DeepSpeed config or preset (zero1, zero2, zero3, ...); under torchrun, or alone.",
 )
 @click.option(
@@ -41,7 +44,7 @@ Examples:
 )
 @click.option("--memory", is_flag=True, help="Print first what memory the run takes; too much is refused.")
 @track_option
-@json_option
+@output_options
 @click.pass_obj
 def train(
     command: str,
@@ -102,7 +105,7 @@ def train(
         from textsafe_gym.evaluation.summaries import compare_runs, load_runs, tables_of
 
         print_tables(tables_of(compare_runs(load_runs([out]))))
-        click.echo(f"The run and its policy are in {out}")
+        say(f"The run and its policy are in {out}")
 
 
 def joined(deepspeed: str | None, timeout: float) -> Any:
@@ -112,7 +115,7 @@ def joined(deepspeed: str | None, timeout: float) -> Any:
         ConfigError: the DeepSpeed config is wrong, or there are several processes and no config.
     """
     from algos.core.optim import Alone
-    from textsafe_gym.cli.request import PRESETS
+    from textsafe_gym.cli.presets import presets
     from textsafe_gym.errors import ConfigError
     from textsafe_gym.registry import nearest
 
@@ -122,8 +125,8 @@ def joined(deepspeed: str | None, timeout: float) -> Any:
         return Alone()
     from textsafe_gym.distributed import read_config, start
 
-    presets = {path.stem: path for path in (PRESETS.parent / "deepspeed").glob("*.json")}
-    path = presets.get(deepspeed, Path(deepspeed))
+    known = presets("deepspeed")
+    path = known.get(deepspeed, Path(deepspeed))
     if not path.is_file():
-        raise ConfigError(f"--deepspeed {deepspeed}: no such file or preset; {nearest(deepspeed, sorted(presets))}")
+        raise ConfigError(f"--deepspeed {deepspeed}: no such file or preset; {nearest(deepspeed, list(known))}")
     return start(read_config(path), timeout)

@@ -26,7 +26,7 @@ from textsafe_gym.fitting.start import causal_model
 from textsafe_gym.fitting.training import chunks_by_length, train
 from textsafe_gym.models import adapters
 from textsafe_gym.models.encoding import pad
-from textsafe_gym.models.files import new_directory
+from textsafe_gym.models.files import new_directory, quiet
 from textsafe_gym.models.sampling import logits_at
 from textsafe_gym.models.texts import encode, prompt_ids
 
@@ -143,7 +143,7 @@ def fit_sft(
             "lora_rank": lora_rank,
         },
     }
-    with new_directory(out) as scratch:
+    with new_directory(out) as scratch, quiet():
         if lora_rank is None:
             network.save_pretrained(scratch)
         else:

@@ -16,7 +16,7 @@ from textsafe_gym.errors import ModelError
 from textsafe_gym.models import adapters
 from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.encoding import encode_prompts, pad, rows_at_once, same_vocabulary
-from textsafe_gym.models.files import new_directory
+from textsafe_gym.models.files import new_directory, quiet
 from textsafe_gym.models.layers import compile_layers, fuse_norms, recompute_activations, train_last
 from textsafe_gym.models.likelihood import LinearStatistics, has_linear_head, statistics
 from textsafe_gym.models.sampling import generate, logits_at, model_inputs, states_at
@@ -325,7 +325,7 @@ class CausalLMPolicy(nn.Module):
         A model is in Hugging Face's format, an adapter in PEFT's.
         """
         settings = {"temperature": self.temperature}
-        with new_directory(directory) as scratch:
+        with new_directory(directory) as scratch, quiet():
             if self.lora:
                 adapters.save_adapter(self.model, _ADAPTER, scratch, "CAUSAL_LM", settings)
             else:

@@ -131,7 +131,7 @@ def load_pretrained(
         ModelError: the model is missing, corrupt, incomplete, not safetensors, or needs code of its own.
     """
     name = check_source(source, what)
-    with _quiet():
+    with quiet():
         try:
             model, report = auto_class.from_pretrained(
                 name,
@@ -166,7 +166,7 @@ def load_config(source: str | Path, what: str) -> Any:
     from transformers import AutoConfig
 
     name = check_source(source, what)
-    with _quiet():
+    with quiet():
         try:
             return AutoConfig.from_pretrained(name, trust_remote_code=False)
         except Exception as error:
@@ -188,7 +188,7 @@ def without_weights(auto_class: Any, source: str | Path, what: str, **options: A
     import torch
 
     config = load_config(source, what)
-    with _quiet(), torch.device("meta"):
+    with quiet(), torch.device("meta"):
         try:
             for name, value in options.items():
                 setattr(config, name, value)
@@ -206,7 +206,7 @@ def load_tokenizer(source: str | Path, what: str) -> Any:
     from transformers import AutoTokenizer
 
     name = check_source(source, what)
-    with _quiet():
+    with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:
@@ -221,7 +221,7 @@ def load_tokenizer(source: str | Path, what: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps transformers from printing reports and progress bars: what matters is raised as one line."""
     import torch
     from transformers.utils import logging as hf_logging

@@ -14,7 +14,7 @@ from textsafe_gym.errors import ModelError
 from textsafe_gym.models import adapters
 from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.encoding import pad, rows_at_once
-from textsafe_gym.models.files import load_config, load_pretrained, load_tokenizer, new_directory
+from textsafe_gym.models.files import load_config, load_pretrained, load_tokenizer, new_directory, quiet
 from textsafe_gym.models.layers import fuse_norms
 from textsafe_gym.models.texts import pair_ids
 from textsafe_gym.models.trunk import AdapterClassifier
@@ -174,7 +174,7 @@ class ScoreModel:
         A model is in Hugging Face's format, an adapter in PEFT's.
         """
         normaliser = {"kind": self.kind, "mean": self.mean, "std": self.std}
-        with new_directory(directory) as scratch:
+        with new_directory(directory) as scratch, quiet():
             if isinstance(self.model, AdapterClassifier):
                 self.model.save(scratch, {_KEY: normaliser})
             else:
