@@ -91,7 +91,7 @@ class Algorithm:
     """One policy and an OmniSafe algorithm that updates it; see `algos.core.optim.Setup`."""
 
     def __init__(self, name: str, setup: Setup[Any]) -> None:
-        from textsafe_gym.adapters.omnisafe import Updater
+        from textsafe_gym.adapters.omnisafe_updates import Updater
 
         self.policy, self.config = setup.policy, setup.config
         self.optimizer: Stepper = Steps(setup)

@@ -26,6 +26,8 @@ if importlib.util.find_spec("omnisafe") is None:
     pytest.skip(f"OmniSafe is not installed; {omnisafe_files.INSTALL}", allow_module_level=True)
 
 from textsafe_gym.adapters import omnisafe
+from textsafe_gym.adapters.omnisafe_models import Tokens
+from textsafe_gym.adapters.omnisafe_rows import TokenRows
 
 ROOT = Path(__file__).parent.parent
 NAMES = omnisafe_files.names()
@@ -148,7 +150,7 @@ def test_a_cut_episode_goes_on_with_the_critics_value() -> None:
 
 def test_prefixes_are_read_with_what_continues_them() -> None:
     task = gym.make_vec(EXACT, num_envs=8).unwrapped
-    rows = omnisafe.TokenRows(task)
+    rows = TokenRows(task)
     policy = made("PPO").policy
     rollout = policy.rollout(gym.make_vec(EXACT, num_envs=8), 0)
     table = rows.of(rollout)
@@ -165,7 +167,7 @@ def test_prefixes_are_read_with_what_continues_them() -> None:
 def test_kl_to_stored_means_is_that_of_tokens() -> None:
     torch.manual_seed(0)
     p, q = torch.randn(5, 7), torch.randn(5, 7)
-    new, old = omnisafe.Tokens(p), omnisafe.Tokens(q)
+    new, old = Tokens(p), Tokens(q)
     stored = kl_divergence(new, Normal(old.mean, old.stddev))
     expected = kl_divergence(Categorical(logits=p), Categorical(logits=q))
     torch.testing.assert_close(stored.sum(-1), expected)

@@ -17,6 +17,7 @@ import algos
 import textsafe_gym.adapters
 from textsafe_gym.cli.main import main
 from textsafe_gym.cli.request import tuned_defaults
+from textsafe_gym.errors import ConfigError
 
 project = "textsafe-gym"
 author = "the textsafe-gym developers"
@@ -114,11 +115,13 @@ def adapters() -> str:
     """The public parts of every adapter whose other library is installed."""
     parts = []
     for module in pkgutil.iter_modules(textsafe_gym.adapters.__path__, "textsafe_gym.adapters."):
+        if module.name.rpartition(".")[2].startswith("omnisafe_"):
+            continue  # what `omnisafe` is made of
         parts.append(f"## `{module.name}`")
         try:
             importlib.import_module(module.name)
-        except ImportError as error:
-            parts.append(f"Not shown: `{error.name}` was not installed where these pages were built.")
+        except (ImportError, ConfigError) as error:
+            parts.append(f"Not shown where these pages were built: {error}")
         else:
             parts.append(f"```{{eval-rst}}\n.. automodule:: {module.name}\n   :members:\n```")
     return "\n\n".join(parts)

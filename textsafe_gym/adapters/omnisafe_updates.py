@@ -1,0 +1,201 @@
+"""OmniSafe's updates on rollouts that were made elsewhere."""
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from textsafe_gym.adapters.omnisafe import (
+    PLAIN,
+    GymnasiumCMDP,
+    PolicyGradient,
+    base_of,
+    env_register,
+    given,
+    library,
+)
+from textsafe_gym.adapters.omnisafe_state import restore, state_of
+from textsafe_gym.errors import ConfigError
+from textsafe_gym.types import Policy, Rollout
+
+
+class Record:
+    """A rollout that OmniSafe walks through step by step: both the environment's answers and the actor's.
+
+    Args:
+        rows: of the environment.
+        rollout: whole episodes.
+        rewards, costs: (B, T), what is to be learned from.
+    """
+
+    def __init__(self, rows: Any, rollout: Rollout, rewards: Tensor, costs: Tensor) -> None:
+        mask = rollout.mask
+        self.obs = rows.of(rollout).cpu()
+        actions = rollout.actions[mask].float()
+        self.actions = (actions if actions.ndim > 1 else actions[:, None]).cpu()
+        names = ("reward_values", "cost_values", "log_probs")
+        self.values_r, self.values_c, self.log_probs = (getattr(rollout, name)[mask].cpu() for name in names)
+        self.rewards, self.costs = rewards[mask].cpu(), costs[mask].cpu()
+        ends = rollout.lengths.cumsum(0).cpu() - 1
+        self.last = torch.zeros(len(self.obs), dtype=torch.bool)
+        self.last[ends] = True
+        # V after the last step, where a limit from outside cut the episode; 0 where the MDP ended it.
+        finals = rollout.final_reward_values.cpu(), rollout.final_cost_values.cpu()
+        self.finals = {int(end): (r, c) for end, r, c in zip(ends, *finals, strict=True) if r != 0 or c != 0}
+        self.at = 0
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    def step(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The actor's side; `obs` is the record's own."""
+        if obs.ndim == 1:  # one observation instead of a row for each environment: an episode that was cut short
+            value_r, value_c = self.finals[self.at - 1]
+            return self.actions[0], value_r, value_c, self.log_probs[0]
+        now = slice(self.at, self.at + 1)
+        return self.actions[now], self.values_r[now], self.values_c[now], self.log_probs[now]
+
+
+class _Replayed(GymnasiumCMDP):
+    """The environment's side of a `Record`."""
+
+    _support_envs = ["textsafe-replay"]  # noqa: RUF012 (OmniSafe's own form)
+    record: Record
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        return self.record.obs[self.record.at % len(self.record)], {}
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        record, now = self.record, self.record.at
+        record.at += 1
+        cut = torch.tensor(now in record.finals)
+        following = record.obs[record.at % len(record)]
+        info = {"final_observation": following}
+        return following, record.rewards[now], record.costs[now], record.last[now] & ~cut, cut, info
+
+
+env_register(_Replayed)
+
+
+class Updater:
+    """One of OmniSafe's algorithms that learns from rollouts made elsewhere.
+
+    Args:
+        name: of one of OmniSafe's on-policy algorithms.
+        settings: by section, over the defaults that OmniSafe's YAML files have.
+        env, policy: what the rollouts are made with.
+        cost_limit: for the algorithms that have one.
+        seed: of OmniSafe's own draws.
+        episodes: in each rollout; OmniSafe's window of costs spans them.
+        updates: planned; the learning rate falls over them.
+        log_dir: where OmniSafe writes its files.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        env: gym.vector.VectorEnv,
+        policy: Policy,
+        *,
+        cost_limit: float | None,
+        seed: int,
+        episodes: int,
+        updates: int,
+        log_dir: str,
+    ) -> None:
+        with redirect_stdout(io.StringIO()):
+            cfgs = library.utils.config.get_default_kwargs_yaml(name, "", "on-policy")
+        cfgs.recurisve_update(dict(settings))
+        cfgs.recurisve_update(
+            {
+                "algo": name,
+                "env_id": _Replayed._support_envs[0],
+                "exp_name": name,
+                "seed": seed,
+                "cost_limit": cost_limit,
+                "train_cfgs": {"vector_env_nums": 1, "parallel": 1, "epochs": updates, "device": "cpu"},
+                "algo_cfgs": {**PLAIN, "steps_per_epoch": 1},
+                "model_cfgs": {"exploration_noise_anneal": False},
+                "logger_cfgs": {"use_wandb": False, "use_tensorboard": False, "log_dir": log_dir},
+            }
+        )
+        token = given.set((env, policy))
+        try:
+            with _undisturbed(), redirect_stdout(io.StringIO()):
+                library.utils.config.check_all_configs(cfgs, "on-policy")
+                self.algorithm: Any = library.algorithms.registry.get(name)(env_id=cfgs.env_id, cfgs=cfgs)
+        except AssertionError as error:
+            raise ConfigError(f"omnisafe:{name}: {error}") from None
+        finally:
+            given.reset(token)
+        self.env = base_of(self.algorithm._env._env)
+        logger = self.algorithm._logger
+        for key in ("EpRet", "EpCost", "EpLen"):
+            logger._data[f"Metrics/{key}"] = type(logger._data[f"Metrics/{key}"])(maxlen=episodes)
+
+    def update(self, rollout: Rollout, rewards: Tensor, costs: Tensor, seed: int) -> dict[str, float]:
+        """One update; returns what OmniSafe logged of it, under its own names.
+
+        Args:
+            rollout: whole episodes.
+            rewards: (B, T), what is to be learned from.
+            costs: (B, T), likewise.
+            seed: of OmniSafe's draws.
+        """
+        algorithm, env = self.algorithm, self.env
+        assert isinstance(env, _Replayed)
+        env.record = record = Record(env.rows, rollout, rewards, costs)
+        with _undisturbed(), redirect_stdout(io.StringIO()):
+            torch.manual_seed(seed)
+            algorithm._steps_per_epoch = len(record)
+            PolicyGradient._init(algorithm)  # a buffer of this size
+            algorithm._env.rollout(len(record), agent=record, buffer=algorithm._buf, logger=algorithm._logger)
+            algorithm._update()
+        if hasattr(algorithm._actor_critic, "actor_scheduler"):
+            algorithm._actor_critic.actor_scheduler.step()
+        logged = {key: list(values) for key, values in algorithm._logger._data.items() if len(values)}
+        for key in logged:
+            if not key.startswith("Metrics/Ep"):
+                algorithm._logger._data[key] = []
+        return {key: float(np.mean(values)) for key, values in logged.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next update depends on beside the policy: tensors and JSON values."""
+        return state_of(self._remembering())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        restore(self._remembering(), state)
+
+    def _remembering(self) -> dict[str, Any]:
+        algorithm = self.algorithm
+        windows = {key: x for key, x in algorithm._logger._data.items() if key.startswith("Metrics/Ep")}
+        found = {"algorithm": algorithm, "env": algorithm._env, "models": algorithm._actor_critic, "windows": windows}
+        for name, owner in (("_lagrange", algorithm), ("_controller", algorithm._env)):
+            if hasattr(owner, name):
+                found[name.strip("_")] = getattr(owner, name)
+        return found
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keeps what OmniSafe sets for the whole process to itself: torch's draws, determinism and cuDNN."""
+    strict, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.enabled
+    benchmark = torch.backends.cudnn.benchmark
+    numbers = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(strict)
+            torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark = cudnn, benchmark
+            np.random.set_state(numbers)
