@@ -104,6 +104,7 @@ def test_a_resumed_run_is_the_same_run(name: str, tmp_path: Path) -> None:
         assert torch.equal(x, resumed.policy.state_dict()[name])
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")  # there is no update here
 @pytest.mark.parametrize("discrete", [True, False])
 def test_what_the_buffer_holds_is_the_rollout(discrete: bool) -> None:
     env = None if discrete else vector(Tracking, 16)
@@ -134,6 +135,7 @@ def test_what_the_buffer_holds_is_the_rollout(discrete: bool) -> None:
         )
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")
 def test_a_cut_episode_goes_on_with_the_critics_value() -> None:
     cut = gym.vector.SyncVectorEnv([lambda: gym.wrappers.TimeLimit(Tracking(), 5)] * 16)
     trainer = made("PPOLag", cut, algo_cfgs={**TINY, "gamma": 0.9, "lam": 0.8, "standardized_rew_adv": False})
