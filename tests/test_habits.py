@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 
 import algos
 from textsafe_gym.cli.main import COMMANDS, main
-from textsafe_gym.cli.values import algorithm_keys, env_keys
+from textsafe_gym.cli.values import algorithm_keys, algorithm_names, env_keys
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = [sys.executable, "-m", "textsafe_gym.cli.main"]
@@ -319,7 +319,15 @@ def test_every_command_has_examples_that_parse(path: tuple[str, ...]) -> None:
             command = inner
         context = command.make_context(name, list(arguments), parent=context)
         chosen = context.params.get("algorithms") or [context.params.get("algorithm") or "ppo"]
-        assert set(chosen) <= set(algos.available())
+        assert set(chosen) <= set(algorithm_names())
+
+
+def test_keys_of_omnisafes_are_those_of_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    if "omnisafe:CPO" not in algorithm_names():
+        pytest.skip("OmniSafe is not installed")
+    with pytest.raises(SystemExit):
+        main(["algos", "omnisafe:CPO", "--json"])
+    assert set(algorithm_keys("omnisafe:CPO")) == {row["key"] for row in json.loads(capsys.readouterr().out)}
 
 
 def test_no_arguments_show_help_and_the_version_is_told() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 import algos
+import algos.omnisafe
 import textsafe_gym.adapters
 from textsafe_gym.cli.main import main
 from textsafe_gym.cli.request import tuned_defaults
@@ -84,10 +85,16 @@ def algorithms() -> str:
         bases = ", ".join(
             f"[{_lower(SETTINGS[base.__name__])}](#settings-{base.__name__})" for base in module.Config.__bases__
         )
-        about = re.sub(r"arXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", inspect.getdoc(module) or "")
-        parts += [f"```{{py:module}} algos.{name}\n```", f"## `{name}`", about]
+        parts += [f"```{{py:module}} algos.{name}\n```", f"## `{name}`", _about(module)]
         parts += [f"Shared settings: {bases}. Its own, and what is otherwise with it:", settings_table(own, tuned)]
+    parts += ["```{py:module} algos.omnisafe\n```", "## OmniSafe's", _about(algos.omnisafe)]
+    parts += ["[How to use them](omnisafe.md); `textsafe algos NAME` lists the settings of one. All of them have:"]
+    parts += [settings_table(algos.omnisafe.RunConfig.model_fields, {})]
     return "\n\n".join(parts)
+
+
+def _about(module: Any) -> str:
+    return re.sub(r"arXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", inspect.getdoc(module) or "")
 
 
 def _lower(title: str) -> str:

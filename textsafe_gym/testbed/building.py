@@ -17,6 +17,7 @@ from rich.console import Console
 
 from textsafe_gym.data.readers import read_score_data
 from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.models.cards import CARD as MODEL_CARD
 from textsafe_gym.models.files import new_directory
 from textsafe_gym.testbed import MAX_RESPONSE_LENGTH, annotators, language
 from textsafe_gym.testbed.card import CARD_FILE, gold_metrics
@@ -95,9 +96,10 @@ def _build(target: Path, scale: float, progress: bool) -> dict[str, Any]:
             "cost": fit_cost(costs, trunk, None, folder / "cost", **shared),
         }
         for kind, metrics in fitted.items():
-            # The card holds them all; a folder's own copy would name the scratch folder that it was made in.
+            # The card holds them all; a folder's own copies would name the scratch folder that it was made in.
             metrics["settings"]["model"] = "LlamaForCausalLM" if kind == "policy" else "policy"
             (folder / kind / METRICS_FILE).unlink()
+            (folder / kind / MODEL_CARD).unlink()
         console.print("measuring against the gold judge")
         card = {
             "scale": scale,
