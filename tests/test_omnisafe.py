@@ -150,6 +150,19 @@ def test_a_cut_episode_goes_on_with_the_critics_value() -> None:
     torch.testing.assert_close(seen["adv_r"], advantages[rollout.mask], atol=1e-5, rtol=1e-5)
 
 
+def test_the_fisher_matrix_is_estimated_from_whole_episodes() -> None:
+    trainer = made("TRPO", algo_cfgs={**TINY, "fvp_sample_freq": 4, "standardized_rew_adv": False})
+    rollout = trainer.policy.rollout(trainer.env, 3)
+    updater, seen = trainer.algorithm.updater, {}
+    updater.algorithm._update = lambda: seen.update(updater.algorithm._buf.get())
+    updater.update(rollout, rollout.rewards, rollout.costs, 0)
+    rows = updater.env.rows.of(rollout)
+    count = -(-len(rows) // 4)
+    assert torch.equal(seen["obs"][::4], rows[:count])
+    assert torch.equal(seen["logp"][::4], rollout.log_probs[rollout.mask][:count])
+    assert sorted(seen["logp"].tolist()) == sorted(rollout.log_probs[rollout.mask].tolist())
+
+
 def test_prefixes_are_read_with_what_continues_them() -> None:
     task = gym.make_vec(EXACT, num_envs=8).unwrapped
     rows = TokenRows(task)

@@ -92,13 +92,21 @@ class PolicyCritic(nn.Module):
 
     def __init__(self, policy: Policy, rows: Any, kind: str) -> None:
         super().__init__()
-        self.own = nn.ParameterList(policy.parameter_groups()[f"{kind}_critic"])
+        groups = policy.parameter_groups()
+        self.own = nn.ParameterList(groups.pop(f"{kind}_critic"))
+        self._others = tuple(x for group in groups.values() for x in group)
         self._policy, self._rows, self._kind = (policy,), rows, f"{kind}_values"
 
     def forward(self, obs: Tensor) -> list[Tensor]:
         """One tensor of values, (N,) or ()."""
         observations, actions, mask, order = self._rows.episodes(obs.reshape(-1, obs.shape[-1]))
-        found = self._policy[0].evaluate(observations, actions, mask)
+        for other in self._others:  # no gradient reaches what OmniSafe does not step with this critic
+            other.requires_grad_(False)
+        try:
+            found = self._policy[0].evaluate(observations, actions, mask)
+        finally:
+            for other in self._others:
+                other.requires_grad_(True)
         values = getattr(found, self._kind)
         values = values[mask.to(values.device)][order.to(values.device)]
         return [values.to(obs.device).reshape(obs.shape[:-1])]

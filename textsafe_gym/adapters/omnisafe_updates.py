@@ -158,6 +158,7 @@ class Updater:
             torch.manual_seed(seed)
             algorithm._steps_per_epoch = len(record)
             PolicyGradient._init(algorithm)  # a buffer of this size
+            _spread(algorithm._buf, algorithm._cfgs.algo_cfgs.get("fvp_sample_freq", 1))
             algorithm._env.rollout(len(record), agent=record, buffer=algorithm._buf, logger=algorithm._logger)
             algorithm._update()
         if hasattr(algorithm._actor_critic, "actor_scheduler"):
@@ -184,6 +185,21 @@ class Updater:
             if hasattr(owner, name):
                 found[name.strip("_")] = getattr(owner, name)
         return found
+
+
+def _spread(buffer: Any, every: int) -> None:
+    """Orders what a buffer gives so that each `every`-th step, from the first, is of the same few episodes.
+
+    OmniSafe estimates the Fisher matrix from these steps. A language model reads an episode as a whole, so that some
+    steps of each would cost as much as all of them. No other part of an update depends on the order.
+    """
+    order = torch.empty(buffer.buffers[0].max_size, dtype=torch.long)
+    picked = torch.zeros_like(order, dtype=torch.bool)
+    picked[::every] = True
+    count = int(picked.sum())
+    order[picked], order[~picked] = torch.arange(count), torch.arange(count, len(order))
+    as_stored = buffer.get
+    buffer.get = lambda: {name: x[order] for name, x in as_stored().items()}
 
 
 @contextmanager
