@@ -20,6 +20,7 @@ Examples:
   textsafe compare ppo_lagrangian reward_shaping --seeds 3 --vary reward_shaping.cost_weight=0.5,1,2 --vary
     ppo_lagrangian.env.cost_limit=-1,0,1 --out runs/sweep
   textsafe compare ppo ppo_lagrangian --set ppo_lagrangian.multiplier_init=2 --out runs/lambda
+  textsafe compare ppo_lagrangian omnisafe:PPOLag omnisafe:CPO --seeds 3 --out runs/omnisafe
 """
 _SAMPLES = 4  # prompts whose responses the report shows
 
