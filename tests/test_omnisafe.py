@@ -200,7 +200,7 @@ def test_one_cost_limit(name: str) -> None:
     ]
     assert all(place == 0.7 for place in places)
     unconstrained = {"PPO", "TRPO", "NaturalPG", "PolicyGradient"}
-    assert bool(places) == (name not in unconstrained)
+    assert bool(places) == (name not in unconstrained) == omnisafe_files.has_limit(name)
 
 
 def test_the_environments_own_limit_and_names_of_omnisafes_own(tmp_path: Path) -> None:
@@ -337,4 +337,5 @@ def test_side_by_side_in_the_command_line(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert set(found["settings"]) == {"initial", "ppo_lagrangian", "omnisafe:CPO"}
     assert "omnisafe:CPO" in {point["label"] for point in found["pareto"]["points"]}
-    assert (tmp_path / "out" / "omnisafe-CPO" / "seed_0" / "checkpoints" / "latest" / "policy").is_dir()
+    card = tmp_path / "out" / "omnisafe-CPO" / "seed_0" / "checkpoints" / "latest" / "policy" / "README.md"
+    assert "| constraint | mean cost of a response <= 0 " in card.read_text()

@@ -35,10 +35,26 @@ def defaults(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: OmniSafe is not installed.
     """
+    return _without(_own(name), ())
+
+
+def has_limit(name: str) -> bool:
+    """Whether an algorithm bounds the cost.
+
+    Raises:
+        ConfigError: OmniSafe is not installed.
+    """
+    sections = _own(name)
+    keys = {*sections["algo_cfgs"], *sections.get("lagrange_cfgs", {})}
+    return bool(keys & {"cost_limit", *BUDGETS})
+
+
+def _own(name: str) -> dict[str, Any]:
     folder = _folder()
     if folder is None:
         raise ConfigError(f"OmniSafe is not installed; {INSTALL}")
-    return _without(read_yaml(folder / f"{name}.yaml").values["defaults"], ())
+    found: dict[str, Any] = read_yaml(folder / f"{name}.yaml").values["defaults"]
+    return found
 
 
 def _folder() -> Path | None:

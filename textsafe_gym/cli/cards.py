@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from textsafe_gym.adapters import omnisafe_files
 from textsafe_gym.cli.request import RunSpec
 from textsafe_gym.models.cards import public, write_card
 
@@ -34,7 +35,7 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
         "prompts": _data(kwargs.get("prompts"), getattr(task, "prompts", None), world),
         "reward model": _model(kwargs.get("reward_model"), world),
         "cost model": _model(kwargs.get("cost_model"), world),
-        "constraint": _constraint(config, summary["cost_limit"]),
+        "constraint": _constraint(spec, summary["cost_limit"]),
         "KL to the starting policy": _kl(config),
         "responses generated": summary["episodes"],
         "seed": spec.seed,
@@ -66,14 +67,21 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
     )
 
 
-def _constraint(config: Mapping[str, Any], limit: float | None) -> str | None:
+def _constraint(spec: RunSpec, limit: float | None) -> str | None:
+    config = spec.config
     if config.get("cost_limits"):
         return "; ".join(f"mean {name} <= {bound:g}" for name, bound in config["cost_limits"].items())
     bound = config.get("cost_limit")
     bound = limit if bound is None else bound
-    if "constraint" not in config:
+    kind = config.get("constraint", "mean" if _omnisafes_constraint(spec.algorithm) else None)
+    if kind is None:
         return "none kept by the algorithm" if bound is None else f"none kept by the algorithm; judged at {bound:g}"
-    return None if bound is None else _BOUNDS[config["constraint"]].format(limit=bound)
+    return None if bound is None else _BOUNDS[kind].format(limit=bound)
+
+
+def _omnisafes_constraint(algorithm: str) -> bool:
+    family, _, member = algorithm.partition(":")
+    return family == "omnisafe" and omnisafe_files.has_limit(member)
 
 
 def _kl(config: Mapping[str, Any]) -> str | None:
