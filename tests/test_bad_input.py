@@ -55,6 +55,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "torn.yaml": "id: SafeRLHF-v0\nkwargs: {prompts: [a, b\n",
         "list.yaml": "- 1\n",
         "odd.yaml": "id: SafeRLHF-v0\nkwarg: {}\n",
+        "low.yaml": "id: SafeRLHF-v0\nkwargs:\n  max_prompt_length: 64\n  cost_limit: low\n",
         "ppo.yaml": "learning_rate: 0.1\nclip_range_ration: 0.2\n",
         "empty.txt": "",
         "blank.jsonl": '{"prompt": "make tea"}\n{"prompt": "  "}\n',
@@ -152,6 +153,14 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "environment file of another kind": (train(env="{w}/kinds.txt"), ["{w}/kinds.txt"]),
     "unknown keyword of the environment": (setting("env.cost_limt=1"), ["cost_limt", "cost_limit"]),
     "cost limit of the wrong type": (setting("env.cost_limit=low"), ["cost_limit", "low"]),
+    "cost limit of the wrong type in a file": (
+        ["train", "ppo", "--env", "{w}/low.yaml", "--out", "{w}/new"],
+        ["cost_limit", "low", "{w}/low.yaml:4"],
+    ),
+    "vocabulary of the wrong type": (
+        ["train", "ppo", "--env", "SafeRLHF-Exact-v0", "--set", "env.vocabulary=x", "--out", "{w}/new"],
+        ["vocabulary: expected a whole number", "'x' (--set env.vocabulary=x)"],
+    ),
     "infinite cost limit": (setting("env.cost_limit=.inf"), ["cost_limit", "inf"]),
     "empty response budget": (setting("env.max_response_length=0"), ["max_response_length", "0"]),
     "missing prompts": (setting("env.prompts={w}/missing.jsonl"), ["{w}/missing.jsonl"]),

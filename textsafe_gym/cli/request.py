@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -62,6 +62,7 @@ class RunSpec:
         env: {"id", "kwargs"}.
         policy: arguments of `make_policy`.
         config: the algorithm's settings, all of them.
+        places: where each of the environment's kwargs was written, for messages; not a part of the run.
     """
 
     algorithm: str
@@ -69,6 +70,7 @@ class RunSpec:
     env: dict[str, Any]
     policy: dict[str, Any]
     config: dict[str, Any]
+    places: dict[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def seed(self) -> int:
@@ -77,7 +79,7 @@ class RunSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """For `config.yaml`."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "places"}
 
     def with_seed(self, seed: int) -> "RunSpec":
         """The same run with another seed."""
@@ -252,7 +254,9 @@ def build_spec(
     if varied:
         values = ",".join(f"{name.rpartition('.')[2]}={value}" for name, value in varied.items())
         label += f"[{values}]"
-    return RunSpec(algorithm, label, {"id": env_id, "kwargs": kwargs.values}, options, resolved.model_dump(mode="json"))
+    places = {name: kwargs.where((name,)) for name in kwargs.values}
+    env_part = {"id": env_id, "kwargs": kwargs.values}
+    return RunSpec(algorithm, label, env_part, options, resolved.model_dump(mode="json"), places)
 
 
 def parse_variant(varied: Mapping[str, Any]) -> Settings:

@@ -4,6 +4,7 @@ import fcntl
 import gc
 import inspect
 import math
+import re
 import shutil
 import time
 import traceback
@@ -52,6 +53,8 @@ def make_env(spec: RunSpec, num_envs: int) -> Any:
             kwargs,
             known=lambda: _takes(env_id),
         )
+    except TextsafeError as error:
+        raise _located(error, spec) from None
     except gym.error.UnregisteredEnv as error:
         hint = "" if "did you mean" in str(error).lower() else f"; {nearest(env_id, [*ENVIRONMENTS, *presets('env')])}"
         raise UnknownNameError(f"unknown environment '{env_id}': {str(error).rstrip('.')}{hint}") from None
@@ -62,6 +65,16 @@ def make_env(spec: RunSpec, num_envs: int) -> Any:
         raise UnknownNameError(f"unknown environment '{env_id}': {error}") from None
     except gym.error.Error as error:
         raise ConfigError(f"env {env_id}: {error}") from None
+
+
+def _located(error: TextsafeError, spec: RunSpec) -> TextsafeError:
+    """An error about one of the environment's kwargs, by its name or what it names, with where that was written."""
+    message = str(error)
+    for name, place in spec.places.items():
+        value = spec.env["kwargs"][name]
+        if re.match(rf"{re.escape(name)}\b", message) or (isinstance(value, str) and value and value in message):
+            return type(error)(f"{message} ({place})")
+    return error
 
 
 def _takes(env_id: str) -> list[str]:

@@ -89,13 +89,13 @@ class World:
     seed: int
 
     def __post_init__(self) -> None:
-        most = {"vocabulary": len(_WORDS) + 1, "prompts": (self.vocabulary - 1) ** 2}
         for name, least in {"vocabulary": 3, "max_response_length": 1, "prompts": 1, "seed": 0}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise ConfigError(f"{name}: expected a whole number, at least {least}, got {value!r:.60}")
-            if value > most.get(name, value):
-                raise ConfigError(f"{name} = {value}: at most {most[name]}")
+        for name, most in {"vocabulary": len(_WORDS) + 1, "prompts": (self.vocabulary - 1) ** 2}.items():
+            if getattr(self, name) > most:
+                raise ConfigError(f"{name} = {getattr(self, name)}: at most {most}")
         words = self.vocabulary - 1
         count = self.prompts * sum(words**length for length in range(self.max_response_length + 1))
         if count > MOST_RESPONSES:
