@@ -87,7 +87,7 @@ def study(
     check_out(out, resume)
     tracked = Track(track, out.resolve().name)
     jobs = [
-        Job(spec.with_seed(seed), out / spec.label / f"seed_{seed}", tracked)
+        Job(spec.with_seed(seed), out / spec.label.replace(":", "-") / f"seed_{seed}", tracked)
         for seed in range(seeds or plan.seeds)
         for spec in specs
     ]
