@@ -212,6 +212,47 @@ def test_the_environments_own_limit_and_names_of_omnisafes_own(tmp_path: Path) -
         made("PPOSaute", cost_limit=-1.0)
 
 
+PLAIN = {"gamma": 1.0, "lam": 1.0, "lam_c": 1.0, "use_critic_norm": False, "update_iters": 2}
+LEARNING: dict[str, tuple[float, float, dict[str, Any]]] = {
+    # The limit, the share of the way to the optimum that is asked for, and settings.
+    "PPOLag": (
+        0.0,
+        0.6,
+        {
+            "episodes": 30 * 128,
+            "episodes_per_iteration": 128,
+            "algo_cfgs": {**PLAIN, "batch_size": 128, "kl_early_stop": False},
+            "model_cfgs": {"linear_lr_decay": True, "actor": {"lr": 2e-3}, "critic": {"lr": 5e-3}},
+            "lagrange_cfgs": {"lagrangian_multiplier_init": 0.5, "lambda_lr": 0.05},
+        },
+    ),
+    "CPO": (
+        0.5,
+        0.4,
+        {
+            "episodes": 16 * 256,
+            "episodes_per_iteration": 256,
+            "algo_cfgs": {**PLAIN, "batch_size": 256, "target_kl": 0.03, "cg_iters": 6, "fvp_sample_freq": 4},
+            "model_cfgs": {"critic": {"lr": 5e-3}},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_it_learns_towards_the_exact_optimum(name: str) -> None:
+    """The study `configs/study/omnisafe.yaml` goes all the way; this is its beginning."""
+    limit, wanted, settings = LEARNING[name]
+    env: Any = gym.make(EXACT, cost_limit=limit, kl_coeff=0.2).unwrapped
+    trainer = made(name, cost_limit=limit, **settings)
+    trainer.learn()
+    found, start = env.evaluate(trainer.policy.model), env.evaluate(env.world.reference)
+    best = env.solve()
+    assert (found.reward - 0.2 * found.kl - start.reward) / (best.objective - start.reward) > wanted
+    assert found.cost < limit + 0.2  # of a range of 6.9
+    assert env.solve(1e6).cost > limit + 0.5  # which would not be so without the limit
+
+
 def test_steps_are_the_environments(tmp_path: Path) -> None:
     cmdp = omnisafe.GymnasiumCMDP(EXACT, num_envs=4, cost_limit=0.3)
     assert cmdp.cost_limit == 0.3
