@@ -21,6 +21,7 @@ import textsafe_gym  # noqa: F401
 from algos.core.objectives import gae
 from textsafe_gym.adapters import omnisafe_files
 from textsafe_gym.errors import ConfigError, UnknownNameError
+from textsafe_gym.models import make_policy
 
 if importlib.util.find_spec("omnisafe") is None:
     pytest.skip(f"OmniSafe is not installed; {omnisafe_files.INSTALL}", allow_module_level=True)
@@ -81,6 +82,21 @@ def test_every_on_policy_algorithm_trains_the_language_model(name: str) -> None:
 def test_there_are_enough_of_them() -> None:
     assert len(NAMES) >= 15
     assert {"PPOLag", "CPO", "FOCOPS", "CUP", "PCPO", "P3O", "TRPOLag", "CPPOPID", "IPO", "OnCRPO"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["PPOLag", "CPO"])
+@pytest.mark.parametrize("options", [{"lora_rank": 2}, {"critics": "separate"}], ids=str)
+def test_adapters_and_critics_of_their_own(name: str, options: dict[str, Any]) -> None:
+    env = gym.make_vec("SafeRLHF-v0", num_envs=4)
+    policy: Any = make_policy(env, **options)
+    before = weights(policy)
+    sizes = {"episodes": 4, "episodes_per_iteration": 4, "algo_cfgs": {**TINY, "batch_size": 512}}
+    algos.make(f"omnisafe:{name}", env, policy, **sizes).learn()
+    groups = policy.parameter_groups()
+    assert all(x.requires_grad for group in groups.values() for x in group)
+    moved = [name for name, x in policy.state_dict().items() if not torch.equal(x, before[name])]
+    assert {name.split(".")[0] for name in moved} == {"model", "reward_critic", "cost_critic"}
+    assert all("lora_" in name for name in moved if name.startswith("model.")) == ("lora_rank" in options)
 
 
 @pytest.mark.parametrize("name", ["PPOLag", "CPO"])
