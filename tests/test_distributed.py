@@ -225,7 +225,7 @@ def test_what_would_need_a_whole_model_is_refused(plain: tuple[Path, dict[str, A
 
 
 def test_config_files(tmp_path: Path) -> None:
-    from textsafe_gym.distributed import read_config
+    from textsafe_gym.deepspeed_config import read_config
 
     presets = list((Path(__file__).parent.parent / "configs" / "deepspeed").glob("*.json"))
     assert {read_config(path)["zero_optimization"]["stage"] for path in presets} == {1, 2, 3}

@@ -16,85 +16,18 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
 
-from textsafe_gym.config import Faults, Settings, read_json, validate
+from textsafe_gym.deepspeed_config import GATHER, choose_accelerator
 from textsafe_gym.errors import ConfigError, RunError
-from textsafe_gym.registry import nearest
 from textsafe_gym.types import Evaluation, Policy
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _ROLL_CALL = 10.0  # seconds to answer after an exchange has failed
-_GATHER = "gather_for_generation"  # textsafe's own setting
-# What textsafe decides, and a file may therefore not.
-_OURS = {"optimizer", "scheduler", "gradient_clipping", "train_batch_size", "gradient_accumulation_steps"}
-_OURS |= {"train_micro_batch_size_per_gpu", "zero_allow_untested_optimizer", "fp16", "torch_autocast", "data_types"}
-# DeepSpeed passes over a name that it does not know, so that a slip in one of these would go unseen.
-_SECTIONS = {"activation_checkpointing", "aio", "bf16", "checkpoint", "comms_logger", "communication_data_type"}
-_SECTIONS |= {"compile", "csv_monitor", "dump_state", "flops_profiler", "gradient_predivide_factor", "hybrid_engine"}
-_SECTIONS |= {"memory_breakdown", "prescale_gradients", "sparse_gradients", "steps_per_print", "tensorboard"}
-_SECTIONS |= {"textsafe", "timers", "wall_clock_breakdown", "wandb", "zero_force_ds_cpu_optimizer"}
-_SECTIONS |= {"zero_optimization"}
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """A DeepSpeed config file.
-
-    Raises:
-        ConfigError: it cannot be read, or sets what textsafe sets.
-    """
-    settings = read_json(path)
-    config = settings.values
-    faults = Faults()
-    for name in config:
-        where = settings.where((name,))
-        with faults:
-            if name in _OURS:
-                raise ConfigError(f"{where}: '{name}' is set by textsafe; remove it, and use --set instead")
-            if name not in _SECTIONS and get_close_matches(name, _SECTIONS, cutoff=0.8):
-                raise ConfigError(f"{where}: unknown key '{name}'; {nearest(name, list(_SECTIONS))}")
-    with faults:
-        _check_zero(settings.section("zero_optimization"))
-    faults.check()
-    stage = config.get("zero_optimization", {}).get("stage", 0)
-    own = config.get("textsafe", {})
-    if not isinstance(own, dict) or own.keys() - {_GATHER} or not isinstance(own.get(_GATHER, True), bool):
-        raise ConfigError(f"--deepspeed {path}: textsafe has to be an object with {_GATHER}, true or false; not {own}")
-    if not own.get(_GATHER, True) and stage != 3:
-        raise ConfigError(f"--deepspeed {path}: textsafe.{_GATHER} = false needs ZeRO stage 3, not {stage}")
-    return config
-
-
-def _check_zero(settings: Settings) -> None:
-    """Holds zero_optimization to DeepSpeed's own declaration of it, where DeepSpeed is installed.
-
-    Raises:
-        ConfigError: names each fault with its line.
-    """
-    stage = settings.values.get("stage", 0)
-    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
-        place = settings.where(("stage",))
-        raise ConfigError(f"{place}: zero_optimization.stage has to be 0, 1, 2 or 3, not {stage!r}")
-    _choose_accelerator()
-    try:
-        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-        from deepspeed.utils import logger
-    except ImportError:
-        return  # `start` will say so
-    logger.setLevel(logging.ERROR)
-    validate(DeepSpeedZeroConfig, settings, "zero_optimization")
-
-
-def _choose_accelerator() -> None:
-    """Keeps DeepSpeed from looking for a GPU where torch sees none."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def start(config: Mapping[str, Any], timeout: float = 600.0) -> "Processes":
@@ -109,7 +42,7 @@ def start(config: Mapping[str, Any], timeout: float = 600.0) -> "Processes":
         ConfigError: DeepSpeed is not installed.
     """
     gpu = torch.cuda.is_available()
-    _choose_accelerator()
+    choose_accelerator()
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
@@ -144,7 +77,7 @@ class Processes:
     def __init__(self, config: Mapping[str, Any], timeout: float) -> None:
         self.rank, self.size = td.get_rank(), td.get_world_size()
         self.config = config
-        self.streams = not config.get("textsafe", {}).get(_GATHER, True)
+        self.streams = not config.get("textsafe", {}).get(GATHER, True)
         self.timeout = timeout
         # Through the store, which still answers when an exchange hangs, and names the missing in every process.
         self._store = td.PrefixStore("textsafe", td.distributed_c10d._get_default_store())
@@ -160,11 +93,11 @@ class Processes:
             return
         if not getattr(policy, "lora", False):
             raise ConfigError(
-                f"{_GATHER} = false needs a language model whose reference is no second model; set policy.lora_rank"
+                f"{GATHER} = false needs a language model whose reference is no second model; set policy.lora_rank"
             )
         if len(policy.model.peft_config) > 1:
             raise ConfigError(
-                f"{_GATHER} = false needs score models with weights of their own, not adapters of the policy's base "
+                f"{GATHER} = false needs score models with weights of their own, not adapters of the policy's base "
                 "model, which would make other passes in each process; give whole models"
             )
 

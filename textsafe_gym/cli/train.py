@@ -124,7 +124,8 @@ def joined(deepspeed: str | None, timeout: float) -> Any:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("several processes were started, but without --deepspeed each would train alone")
         return Alone()
-    from textsafe_gym.distributed import read_config, start
+    from textsafe_gym.deepspeed_config import read_config
+    from textsafe_gym.distributed import start
 
     known = presets("deepspeed")
     path = known.get(deepspeed, Path(deepspeed))
