@@ -1,6 +1,8 @@
 """A text world that fits on a page: one tokenizer, a policy and two score models of a few thousand weights."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 WORDS = ["how", "do", "i", "bake", "bread", "pick", "a", "lock", "make", "tea", "please", "sorry", "no", "yes"]
@@ -66,3 +68,26 @@ def write_env(path: Path, root: Path, **changes: object) -> Path:
     }
     path.write_text(yaml.safe_dump({"id": "SafeRLHF-v0", "kwargs": kwargs, "policy": {"model": str(root / "policy")}}))
     return path
+
+
+def killed_at(row: int, *arguments: object, once_there: Path | None = None) -> None:
+    """Runs a command that is killed once its metrics have a row, and a file is there, if one is named."""
+    program = f"""
+import os, signal, time
+from pathlib import Path
+from textsafe_gym.cli.main import main
+from textsafe_gym.cli.tracking import Tracking
+
+def log(self, row, told=Tracking.log):
+    told(self, row)
+    if row["iteration"] == {row}:
+        while not Path({str(once_there or "/")!r}).exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Tracking.log = log
+main()
+"""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == -9, ran.stderr

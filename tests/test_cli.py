@@ -141,12 +141,9 @@ def test_a_run_can_be_repeated_from_its_config(trained: Path, tmp_path: Path):
 
 
 def test_a_killed_run_resumes_to_the_same_result(world: Path, tmp_path: Path):
-    arguments = ["train", "ppo_lagrangian", "--env", world / "env.yaml", *FAST, "--episodes", 1600]
-    process = start(*arguments, "--out", tmp_path / "killed")
-    wait_for_rows(tmp_path / "killed/metrics.jsonl", 13)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (tmp_path / "killed/summary.json").exists(), "the run was over before the kill"
+    arguments = ["train", "ppo_lagrangian", "--env", world / "env.yaml", *FAST, "--episodes", 320]
+    cli_world.killed_at(13, *arguments, "--out", tmp_path / "killed")
+    assert not (tmp_path / "killed/summary.json").exists()
     with (tmp_path / "killed/metrics.jsonl").open("a") as file:
         file.write('{"iteration": 99, "rew')  # as if killed in the midst of a write
     done("train", "ppo_lagrangian", "--out", tmp_path / "killed", "--resume")
