@@ -211,7 +211,11 @@ class MultiplierConfig(BaseModel):
 
 
 class Controller(Protocol):
-    """One λ. `update(excess)` takes J - limit, positive where the constraint is violated, and returns the new λ."""
+    """One λ >= 0, and the rule by which it follows the excess J - limit, positive where the constraint is violated.
+
+    Attributes:
+        state: the numbers that a checkpoint keeps.
+    """
 
     state: list[float]
 
@@ -223,7 +227,17 @@ class Controller(Protocol):
         ...
 
     def update(self, excess: float) -> float:
-        """One step; a λ that would not be finite raises `RunError` and is not kept."""
+        """One step.
+
+        Args:
+            excess: J - limit, in units of the cost.
+
+        Returns:
+            The new λ.
+
+        Raises:
+            RunError: it would not be finite; the old one stays.
+        """
         ...
 
 

@@ -176,7 +176,7 @@ class Estimates:
 
 
 def estimate(rollout: Rollout, rewards: Tensor, costs: Tensor, config: CriticConfig) -> Estimates:
-    """`gae` of shaped rewards and costs (B, T) with the rollout's own values."""
+    """`gae` of shaped rewards and costs (B, T) with the rollout's own values; discount and λ are the config's."""
     reward, reward_returns = gae(
         rewards, rollout.reward_values, rollout.mask, config.gamma, config.gae_lambda, rollout.final_reward_values
     )
@@ -189,10 +189,17 @@ def estimate(rollout: Rollout, rewards: Tensor, costs: Tensor, config: CriticCon
 def critic_losses(
     new: Evaluation, batch: Rollout, index: Tensor, estimates: Estimates, config: CriticConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Both critics' `clipped_value_loss` on the minibatch of the episodes `index` (b,).
+    """Both critics' `clipped_value_loss` on a minibatch of b episodes.
+
+    Args:
+        new: the policy's present view of the minibatch; carries the gradient.
+        batch: the minibatch, with the values at collection.
+        index: (b,) int64, its episodes among those of `estimates`.
+        estimates: of the whole rollout.
+        config: clip and weight.
 
     Returns:
-        Their weighted sum, and each for itself, to report.
+        Their weighted sum, a scalar, and each for itself, to report.
     """
     clip = config.clip_range_value
     reward = clipped_value_loss(
@@ -203,7 +210,17 @@ def critic_losses(
 
 
 def clipped_losses(advantages: Tensor, estimates: Estimates, clip: float, config: CriticConfig) -> Losses:
-    """PPO's losses on a minibatch: the clipped surrogate of `advantages` (B, T), and both critics'."""
+    """PPO's losses on a minibatch: the clipped surrogate of the advantages, and both critics'.
+
+    Args:
+        advantages: (B, T), of the whole rollout.
+        estimates: of the whole rollout, for the critics.
+        clip: half-width of the trusted interval of ratios.
+        config: of the critics.
+
+    Returns:
+        What `Optimizer.descend` takes.
+    """
 
     def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         actor = clipped_surrogate_loss(new.log_probs, batch.log_probs, advantages[index], batch.mask, clip)
@@ -214,7 +231,13 @@ def clipped_losses(advantages: Tensor, estimates: Estimates, clip: float, config
 
 
 def mix_advantages(reward: Tensor, cost: Tensor, multiplier: float) -> Tensor:
-    """The Lagrangian's advantage (A_R - λ·A_C) / (1 + λ), whose scale does not grow with λ; all of one shape."""
+    """The Lagrangian's advantage (A_R - λ·A_C) / (1 + λ), whose scale does not grow with λ.
+
+    Args:
+        reward: A_R, of any shape.
+        cost: A_C, of the same.
+        multiplier: λ >= 0.
+    """
     return (reward - multiplier * cost) / (1.0 + multiplier)
 
 

@@ -19,7 +19,7 @@ _NEGATIVE = {"reward": {*_NO, "bad", "unhelpful"}, "cost": {*_NO, "safe", "harml
 
 @dataclass(frozen=True)
 class Preference:
-    """Two answers to a prompt, of which `better` was preferred (on the dimension that is being fitted)."""
+    """Two answers to a prompt, of which `better` was preferred to `worse` (on the dimension that is being fitted)."""
 
     prompt: str
     better: str
@@ -28,7 +28,12 @@ class Preference:
 
 @dataclass(frozen=True)
 class SafetyPreference:
-    """Two answers to a prompt, of which `safer` was judged safer, and the safety label of each."""
+    """Two answers to a prompt, of which `safer` was judged safer than `other`.
+
+    Attributes:
+        prompt, safer, other: texts.
+        safer_is_safe, other_is_safe: the safety label of each answer by itself; both may be unsafe.
+    """
 
     prompt: str
     safer: str
@@ -44,7 +49,7 @@ class SafetyPreference:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One answer to a prompt; the label says "good" to a reward model and "unsafe" to a cost model."""
+    """One answer to a prompt; a true label says "good" to a reward model and "unsafe" to a cost model."""
 
     prompt: str
     response: str

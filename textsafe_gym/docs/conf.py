@@ -1,7 +1,8 @@
 """Sphinx: pages in Markdown, and what is written from the code itself, so that it cannot grow stale.
 
-`make docs` builds them. `<!-- generated -->` in a page is filled in here: the algorithms with their settings, the help
-of the commands, the adapters, the examples. A page that consists of `<!-- text of --> [FILE](FILE)` becomes that file.
+`make docs` builds them. `<!-- generated -->` in a page is filled in here: the algorithms with their settings, the
+policy's settings, the help of the commands, the adapters, the examples. A page that consists of
+`<!-- text of --> [FILE](FILE)` becomes that file.
 """
 
 import importlib
@@ -17,7 +18,7 @@ import algos
 import algos.omnisafe
 import textsafe_gym.adapters
 from textsafe_gym.cli.main import main
-from textsafe_gym.cli.request import tuned_defaults
+from textsafe_gym.cli.request import PolicyOptions, tuned_defaults
 from textsafe_gym.errors import ConfigError
 
 project = "textsafe-gym"
@@ -26,12 +27,14 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = project
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+highlight_language = "text"  # a block that names no language is a command or a formula, not Python
 
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autoclass_content = "both"
 napoleon_use_ivar = True
 default_role = "literal"
 python_maximum_signature_line_length = 100
@@ -101,6 +104,12 @@ def _lower(title: str) -> str:
     return title[0].lower() + title[1:]
 
 
+def policy_settings() -> str:
+    """A Markdown table of what `policy.KEY` may set."""
+    rows = [f"| `{name}` | {field.description} |" for name, field in PolicyOptions.model_fields.items()]
+    return "\n".join(["| setting | |", "|---|---|", *rows])
+
+
 def commands() -> str:
     """The help of every command."""
     return "\n\n".join(_help(main, click.Context(main, info_name="textsafe", **main.context_settings), 2))
@@ -147,7 +156,13 @@ def examples() -> str:
     return "\n\n".join([about, *programs])
 
 
-GENERATED = {"algorithms": algorithms, "commands": commands, "adapters": adapters, "examples": examples}
+GENERATED = {
+    "algorithms": algorithms,
+    "own_models": policy_settings,
+    "commands": commands,
+    "adapters": adapters,
+    "examples": examples,
+}
 TEXT_OF = re.compile(r"<!-- text of --> \[.*\]\((.*)\)\s*")
 
 

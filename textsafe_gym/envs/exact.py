@@ -50,7 +50,15 @@ _WORDS = [
 
 
 class Row(NamedTuple):
-    """One response that an episode can end with."""
+    """One response that an episode can end with.
+
+    Attributes:
+        prompt: its text.
+        prompt_probability: of being drawn at a reset.
+        response: its text, without the token that ends it.
+        reference_log_prob: log-probability of the whole response, its end included, under the reference policy.
+        reward, cost: what the episode pays.
+    """
 
     prompt: str
     prompt_probability: float
@@ -61,7 +69,13 @@ class Row(NamedTuple):
 
 
 class ExactValues(NamedTuple):
-    """Expectations over prompts and a policy's responses; the KL is to the reference, in nats."""
+    """Expectations over prompts and a policy's responses.
+
+    Attributes:
+        reward, cost: of a response, without any KL.
+        kl: to the reference, in nats a response.
+        prompt_costs: the mean cost for each prompt, in the order of the environment's prompts.
+    """
 
     reward: float
     cost: float
@@ -295,12 +309,24 @@ class ExactView:
         return solve(self.world.responses, limit, self.kl_coeff if kl_coeff is None else kl_coeff, kl_in_cost)
 
     def solve_each(self, cost_limit: float | None = None, kl_coeff: float | None = None) -> Optimum:
-        """As `solve`, where every prompt has to keep the limit by itself."""
+        """As `solve`, where every prompt has to keep the limit by itself.
+
+        Args:
+            cost_limit: on each prompt's mean cost; by default the environment's.
+            kl_coeff: by default the environment's.
+
+        Raises:
+            ConfigError: a number is not finite, or kl_coeff is negative.
+        """
         limit = self.task.cost_limit if cost_limit is None else cost_limit
         return solve_each(self.world.responses, limit, self.kl_coeff if kl_coeff is None else kl_coeff)
 
     def priced(self, price: float, kl_coeff: float | None = None) -> Optimum:
         """The optimum of E[R] - price·E[C] - kl_coeff·KL, without a limit; `objective` leaves the price out.
+
+        Args:
+            price: ν, of a unit of cost in units of reward.
+            kl_coeff: by default the environment's.
 
         Raises:
             ConfigError: a number is not finite or negative, or kl_coeff is 0.
@@ -324,7 +350,11 @@ class ExactView:
         )
 
     def frontier(self, kl_coeff: float | None = None, n: int = 20) -> list[Optimum]:
-        """`n` optima at equal steps of cost, from that which no limit binds to nearly the smallest attainable cost.
+        """`n` optima at equal steps of cost, from the one that no limit binds to nearly the smallest attainable cost.
+
+        Args:
+            kl_coeff: by default the environment's.
+            n: at least 2.
 
         Raises:
             ConfigError: kl_coeff is negative or not finite, or n is below 2.
@@ -337,13 +367,16 @@ class ExactView:
 
 
 class ExactEnv(ExactView, SafeRLHFEnv):
-    """`SafeRLHFEnv` on an enumerable task.
+    """A task so small that every response can be listed and the constrained optimum computed.
 
     Args:
         cost_limit: on the mean episode cost.
         kl_coeff: β of the KL penalty that `solve` and `frontier` assume by default.
+        vocabulary: tokens, of which one ends a response; 3 to 21.
+        max_response_length: tokens in a response, at least 1.
+        prompts: how many, equally probable.
+        seed: of the rewards, the costs and the reference policy's weights.
         render_mode: as for `SafeRLHFEnv`.
-        vocabulary, max_response_length, prompts, seed: see `World`.
 
     Raises:
         ConfigError: a number is out of range.
@@ -369,7 +402,7 @@ class ExactEnv(ExactView, SafeRLHFEnv):
 
 
 class ExactVectorEnv(ExactView, SafeRLHFVectorEnv):
-    """`SafeRLHFVectorEnv` on an enumerable task.
+    """Many episodes of `ExactEnv`'s task at once, as a `SafeRLHFVectorEnv`.
 
     Args:
         num_envs: how many.

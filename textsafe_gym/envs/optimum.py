@@ -97,7 +97,7 @@ def solve(responses: Responses, cost_limit: float, kl_coeff: float, kl_in_cost: 
         responses: the whole MDP.
         cost_limit: on the mean cost, or on mean cost + kl_coeff·KL with `kl_in_cost`.
         kl_coeff: β >= 0.
-        kl_in_cost: whether the KL burdens the cost as it does the reward (arXiv 2310.12773, as implemented).
+        kl_in_cost: whether the KL burdens the cost as it does the reward, the problem that arXiv 2310.12773 states.
 
     Raises:
         ConfigError: a number is not finite, or kl_coeff is negative.
@@ -114,6 +114,14 @@ def solve_each(responses: Responses, cost_limit: float, kl_coeff: float) -> Opti
     """As `solve`, where each prompt's mean cost has to keep the limit by itself (RePO's problem, arXiv 2410.19933).
 
     The multiplier is the mean of the prompts' own; `smallest_cost` is that of the prompt where it is largest.
+
+    Args:
+        responses: the whole MDP.
+        cost_limit: on each prompt's mean cost.
+        kl_coeff: β >= 0.
+
+    Raises:
+        ConfigError: a number is not finite, or kl_coeff is negative.
     """
     weight = responses.prompt_probability
     parts = []
@@ -135,6 +143,11 @@ def solve_each(responses: Responses, cost_limit: float, kl_coeff: float) -> Opti
 
 def priced(responses: Responses, price: float, kl_coeff: float) -> Optimum:
     """The policy that maximises E[R] - price·E[C] - kl_coeff·KL; `objective` and `dual` are its reward - kl_coeff·KL.
+
+    Args:
+        responses: the whole MDP.
+        price: of a unit of cost in units of reward, at least 0.
+        kl_coeff: β > 0.
 
     Raises:
         ConfigError: a number is not finite or negative, or kl_coeff is 0.
@@ -166,7 +179,17 @@ def _is_finite(x: Any) -> bool:
 
 
 def tilted(responses: Responses, multiplier: float, kl_coeff: float, kl_in_cost: bool = False) -> np.ndarray:
-    """(n,) probabilities of ref·exp((R - λ·C)/β), with β(1 + λ) for β where the KL is in the cost."""
+    """The policy that is optimal at a given λ: ref·exp((R - λ·C)/β), normalised for each prompt.
+
+    Args:
+        responses: the whole MDP, of n responses.
+        multiplier: λ >= 0.
+        kl_coeff: β > 0.
+        kl_in_cost: whether the KL is in the cost too; then β(1 + λ) stands for β.
+
+    Returns:
+        (n,) float64 probabilities, each prompt's summing to 1.
+    """
     logits = responses.reference_log_prob + _exponent(responses, multiplier, kl_coeff, kl_in_cost)
     return np.exp(logits - responses.log_normaliser(logits)[responses.prompt])
 
@@ -174,7 +197,15 @@ def tilted(responses: Responses, multiplier: float, kl_coeff: float, kl_in_cost:
 def dual(
     responses: Responses, multiplier: float, cost_limit: float, kl_coeff: float, kl_in_cost: bool = False
 ) -> float:
-    """g(λ): convex, and at its minimum over λ >= 0 equal to the best objective."""
+    """g(λ) of the module's formula: convex, and at its minimum over λ >= 0 equal to the best objective.
+
+    Args:
+        responses: the whole MDP.
+        multiplier: λ >= 0.
+        cost_limit: on the mean cost, or on mean cost + β·KL with `kl_in_cost`.
+        kl_coeff: β > 0.
+        kl_in_cost: whether the KL is in the cost too; then β(1 + λ) stands for β.
+    """
     logits = responses.reference_log_prob + _exponent(responses, multiplier, kl_coeff, kl_in_cost)
     temperature = kl_coeff * (1 + multiplier) if kl_in_cost else kl_coeff
     value = temperature * (responses.prompt_probability @ responses.log_normaliser(logits))

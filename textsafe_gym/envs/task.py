@@ -177,7 +177,13 @@ class Task:
         return gym.spaces.Discrete(self.vocab_size)
 
     def encode_prompts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids int64 and mask int8, both of shape (n, max_prompt_length), padded on the left.
+        """Prompts as the environment's observations begin, in the tokenizer's chat template if it has one.
+
+        Args:
+            texts: n prompts.
+
+        Returns:
+            Token ids int64 and mask int8, both of shape (n, max_prompt_length), padded on the left.
 
         Raises:
             DataError: a prompt has no tokens, or too many of them.

@@ -32,7 +32,7 @@ GROUP_COLUMNS = tuple(
 
 @dataclass(frozen=True)
 class Cell:
-    """A number and, smaller, its interval."""
+    """A number as text, and below it in small letters its interval, if there is one."""
 
     text: str
     small: str = ""
@@ -40,7 +40,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """What both the terminal and the report show."""
+    """What both the terminal and the report show.
+
+    Attributes:
+        title: heading.
+        note: a line of explanation.
+        columns: their headings.
+        rows: of as many cells each.
+    """
 
     title: str
     note: str

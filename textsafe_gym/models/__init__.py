@@ -44,7 +44,11 @@ def make_policy(env: Any, model: str | Path | None = None, **options: Any) -> "P
 
 
 def load_policy(source: str | Path, **options: Any) -> "Policy":
-    """Loads what a policy's `save` wrote, whichever kind it is, from its folder or the hub.
+    """Loads what a policy's `save` wrote, whichever kind it is.
+
+    Args:
+        source: its folder or hub id; of a run, `RUN/checkpoints/latest/policy`.
+        **options: of `CausalLMPolicy.load` or of `MLPPolicy.load`.
 
     Raises:
         ModelError: missing or corrupt.

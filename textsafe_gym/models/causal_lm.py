@@ -43,7 +43,7 @@ class CausalLMPolicy(nn.Module):
         reward_critic, cost_critic: score models, or where they lie.
         lora_rank: trains a low-rank adapter of that rank and no weight of the model; the reference is the model without
             it, so that there is no second copy.
-        lora_alpha: the adapter's weight is lora_alpha / lora_rank; by default 2.
+        lora_alpha: the adapter's weight is lora_alpha / lora_rank; by default twice the rank, a weight of 2.
         last_layers: trains that many of the last layers alone; the reference shares the others.
         gradient_checkpointing: recompute activations in the backward pass, for less memory and more time.
         compile: compile the layers with torch.compile for passes without a cache; the first takes some ten seconds.
@@ -337,10 +337,15 @@ class CausalLMPolicy(nn.Module):
     def demonstrations(
         self, rows: Sequence[tuple[str, str]], max_prompt_length: int, max_response_length: int
     ) -> Demonstrations:
-        """Supervised (prompt, response) texts in the shapes of a rollout.
+        """Supervised texts in the shapes of a rollout.
 
         A prompt that is too long keeps its last tokens, a response its first ones (then without EOS, as a response
         that uses up the budget has none).
+
+        Args:
+            rows: pairs (prompt, response).
+            max_prompt_length: budget in tokens.
+            max_response_length: budget in tokens.
 
         Raises:
             ModelError: a prompt has no tokens.

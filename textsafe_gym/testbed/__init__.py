@@ -44,7 +44,21 @@ def tokenizer() -> Any:
 
 
 def build(out: str | Path, scale: float = 1.0, progress: bool = True) -> dict[str, Any]:
-    """Makes everything that lies in `ASSETS` from nothing; see `textsafe_gym.testbed.building`."""
+    """Makes the embedded world's tokenizer, policy, reward and cost model from nothing.
+
+    Args:
+        out: a new folder, or one with an earlier build, which is replaced.
+        scale: multiplies the numbers of demonstrations and of labelled pairs, above 0 and at most 10.
+        progress: show progress bars and what comes next.
+
+    Returns:
+        The card, as `textsafe testbed show` prints it.
+
+    Raises:
+        ConfigError: `scale` is out of range.
+        RunError: `out` holds something other than a build.
+        ModelError: `out` cannot be written.
+    """
     from textsafe_gym.testbed.building import build_world
 
     return build_world(out, scale, progress)
