@@ -1,11 +1,13 @@
 """The documentation builds without a warning, its links lead somewhere, and its code runs."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,7 +21,7 @@ MARKDOWN = sorted(
         *(path for part in ("configs", "examples") for path in (ROOT / part).rglob("*.md")),
     )
 ) + sorted(DOCS.glob("*.md"))
-RUNNABLE = ("cmdp", "constraint", "kl", "multiplier", "front")
+RUNNABLE = ("cmdp", "constraint", "kl", "multiplier", "front", "speed")
 LINK = re.compile(r"(?<!`)\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 CODE = re.compile(r"^(`{3,}).*?^\1`*\n|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
@@ -38,6 +40,12 @@ def anchors(path: Path) -> set[str]:
 
 def links(path: Path) -> list[str]:
     return LINK.findall(CODE.sub("", path.read_text()))
+
+
+def python_blocks(page: str) -> list[str]:
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    return blocks
 
 
 def test_the_pages_build_without_a_warning_and_all_are_in_the_contents(tmp_path: Path) -> None:
@@ -83,8 +91,29 @@ def test_the_link_check_finds_what_is_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", RUNNABLE)
 def test_the_code_of_the_concept_pages_runs(page: str) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert blocks
     names: dict[str, object] = {"__name__": page}
-    for block in blocks:
+    for block in python_blocks(page):
         exec(compile(block, f"{page}.md", "exec"), names)
+
+
+def test_a_judge_of_ones_own_is_known_to_the_command_line_and_the_policy_to_transformers(tmp_path: Path) -> None:
+    (judge,) = python_blocks("own_models")
+    (tmp_path / "judged.py").write_text(judge)
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "textsafe_gym.cli.main", "train", "rloo", "--env", "judged:Brief-v0", "-q"]
+    command += ["--episodes", "16", "--set", "episodes_per_iteration=16", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (out / "evaluation.jsonl").read_text().splitlines()]
+    assert all(abs(row["reward"] + len(row["response"].split()) / 10) < 1e-6 for row in rows)
+    assert len({row["reward"] for row in rows}) > 1
+
+    (load,) = python_blocks("runs")
+    assert '"runs/one/' in load
+    names: dict[str, Any] = {}
+    exec(load.replace('"runs/one/', f'"{out}/'), names)
+    asked = names["tokenizer"]("how do i fix a bike ?", return_tensors="pt")["input_ids"]
+    answer = names["tokenizer"].decode(names["model"].generate(asked, max_new_tokens=4)[0])
+    assert answer.startswith("how do i fix a bike ?")
+    assert len(answer.split()) > 7
