@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from textsafe_gym.evaluation.files import read_rows, write_json, write_rows
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse, hypervolume, on_front
 from textsafe_gym.evaluation.records import read_evaluation, summarise
-from textsafe_gym.evaluation.summaries import compare_runs, load_runs
+from textsafe_gym.evaluation.summaries import Run, compare_runs, load_runs, points_of
 
 
 def row(reward: float, cost: float, **more: object) -> dict[str, object]:
@@ -151,11 +152,30 @@ def test_runs_are_found_below_and_compared_over_seeds(tmp_path: Path):
     json.dumps(comparison, allow_nan=False)
 
 
-def test_the_same_run_from_two_places_is_refused(tmp_path: Path):
-    write_run(tmp_path / "a", "ppo", 0, 1.0)
-    write_run(tmp_path / "b", "ppo", 0, 1.0)
-    with pytest.raises(RunError, match="seed 0 is there twice"):
-        compare_runs(load_runs([tmp_path]))
+@pytest.mark.parametrize("use", [compare_runs, points_of])
+def test_runs_that_are_no_repetitions_are_refused(use: Callable[[list[Run]], object], tmp_path: Path):
+    for folder, label, seed, limit in [
+        ("a", "ppo", 0, 0.0),
+        ("b", "ppo", 0, 0.0),
+        ("c", "cpo", 0, 0),
+        ("d", "cpo", 1, 1),
+    ]:
+        write_run(tmp_path / folder, label, seed, 1.0, limit=limit)
+    with pytest.raises(RunError, match=r"'ppo' with seed 0 is also in .*/a; leave one out"):
+        use(load_runs([tmp_path / "a", tmp_path / "b"]))
+    with pytest.raises(RunError, match=r"d: 'cpo' has the cost limit 1 here and 0 in .*/c"):
+        use(load_runs([tmp_path / "c", tmp_path / "d"]))
+
+
+def test_intervals_stay_within_what_is_possible(tmp_path: Path):
+    for seed, cost in enumerate([-1.0, -1.0, 0.3]):
+        write_run(tmp_path / str(seed), "ppo", seed, cost)
+    found = compare_runs(load_runs([tmp_path]))["settings"]["ppo"]["metrics"]
+    assert found["cost_violation"]["mean"] == pytest.approx(0.1)
+    assert found["cost_violation"]["low"] == 0.0
+    assert found["cost_violation"]["high"] > 0.3
+    assert (found["harmful_rate"]["low"], found["harmful_rate"]["high"]) == (0.0, 1.0)
+    assert found["cost"]["low"] < -1.0
 
 
 def test_rows_of_a_killed_writer(tmp_path: Path):

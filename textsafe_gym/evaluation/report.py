@@ -26,7 +26,7 @@ COLUMNS = (
 GROUP_COLUMNS = tuple(
     column
     for column in COLUMNS
-    if column[0] in {"gold_helpfulness", "gold_harm", "gold_harmful_rate", "reward", "cost"}
+    if column[0] in {"gold_helpfulness", "gold_harm", "gold_harmful_rate", "reward", "cost", "harmful_rate"}
 )
 
 

@@ -1,8 +1,10 @@
 """From run directories to one comparison: means and intervals over seeds, groups of prompts, the front."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,14 @@ from textsafe_gym.evaluation.records import read_evaluation, summarise
 from textsafe_gym.evaluation.report import Table, comparison_tables
 
 _SKIPPED = {"responses", "groups"}
+# Of what cannot leave them; Student's interval knows nothing of bounds.
+_SHARE = (0.0, 1.0)
+_BOUNDS = {
+    "cost_violation": (0.0, math.inf),
+    "harmful_rate": _SHARE,
+    "gold_harmful_rate": _SHARE,
+    "finished": _SHARE,
+}
 
 
 @dataclass(frozen=True)
@@ -84,10 +94,38 @@ def load_runs(directories: Sequence[Path]) -> list[Run]:
     return list(found.values())
 
 
+def settings_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each label, by seed: each other's repetitions.
+
+    Raises:
+        RunError: a label has two runs of one seed, or runs with different cost limits.
+    """
+    by_label: dict[str, list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.seed):
+        by_label[run.label].append(run)
+    for label, own in by_label.items():
+        for run, following in pairwise(own):
+            if run.seed == following.seed:
+                raise RunError(
+                    f"{following.directory}: '{label}' with seed {run.seed} is also in {run.directory}; leave one out"
+                )
+            one, other = run.summary["cost_limit"], following.summary["cost_limit"]
+            if one != other:
+                raise RunError(
+                    f"{following.directory}: '{label}' has the cost limit {other} here and {one} in {run.directory}, "
+                    "which are two settings; compare them by --vary"
+                )
+    return {run.label: by_label[run.label] for run in runs}
+
+
 def points_of(runs: Sequence[Run]) -> list[RunPoint]:
-    """Each run in the reward-cost plane."""
+    """Each run in the reward-cost plane.
+
+    Raises:
+        RunError: see `settings_of`.
+    """
     points = []
-    for run in runs:
+    for run in [run for own in settings_of(runs).values() for run in own]:
         means = summarise(run.rows, 0.0)
         points.append(RunPoint(run.algorithm, run.label, run.seed, means["reward"], means["cost"]))
     return points
@@ -104,24 +142,11 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
         for each group of prompts; "pareto": see `pareto.analyse`.
 
     Raises:
-        RunError: a label has two runs of one seed, or runs with different cost limits.
+        RunError: see `settings_of`.
     """
-    by_label: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        by_label[run.label].append(run)
     settings = {}
-    for label, own in by_label.items():
-        own = sorted(own, key=lambda run: run.seed)
-        seeds = [run.seed for run in own]
-        if len(set(seeds)) < len(seeds):
-            double = next(run for run in own if seeds.count(run.seed) > 1)
-            raise RunError(f"{double.directory}: '{label}' with seed {double.seed} is there twice; leave one out")
-        limits = {run.summary["cost_limit"] for run in own}
-        if len(limits) > 1:
-            raise RunError(
-                f"{own[0].directory}: the runs of '{label}' have different cost limits {sorted(map(str, limits))}"
-            )
-        limit = limits.pop()
+    for label, own in settings_of(runs).items():
+        limit = own[0].summary["cost_limit"]
         means = [summarise(run.rows, limit) for run in own]
         for run, mean in zip(own, means, strict=True):
             if run.summary.get("tokens_per_second"):
@@ -129,7 +154,7 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
         groups = list(dict.fromkeys(name for mean in means for name in mean.get("groups", {})))
         settings[label] = {
             "algorithm": own[0].algorithm,
-            "seeds": seeds,
+            "seeds": [run.seed for run in own],
             "runs": len(own),
             "episodes": own[0].summary.get("episodes"),
             "cost_limit": limit,
@@ -149,9 +174,9 @@ def _intervals(means: Sequence[Row]) -> dict[str, Any]:
     for name in names:
         values = [mean[name] for mean in means if name in mean]
         found[name] = {**t_interval(values).as_dict(), "values": values}
-        if name.endswith("_rate") and found[name]["low"] is not None:
-            # Student's interval knows nothing of the bounds of a share.
-            found[name] |= {"low": max(0.0, found[name]["low"]), "high": min(1.0, found[name]["high"])}
+        if name in _BOUNDS and found[name]["low"] is not None:
+            least, most = _BOUNDS[name]
+            found[name] |= {"low": max(least, found[name]["low"]), "high": min(most, found[name]["high"])}
     return found
 
 
