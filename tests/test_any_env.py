@@ -128,7 +128,13 @@ def test_ids_instances_wrappers_and_vectors(registered: str) -> None:
     assert [row["cost"] for row in rows] == [row["cost"] for row in one_process]
 
 
-def test_whole_costs_beside_fractions(tmp_path: Path) -> None:
+def test_an_mlp_reads_no_texts(tmp_path: Path) -> None:
+    make_policy(SyncVectorEnv([cmdps.Crossing])).save(tmp_path / "policy")
+    with pytest.raises(ModelError, match="is a multilayer perceptron, which reads no texts; name its environment"):
+        make_policy(gym.make_vec("SafeRLHF-Exact-v0"), tmp_path / "policy")
+
+
+def test_whole_costs_beside_fractions() -> None:
     gym.register("Halves-v0", entry_point=Halves)
     try:
         trainers = [algos.make("ppo", env, **SMALL) for env in ("Halves-v0", gym.make("Halves-v0"))]

@@ -23,6 +23,8 @@ def make_policy(env: Any, model: str | Path | None = None, **options: Any) -> "P
         ModelError: there is no model to load, it does not fit, or an MLP was asked to load one.
         ConfigError: an option is wrong, or the spaces are for no policy.
     """
+    from textsafe_gym.models.mlp import CONFIG, MLPPolicy
+
     task = env.unwrapped
     if hasattr(task, "tokenizer"):
         from textsafe_gym.models.causal_lm import CausalLMPolicy
@@ -33,12 +35,14 @@ def make_policy(env: Any, model: str | Path | None = None, **options: Any) -> "P
         if options.get("critics") == "separate":
             own = {f"{kind}_critic": scores for kind, scores in task.score_models.items()}
             options = own | {name: value for name, value in options.items() if value is not None}
+        if not isinstance(source, tuple) and Path(source, CONFIG).is_file():
+            raise ModelError(
+                f"policy '{source}' is a multilayer perceptron, which reads no texts; name its environment"
+            )
         if isinstance(source, tuple):
             begin, tokenizer = source
             return CausalLMPolicy(copy.deepcopy(begin), tokenizer, **options)
         return CausalLMPolicy.load(source, **options)
-    from textsafe_gym.models.mlp import MLPPolicy
-
     check_plain(env.single_observation_space)
     if model is not None:
         return MLPPolicy.load(model, **options)
