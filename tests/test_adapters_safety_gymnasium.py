@@ -280,6 +280,14 @@ def test_refusals_are_one_line() -> None:
     finally:
         del gym.registry["SixTupleCrossing-v0"]
 
+    for wrapped in (gym.wrappers.TimeLimit(Crossing(), 3), SyncVectorEnv([Crossing] * 2)):
+        five = from_safety_gymnasium(wrapped)
+        five.reset()
+        with pytest.raises(
+            ConfigError, match=r"Gymnasium's own (TimeLimit|SyncVectorEnv) takes five values; adapt the"
+        ):
+            five.step(five.action_space.sample())
+
     class NoCost(cmdps.Crossing):
         def step(self, action: int) -> Any:
             return *super().step(action)[:4], {}

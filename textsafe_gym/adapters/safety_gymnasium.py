@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.models.infos import autoreset_mode
+from textsafe_gym.models.infos import autoreset_mode, of_six_values
 
 SixTuple = tuple[Any, Any, Any, Any, Any, dict[str, Any]]
 
@@ -73,7 +73,7 @@ class FiveTupleEnv(gym.Env[Any, Any]):
         Raises:
             ConfigError: the environment returned something other than six values, or pays something other than numbers.
         """
-        observation, reward, cost, terminated, truncated, info = _six(self.env.step(action))
+        observation, reward, cost, terminated, truncated, info = _six(self.env, action)
         try:
             paid, charged = (float(np.asarray(number).item()) for number in (reward, cost))
         except (TypeError, ValueError):
@@ -122,7 +122,7 @@ class FiveTupleVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             ConfigError: the environment returned something other than six values, or resets in another step than it
                 says.
         """
-        observations, rewards, costs, terminations, truncations, given = _six(self.env.step(actions))
+        observations, rewards, costs, terminations, truncations, given = _six(self.env, actions)
         over = np.asarray(terminations) | np.asarray(truncations)
         info = {_NEW_NAMES.get(name, name): value for name, value in given.items()}
         costs = np.asarray(costs, dtype=np.float64)
@@ -211,7 +211,16 @@ _NEW_NAMES = {"final_observation": "final_obs", "_final_observation": "_final_ob
 _NO_COST = "{} gives no info['cost']; a constrained environment has to, at every step"
 
 
-def _six(returned: Any) -> SixTuple:
+def _six(env: Any, action: Any) -> SixTuple:
+    try:
+        returned = env.step(action)
+    except (gym.error.Error, ValueError) as error:
+        if not of_six_values(error):
+            raise
+        raise ConfigError(
+            f"Gymnasium's own {type(env).__name__} takes five values; adapt the environment inside it, its "
+            ".unwrapped or its class, and wrap what comes of that"
+        ) from None
     if not isinstance(returned, tuple) or len(returned) != 6:
         count = len(returned) if isinstance(returned, tuple) else "no tuple of"
         raise ConfigError(

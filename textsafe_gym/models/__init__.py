@@ -35,13 +35,13 @@ def make_policy(env: Any, model: str | Path | None = None, **options: Any) -> "P
         if options.get("critics") == "separate":
             own = {f"{kind}_critic": scores for kind, scores in task.score_models.items()}
             options = own | {name: value for name, value in options.items() if value is not None}
-        if not isinstance(source, tuple) and Path(source, CONFIG).is_file():
-            raise ModelError(
-                f"policy '{source}' is a multilayer perceptron, which reads no texts; name its environment"
-            )
         if isinstance(source, tuple):
             begin, tokenizer = source
             return CausalLMPolicy(copy.deepcopy(begin), tokenizer, **options)
+        if Path(source, CONFIG).is_file():
+            raise ModelError(
+                f"policy '{source}' is a multilayer perceptron, which reads no texts; name its environment"
+            )
         return CausalLMPolicy.load(source, **options)
     check_plain(env.single_observation_space)
     if model is not None:

@@ -50,6 +50,11 @@ def autoreset_mode(env: Any) -> AutoresetMode:
         raise ConfigError(f"metadata['autoreset_mode'] is {said!r:.60}; it must be one of {names}") from None
 
 
+def of_six_values(error: Exception) -> bool:
+    """Whether Python, or Gymnasium's own check, says that a step returned six values in the place of five."""
+    return any(sign in str(error) for sign in ("too many values to unpack (expected 5", "elements returned: 6"))
+
+
 class InfoReader:
     """Reads a row's info, checking its cost.
 

@@ -18,12 +18,10 @@ from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.files import find_file, new_directory, one_line
-from textsafe_gym.models.infos import InfoReader, autoreset_mode
+from textsafe_gym.models.infos import InfoReader, autoreset_mode, of_six_values
 from textsafe_gym.types import Evaluation, Rollout, group_numbers
 
 CONFIG, WEIGHTS = "mlp_policy.json", "mlp_policy.safetensors"
-# In what Python says of an environment whose step returns six values, and in what Gymnasium's own check says.
-_SIX_VALUES = ("too many values to unpack (expected 5", "elements returned: 6")
 
 
 class MLPPolicy(nn.Module):
@@ -111,7 +109,7 @@ class MLPPolicy(nn.Module):
             try:
                 observation, reward, terminations, truncations, info = env.step(self._to_env(action))
             except (gym.error.Error, ValueError) as error:
-                if not any(sign in str(error) for sign in _SIX_VALUES):
+                if not of_six_values(error):
                     raise
                 raise ConfigError(
                     f"{read.name}: step returns more than five values; if the cost is among them, adapt the "
