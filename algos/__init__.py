@@ -194,16 +194,23 @@ def load(
 def _vectorised(env: Any, episodes: int) -> "gym.vector.VectorEnv":
     import gymnasium as gym
 
+    from textsafe_gym.models import check_plain
+    from textsafe_gym.models.infos import make_vec
+
     if isinstance(env, gym.vector.VectorEnv):
         return env
     try:
         if isinstance(env, str):
-            return gym.make_vec(env, num_envs=episodes)
+            return make_vec(env, episodes)
         if isinstance(env, gym.Env):
             # Gymnasium notes no arguments of a wrapper that is no `gymnasium.utils.RecordConstructorArgs`.
             if env.spec is None or any(wrapper.kwargs is None for wrapper in env.spec.additional_wrappers):
+                check_plain(env.observation_space)
                 return gym.vector.SyncVectorEnv([lambda: env])
-            return gym.make_vec(env.spec, num_envs=episodes)
+            if not env.spec.additional_wrappers:
+                return make_vec(env.spec, episodes)
+            check_plain(env.observation_space)
+            return make_vec(env.spec, episodes, vectorization_mode="sync")  # one of its own has no place for wrappers
     except (gym.error.Error, ModuleNotFoundError) as error:
         if getattr(error, "name", None):
             raise  # the module of "module:id" is there and lacks another

@@ -52,7 +52,7 @@ class OldVector:
     """The form of Safety-Gymnasium's own vector environments: the reset is in the last step, under older names."""
 
     def __init__(self, count: int = 3) -> None:
-        self.metadata = {"autoreset_mode": "SameStep"}
+        self.metadata: dict[str, Any] = {"autoreset_mode": "SameStep"}
         self.envs = [Crossing() for _ in range(count)]
         self.num_envs = count
         self.single_observation_space, self.single_action_space = (
@@ -73,11 +73,11 @@ class OldVector:
         over = np.array([row[3] or row[4] for row in rows])
         info: dict[str, Any] = {}
         if over.any():
-            last = np.full(self.num_envs, None, dtype=object)
+            last, said = (np.full(self.num_envs, None, dtype=object) for _ in range(2))
             for i in np.flatnonzero(over):
-                last[i] = rows[i][0]
+                last[i], said[i] = rows[i][0], {**rows[i][5], "last": i}
                 rows[i][0], _ = self.envs[i].reset()
-            info = {"final_observation": last, "_final_observation": over}
+            info = {"final_observation": last, "_final_observation": over, "final_info": said, "_final_info": over}
         columns = [np.stack([row[k] for row in rows]) for k in range(5)]
         return *columns, info
 
@@ -201,6 +201,50 @@ def test_a_vector_that_resets_in_the_last_step_makes_the_same_rollout(again: boo
     assert torch.equal(rollout.costs, expected.costs)
     assert torch.equal(rollout.actions * rollout.mask, expected.actions * expected.mask)
     assert rollout.costs.sum() > 0
+    assert [info["last"] for info in rollout.infos] == [0, 1, 2]
+
+
+def test_a_vector_that_resets_in_the_last_step_has_to_say_so() -> None:
+    silent = OldVector()
+    silent.metadata = {}
+    env = from_safety_gymnasium(silent)
+    with pytest.raises(ConfigError, match=r'without saying so; set its metadata\["autoreset_mode"\] = "SameStep"'):
+        make_policy(env).rollout(env, seed=0)
+
+
+class Charged(cmdps.Crossing):
+    """A reset whose info names a cost."""
+
+    def reset(self, **arguments: Any) -> Any:
+        return super().reset(**arguments)[0], {"cost": 7.0}
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_reset_costs_nothing(mode: AutoresetMode) -> None:
+    env = SyncVectorEnv([Charged] * 2, autoreset_mode=mode)
+    env.reset(seed=0)
+    six = to_safety_gymnasium(env)  # of an environment that has begun
+    for _ in range(20):
+        _, _, costs, terminations, *_ = six.step(np.ones(2, int))
+        assert set(costs.tolist()) <= {0.0, 1.0}
+        if mode is AutoresetMode.DISABLED and terminations.any():
+            six.reset(options={"reset_mask": terminations})
+
+
+@pytest.mark.parametrize(("cost", "known"), [(np.array([2.0]), 2.0), (np.array(2), 2.0), (None, None), ([1, 2], None)])
+def test_costs_of_odd_forms(cost: Any, known: float | None) -> None:
+    class Odd(Duck):
+        def step(self, action: int) -> Any:
+            observation, reward, _, *rest = super().step(action)
+            return observation, reward, cost, *rest
+
+    env = from_safety_gymnasium(Odd)
+    env.reset()
+    if known is None:
+        with pytest.raises(ConfigError, match=r"step returned reward 1, cost .*; give numbers"):
+            env.step(1)
+    else:
+        assert env.step(1)[4]["cost"] == known
 
 
 def test_our_algorithms_take_it_in_every_form() -> None:
@@ -235,6 +279,14 @@ def test_refusals_are_one_line() -> None:
                 algos.make("ppo_lagrangian", env, cost_limit=0.5, **SMALL).learn()
     finally:
         del gym.registry["SixTupleCrossing-v0"]
+
+    for wrapped in (gym.wrappers.TimeLimit(Crossing(), 3), SyncVectorEnv([Crossing] * 2)):
+        five = from_safety_gymnasium(wrapped)
+        five.reset()
+        with pytest.raises(
+            ConfigError, match=r"Gymnasium's own (TimeLimit|SyncVectorEnv) takes five values; adapt the"
+        ):
+            five.step(five.action_space.sample())
 
     class NoCost(cmdps.Crossing):
         def step(self, action: int) -> Any:

@@ -13,10 +13,12 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 pytest.importorskip("stable_baselines3")
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.env_util import make_vec_env as their_make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 import textsafe_gym  # noqa: F401  registers the environments
 from textsafe_gym.adapters.stable_baselines3 import CostCallback, CostVecEnv, WindowExtractor, make_vec_env
@@ -124,6 +126,51 @@ def test_ppo_learns(policy_kwargs: dict[str, Any], tmp_path: Path) -> None:
     assert evaluate_policy(again, env, 50)[0] == pytest.approx(evaluate_policy(model, env, 50)[0], abs=0.5)
 
 
+@pytest.mark.parametrize("kind", [A2C, DQN])
+def test_other_algorithms_wrappers_and_callbacks(kind: Any, tmp_path: Path) -> None:
+    def make() -> VecFrameStack:
+        return VecFrameStack(make_vec_env("SafeRLHF-Exact-v0", 4), 2)
+
+    env, other = (VecNormalize(make(), norm_obs=False) for _ in range(2))
+    settings = {"buffer_size": 1000, "learning_starts": 20} if kind is DQN else {}
+    model = kind("MultiInputPolicy", env, seed=0, device="cpu", policy_kwargs=WINDOW, **settings)
+    model.learn(200, callback=[CostCallback(), EvalCallback(other, n_eval_episodes=5, eval_freq=20, verbose=0)])
+    model.save(tmp_path / "model")
+    env.save(str(tmp_path / "statistics"))
+    again = VecNormalize.load(str(tmp_path / "statistics"), make())
+    assert again.ret_rms.mean == env.ret_rms.mean != 0
+    model = kind.load(tmp_path / "model", env=again).learn(200, reset_num_timesteps=False)
+    assert model.num_timesteps >= 400
+    assert all(np.isfinite(episode["c"]) for episode in model.ep_info_buffer)
+
+
+def test_their_own_make_vec_env() -> None:
+    """A cost that comes in the last step is all the episode's."""
+    task = {"env_kwargs": {"render_mode": None}, "monitor_kwargs": {"info_keywords": ("cost",)}}
+    env = their_make_vec_env("SafeRLHF-Exact-v0", 2, **task)
+    model = PPO("MultiInputPolicy", env, n_steps=16, batch_size=16, device="cpu", policy_kwargs=WINDOW).learn(32)
+    known = {(round(row.reward, 4), round(row.cost, 4)) for row in gym.make("SafeRLHF-Exact-v0").unwrapped.enumerate()}
+    paid = {(round(episode["r"], 4), round(episode["cost"], 4)) for episode in model.ep_info_buffer}
+    assert paid <= known
+    assert len(paid) > 1
+    with pytest.raises(ConfigError, match="CostCallback finds no cost in the episodes; make the environment with"):
+        model.learn(32, callback=CostCallback())
+
+
+def test_whole_costs_beside_fractions() -> None:
+    class Halves(cmdps.Crossing):
+        def step(self, action: int) -> Any:
+            return *super().step(action)[:4], {"cost": 0.5 if action else 0}
+
+    gym.register("Halves-v0", entry_point=Halves)
+    try:
+        env = make_vec_env("Halves-v0", 2)
+    finally:
+        del gym.registry["Halves-v0"]
+    env.reset()
+    assert [info["cost"] for info in env.step(np.array([0, 1]))[3]] == [0.0, 0.5]
+
+
 def test_single_environments_pass_their_check() -> None:
     check_env(gym.make("SafeRLHF-Exact-v0"), warn=False)
 
@@ -145,6 +192,13 @@ def test_refusals() -> None:
     env.reset()
     with pytest.raises(ConfigError, match=r"CartPole-v1 gives no info\['cost'\]"):
         env.step(np.zeros(2, int))
+    later = gym.wrappers.TransformAction(cmdps.Crossing(), lambda a: a - 5, gym.spaces.Discrete(2, start=5))
+    with pytest.raises(ConfigError, match="counts actions from 0, the environment from 5; wrap it with"):
+        CostVecEnv(sync(lambda: later, 1))
+    normalised = VecNormalize(make_vec_env("SafeRLHF-Exact-v0", 2))
+    model = PPO("MultiInputPolicy", normalised, n_steps=8, batch_size=8, device="cpu", policy_kwargs=WINDOW)
+    with pytest.raises(ConfigError, match="token ids are no whole numbers; give VecNormalize norm_obs=False"):
+        model.learn(8)
     with pytest.raises(ConfigError, match="reads input_ids and attention_mask, not Box"):
         WindowExtractor(gym.spaces.Box(0, 1, (2,)))
 

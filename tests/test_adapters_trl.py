@@ -14,7 +14,7 @@ from models_doubles import make_chat_tokenizer, make_tokenizer
 
 pytest.importorskip("trl")
 from transformers.trainer_callback import PrinterCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 import textsafe_gym  # noqa: F401  registers the environments
 from textsafe_gym.adapters.trl import prompt_dataset, reward_functions
@@ -31,15 +31,16 @@ def make(tokenizer: Any, **more: Any) -> Any:
     return gym.make("SafeRLHF-v0", tokenizer=tokenizer, **options)
 
 
-def trainer(env: Any, folder: Path, model: Any, steps: int, **more: Any) -> GRPOTrainer:
+def trainer(env: Any, folder: Path, model: Any, steps: int, leave_one_out: bool = False, **more: Any) -> Any:
     torch.set_num_threads(1)
     task = env.unwrapped
     settings = {"max_steps": steps, "learning_rate": 3e-3, "lr_scheduler_type": "constant", "beta": 0.0, **more}
     peft_config = settings.pop("peft_config", None)
-    found = GRPOTrainer(
+    make_trainer, config = (RLOOTrainer, RLOOConfig) if leave_one_out else (GRPOTrainer, GRPOConfig)
+    found = make_trainer(
         model=model,
         reward_funcs=reward_functions(env),
-        args=GRPOConfig(
+        args=config(
             output_dir=str(folder),
             use_cpu=True,
             bf16=False,
@@ -142,6 +143,14 @@ def test_grpo_learns_and_the_price_counts() -> None:
     row = maker.state.log_history[0]
     assert row["cost"] == pytest.approx(-row["rewards/negative_cost/mean"])
     assert row["reward"] == pytest.approx(row["rewards/reward/mean"] - 3 * row["cost"], abs=1e-5)
+
+
+def test_rloo_learns() -> None:
+    env = gym.make("SafeRLHF-Exact-v0")
+    model, _ = env.unwrapped.default_policy
+    before = env.unwrapped.evaluate(model)
+    trainer(env, Path("unused"), model, steps=20, leave_one_out=True, reward_weights=[1.0, 0.0]).train()
+    assert env.unwrapped.evaluate(model.eval()).reward > before.reward + 1
 
 
 @pytest.mark.parametrize("lora", [False, True])

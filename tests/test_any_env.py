@@ -15,7 +15,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import algos
 from textsafe_gym.cli.main import main
-from textsafe_gym.errors import ConfigError, UnknownNameError
+from textsafe_gym.errors import ConfigError, ModelError, UnknownNameError
+from textsafe_gym.evaluation.play import evaluate_policy
 from textsafe_gym.models import load_policy, make_policy
 
 SMALL = {"episodes": 8, "episodes_per_iteration": 4, "minibatch_size": 2}
@@ -46,6 +47,28 @@ class Shown(gym.Env):
         over = self.steps == 3
         info = {"cost": float(action), "flat": spaces.flatten(self.observation_space, self.seen).astype(np.float32)}
         return self.seen, 1.0, over and not self.truncates, over and self.truncates, info
+
+
+class Halves(cmdps.Crossing):
+    """As programs often count: a cost of 0 is an int, one of 0.5 a float."""
+
+    def step(self, action: int) -> Any:
+        *rest, _ = super().step(action)
+        cost = 0.5 if action else 0
+        return *rest, {"cost": cost, "costs": {"a": cost, "b": 2 * cost}}
+
+
+class Priced(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """Gives an environment without costs one that is always the same."""
+
+    def __init__(self, env: gym.Env, cost: Any) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, cost=cost)
+        super().__init__(env)
+        self.cost = cost
+
+    def step(self, action: Any) -> Any:
+        *rest, info = self.env.step(action)
+        return *rest, {**info, **self.cost}
 
 
 class Dearer(gym.Wrapper):
@@ -105,6 +128,97 @@ def test_ids_instances_wrappers_and_vectors(registered: str) -> None:
     assert [row["cost"] for row in rows] == [row["cost"] for row in one_process]
 
 
+def test_an_mlp_reads_no_texts(tmp_path: Path) -> None:
+    make_policy(SyncVectorEnv([cmdps.Crossing])).save(tmp_path / "policy")
+    with pytest.raises(ModelError, match="is a multilayer perceptron, which reads no texts; name its environment"):
+        make_policy(gym.make_vec("SafeRLHF-Exact-v0"), tmp_path / "policy")
+
+
+def test_whole_costs_beside_fractions() -> None:
+    gym.register("Halves-v0", entry_point=Halves)
+    try:
+        trainers = [algos.make("ppo", env, **SMALL) for env in ("Halves-v0", gym.make("Halves-v0"))]
+    finally:
+        del gym.registry["Halves-v0"]
+    for trainer in trainers:
+        rollout = trainer.policy.rollout(trainer.env, seed=0)
+        expected = 0.5 * rollout.actions * rollout.mask
+        assert set(expected[rollout.mask].tolist()) == {0.0, 0.5}
+        assert torch.equal(rollout.costs, expected)
+        assert torch.equal(rollout.named_costs["b"], 2 * expected)
+    # In a vector environment of the caller's it is too late to tell which of the numbers were cut.
+    own = SyncVectorEnv([Halves] * 4)
+    with pytest.raises(ConfigError, match=r"Halves gives info\['cost'\] now as a whole number, .*; give a float"):
+        make_policy(own).rollout(own, seed=0)
+    assert make_policy(own).rollout(SyncVectorEnv([Halves]), seed=0).costs.sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("cost", "message"),
+    [
+        ({"cost": None}, r"Crossing gives info\['cost'\] = None, which is no number"),
+        ({"cost": np.ones(1)}, r"Crossing gives info\['cost'\] = array\(\[1.\]\), which is no number"),
+        ({"costs": [1.0, 2.0]}, r"Crossing gives info\['costs'\] = \[1.0, 2.0\]; give a dict of named costs"),
+    ],
+)
+def test_costs_that_are_none(cost: dict[str, Any], message: str) -> None:
+    env = SyncVectorEnv([lambda: Priced(cmdps.Crossing(), cost)] * 2)
+    with pytest.raises(ConfigError, match=message):
+        make_policy(env).rollout(env, seed=0)
+
+
+def test_observations_that_are_no_numbers_are_not_the_policys_fault() -> None:
+    def spoil(observation: Any) -> Any:
+        return np.full_like(observation, np.nan)
+
+    made = cmdps.Crossing()
+    env = SyncVectorEnv([lambda: gym.wrappers.TransformObservation(made, spoil, made.observation_space)])
+    with pytest.raises(ModelError, match="the environment's observations are not finite"):
+        make_policy(env).rollout(env, seed=0)
+
+
+def test_named_costs_of_an_evaluated_episode_are_sums() -> None:
+    env = SyncVectorEnv([lambda: Priced(cmdps.Crossing(), {"cost": 3.0, "costs": {"a": 1.0, "b": 2.0}})] * 2)
+    for row in evaluate_policy(make_policy(env), env, seed=0, identity={}):
+        steps = row["response_length"]
+        assert steps >= 4
+        assert (row["cost"], row["costs"]) == (3.0 * steps, {"a": 1.0 * steps, "b": 2.0 * steps})
+
+
+def test_wrappers_of_an_environment_with_a_vector_form_of_its_own() -> None:
+    assert gym.spec("CartPole-v1").vector_entry_point is not None
+    trainer = algos.make("ppo_lagrangian", Priced(gym.make("CartPole-v1"), {"cost": 1.0}), cost_limit=5.0, **SMALL)
+    assert trainer.env.num_envs == 4
+    row = trainer.learn()[-1]
+    assert row["cost"] == row["response_length"] == row["reward"] > 5
+
+
+def test_a_mode_by_its_name() -> None:
+    env = SyncVectorEnv([lambda: gym.wrappers.TimeLimit(cmdps.Crossing(), 2)] * 2, autoreset_mode="SameStep")
+    torch.manual_seed(0)
+    policy = make_policy(env)
+    torch.nn.init.normal_(policy.reward_critic[-1].weight)
+    expected = policy.rollout(env, seed=0).final_reward_values
+    env.metadata = {**env.metadata, "autoreset_mode": "SameStep"}
+    assert torch.equal(policy.rollout(env, seed=0).final_reward_values, expected)
+    env.metadata["autoreset_mode"] = "same"
+    with pytest.raises(ConfigError, match="is 'same'; it must be one of NextStep, SameStep, Disabled"):
+        policy.rollout(env, seed=0)
+
+
+def test_texts_are_not_played_past_a_wrapper() -> None:
+    """A language model plays whole responses: what a wrapper makes of a step would be lost without a word."""
+    name = "SafeRLHF-Exact-v0"
+    recorded = gym.wrappers.TransformReward(gym.make(name), lambda reward: 10 * reward)
+    for env in (recorded, Dearer(gym.make(name)), gym.make_vec(name, 2, "sync")):
+        with pytest.raises(ConfigError, match=r"past wrappers and Gymnasium's copies; make it with gymnasium.make_vec"):
+            algos.make("ppo", env, **SMALL)
+    vector = gym.wrappers.vector.TransformReward(gym.make_vec(name, num_envs=2), lambda reward: 10 * reward)
+    trainer = algos.make("ppo", vector, **{**SMALL, "episodes_per_iteration": 2})
+    with pytest.raises(ConfigError, match="past the steps that TransformReward would change; leave it out"):
+        trainer.learn()
+
+
 def test_refusals_of_environments() -> None:
     with pytest.raises(UnknownNameError, match="No module named 'no_such_module'"):
         algos.make("ppo", "no_such_module:Task-v0", **SMALL)
@@ -140,6 +254,7 @@ def test_command_line_on_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytes
         "CartPole-v1": "takes no list of seeds",
         "Pendulum-v1": "Pendulum-v1 gives no info['cost']",
         "no_such_module:Task-v0": "unknown environment 'no_such_module:Task-v0'",
+        "Task-v0": "; one of your own module is module:id",
     }.items():
         asked = ["train", "ppo", "--env", env, "--out", str(tmp_path / "refused"), *small]
         refused = CliRunner().invoke(main, asked)

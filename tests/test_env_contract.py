@@ -1,5 +1,6 @@
 """What SafeRLHF-v0 promises, for one environment and for many."""
 
+import pickle
 import warnings
 from typing import Any
 
@@ -634,3 +635,15 @@ def test_play_refuses_what_step_would_not_make(task_options: dict[str, Any]) -> 
     limited.reset(seed=0)
     with pytest.raises(ConfigError, match="max_episode_steps"):
         limited.play(*good)
+
+
+@pytest.mark.parametrize("name", ["SafeRLHF-v0", "SafeRLHF-Exact-v0"])
+def test_a_pickled_copy_goes_on_as_the_original_would(name: str) -> None:
+    env = gym.make(name)
+    env.reset(seed=3)
+    eos = env.unwrapped.task.eos_id
+    env.step(eos + 1)
+    again = pickle.loads(pickle.dumps(env))
+    for action in (eos + 2, eos):
+        assert data_equivalence(env.step(action), again.step(action))
+    assert data_equivalence(env.reset(), again.reset())

@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.models.infos import autoreset_mode, of_six_values
 
 SixTuple = tuple[Any, Any, Any, Any, Any, dict[str, Any]]
 
@@ -70,10 +71,14 @@ class FiveTupleEnv(gym.Env[Any, Any]):
         """Observation, reward, terminated, truncated, and `info` with "cost".
 
         Raises:
-            ConfigError: the environment returned something other than six values.
+            ConfigError: the environment returned something other than six values, or pays something other than numbers.
         """
-        observation, reward, cost, terminated, truncated, info = _six(self.env.step(action))
-        return observation, float(reward), bool(terminated), bool(truncated), {**info, "cost": float(cost)}
+        observation, reward, cost, terminated, truncated, info = _six(self.env, action)
+        try:
+            paid, charged = (float(np.asarray(number).item()) for number in (reward, cost))
+        except (TypeError, ValueError):
+            raise ConfigError(f"step returned reward {reward!r:.40}, cost {cost!r:.40}; give numbers") from None
+        return observation, paid, bool(terminated), bool(truncated), {**info, "cost": charged}
 
     def render(self) -> Any:
         """What the environment shows."""
@@ -89,7 +94,8 @@ class FiveTupleVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     """See `from_safety_gymnasium`.
 
     An environment that resets in the step that ends an episode has to say so, as Gymnasium's own do, by
-    `metadata["autoreset_mode"]`; "final_observation", the older name, becomes "final_obs".
+    `metadata["autoreset_mode"]`; "final_observation", the older name, becomes "final_obs", and "final_info", an array
+    of dicts in the older form, one dict of arrays.
 
     Attributes:
         env: the vector environment of six values.
@@ -102,8 +108,7 @@ class FiveTupleVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.num_envs = env.num_envs
         for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
             setattr(self, name, getattr(env, name))
-        mode = AutoresetMode(getattr(env, "metadata", {}).get("autoreset_mode", AutoresetMode.NEXT_STEP))
-        self.metadata = {**getattr(env, "metadata", {}), "autoreset_mode": mode}
+        self.metadata = {**getattr(env, "metadata", {}), "autoreset_mode": autoreset_mode(env)}
         self.render_mode = getattr(env, "render_mode", None)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -114,17 +119,33 @@ class FiveTupleVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """Observations, rewards, terminations, truncations, and `info` with "cost", float64 of shape (num_envs,).
 
         Raises:
-            ConfigError: the environment returned something other than six values.
+            ConfigError: the environment returned something other than six values, or resets in another step than it
+                says.
         """
-        observations, rewards, costs, terminations, truncations, given = _six(self.env.step(actions))
+        observations, rewards, costs, terminations, truncations, given = _six(self.env, actions)
         over = np.asarray(terminations) | np.asarray(truncations)
         info = {_NEW_NAMES.get(name, name): value for name, value in given.items()}
         costs = np.asarray(costs, dtype=np.float64)
         info["cost"], info["_cost"] = costs, np.ones(self.num_envs, dtype=bool)
-        if self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP and over.any():
-            info["final_info"] = {**info.get("final_info", {}), "cost": costs, "_cost": over}
-            info["_final_info"] = over
+        if self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP:
+            if over.any():
+                info["final_info"] = {**self._columns(info.get("final_info", {})), "cost": costs, "_cost": over}
+                info["_final_info"] = over
+        elif "final_obs" in info:
+            raise ConfigError(
+                "the vector environment resets in the step that ends an episode without saying so; set its "
+                'metadata["autoreset_mode"] = "SameStep"'
+            )
         return observations, rewards, terminations, truncations, info
+
+    def _columns(self, infos: Any) -> dict[str, Any]:
+        if isinstance(infos, Mapping):
+            return dict(infos)
+        columns: dict[str, Any] = {}
+        for i, own in enumerate(infos):
+            if own is not None:
+                columns = self._add_info(columns, own, i)
+        return columns
 
     def render(self) -> Any:
         """What the environment shows."""
@@ -156,9 +177,13 @@ class SixTupleVectorEnv(gym.vector.VectorWrapper):
     A step that does nothing but reset a row costs 0 there, as its reward is 0.
     """
 
+    def __init__(self, env: gym.vector.VectorEnv) -> None:
+        super().__init__(env)
+        self._resetting = np.zeros(env.num_envs, dtype=bool)
+
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         """Starts an episode in every row, or in those of `options["reset_mask"]`."""
-        self._resetting = np.zeros(self.num_envs, dtype=bool)
+        self._resetting[:] = False
         return self.env.reset(**arguments)
 
     def step(self, actions: Any) -> SixTuple:  # type: ignore[override]
@@ -176,7 +201,8 @@ class SixTupleVectorEnv(gym.vector.VectorWrapper):
                 known |= rows
         if not known.all():
             raise ConfigError(_NO_COST.format(self.unwrapped))
-        if self.metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP:
+        costs[self._resetting] = 0.0  # whatever the info of a reset says
+        if autoreset_mode(self.env) is AutoresetMode.NEXT_STEP:
             self._resetting = terminations | truncations
         return observations, rewards, costs, terminations, truncations, info
 
@@ -185,7 +211,16 @@ _NEW_NAMES = {"final_observation": "final_obs", "_final_observation": "_final_ob
 _NO_COST = "{} gives no info['cost']; a constrained environment has to, at every step"
 
 
-def _six(returned: Any) -> SixTuple:
+def _six(env: Any, action: Any) -> SixTuple:
+    try:
+        returned = env.step(action)
+    except (gym.error.Error, ValueError) as error:
+        if not of_six_values(error):
+            raise
+        raise ConfigError(
+            f"Gymnasium's own {type(env).__name__} takes five values; adapt the environment inside it, its "
+            ".unwrapped or its class, and wrap what comes of that"
+        ) from None
     if not isinstance(returned, tuple) or len(returned) != 6:
         count = len(returned) if isinstance(returned, tuple) else "no tuple of"
         raise ConfigError(

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.models.mlp import info_row
+from textsafe_gym.models.infos import InfoReader, autoreset_mode, info_row, make_vec
 
 try:
     from stable_baselines3.common.callbacks import BaseCallback
@@ -39,7 +39,7 @@ def make_vec_env(env_id: str, n_envs: int = 16, **options: Any) -> "CostVecEnv":
     mode: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
     if env_id in ENVIRONMENTS:
         return CostVecEnv(gym.make_vec(env_id, num_envs=n_envs, **mode, **options))
-    return CostVecEnv(gym.make_vec(env_id, n_envs, "sync", vector_kwargs=mode, **options))
+    return CostVecEnv(make_vec(env_id, n_envs, vectorization_mode="sync", vector_kwargs=mode, **options))
 
 
 class CostVecEnv(VecEnv):
@@ -54,19 +54,26 @@ class CostVecEnv(VecEnv):
         env: gives `info["cost"]` at every step and resets in the step that ends an episode.
 
     Raises:
-        ConfigError: it resets otherwise.
+        ConfigError: it resets otherwise, or its actions do not count from 0.
     """
 
     def __init__(self, env: gym.vector.VectorEnv) -> None:
-        mode = env.metadata.get("autoreset_mode")
+        mode = autoreset_mode(env)
         if mode is not AutoresetMode.SAME_STEP:
             raise ConfigError(
                 f"Stable-Baselines3 resets in the step that ends an episode, but the environment's autoreset_mode is "
-                f"{getattr(mode, 'value', mode)}; make it with autoreset_mode='SameStep', or with make_vec_env"
+                f"{mode.value}; make it with autoreset_mode='SameStep', or with make_vec_env"
+            )
+        start = getattr(env.single_action_space, "start", 0)
+        if np.any(start):
+            raise ConfigError(
+                f"Stable-Baselines3 counts actions from 0, the environment from {start}; wrap it with "
+                "gymnasium.wrappers.TransformAction"
             )
         self.env = env
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self._start = time.time()
+        self._read = InfoReader(env)
         self._sums: list[dict[str, float]] = [{} for _ in range(self.num_envs)]
 
     def reset(self) -> Any:
@@ -90,7 +97,7 @@ class CostVecEnv(VecEnv):
         """Observations, rewards float32, dones, and an info for each row.
 
         Raises:
-            ConfigError: the environment's info has no cost for a row.
+            ConfigError: the environment's info has no cost for a row, or none that can be trusted.
         """
         observations, rewards, terminations, truncations, info = self.env.step(self._actions)
         dones = terminations | truncations
@@ -100,10 +107,7 @@ class CostVecEnv(VecEnv):
         return observations, rewards.astype(np.float32), dones, infos
 
     def _info(self, info: dict[str, Any], i: int, done: bool, reward: float) -> dict[str, Any]:
-        own = info_row(info["final_info"] if done else info, i)
-        if "cost" not in own:
-            name = self.env.spec.id if self.env.spec else type(self.env.unwrapped).__name__
-            raise ConfigError(f"{name} gives no info['cost']; a constrained environment has to, at every step")
+        own = self._read(info["final_info"] if done else info, i)
         named = {f"c_{name}": cost for name, cost in own.get("costs", {}).items()}
         sums = self._sums[i]
         for key, value in {"r": reward, "l": 1, "c": own["cost"], **named}.items():
@@ -152,7 +156,7 @@ class WindowExtractor(BaseFeaturesExtractor):
         width: of a token's embedding; features are as many as window times width.
 
     Raises:
-        ConfigError: the environment is not of texts.
+        ConfigError: the environment is not of texts, or its observations have been normalised.
     """
 
     def __init__(self, observation_space: gym.spaces.Dict, width: int = 16) -> None:
@@ -164,18 +168,30 @@ class WindowExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, window · width)."""
-        embedded = self.embedding(observations["input_ids"].long())  # Stable-Baselines3 makes floats of all it reads
-        return (embedded * observations["attention_mask"].unsqueeze(-1)).flatten(1)
+        ids, mask = observations["input_ids"], observations["attention_mask"]
+        tokens = ids.long()  # Stable-Baselines3 makes floats of all it reads
+        if bool((ids != tokens).any()):
+            raise ConfigError("the token ids are no whole numbers; give VecNormalize norm_obs=False")
+        return (self.embedding(tokens) * mask.unsqueeze(-1)).flatten(1)
 
 
 class CostCallback(BaseCallback):
-    """Logs `rollout/ep_cost_mean`, and for each named cost `rollout/ep_cost_NAME_mean`, beside `ep_rew_mean`."""
+    """Logs `rollout/ep_cost_mean`, and for each named cost `rollout/ep_cost_NAME_mean`, beside `ep_rew_mean`.
+
+    Raises:
+        ConfigError: the episodes are not counted by a `CostVecEnv`.
+    """
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
         episodes: Sequence[dict[str, Any]] = list(self.model.ep_info_buffer or [])
+        if episodes and "c" not in episodes[0]:
+            raise ConfigError(
+                "CostCallback finds no cost in the episodes; make the environment with make_vec_env or CostVecEnv, and "
+                "put no Monitor over it"
+            )
         keys = [key for key in (episodes[0] if episodes else {}) if key == "c" or key.startswith("c_")]
         for key in keys:
             self.logger.record(f"rollout/ep_cost{key[1:]}_mean", safe_mean([episode[key] for episode in episodes]))

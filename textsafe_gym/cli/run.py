@@ -44,11 +44,12 @@ def make_env(spec: RunSpec, num_envs: int) -> Any:
     import gymnasium as gym
 
     from textsafe_gym.envs import ENVIRONMENTS
+    from textsafe_gym.models.infos import make_vec
 
     env_id, kwargs = spec.env["id"], spec.env["kwargs"]
     try:
         return call(
-            lambda **options: gym.make_vec(env_id, num_envs=num_envs, **options),
+            lambda **options: make_vec(env_id, num_envs, **options),
             f"env {env_id}",
             kwargs,
             known=lambda: _takes(env_id),
@@ -57,6 +58,7 @@ def make_env(spec: RunSpec, num_envs: int) -> Any:
         raise _located(error, spec) from None
     except gym.error.UnregisteredEnv as error:
         hint = "" if "did you mean" in str(error).lower() else f"; {nearest(env_id, [*ENVIRONMENTS, *presets('env')])}"
+        hint += "; one of your own module is module:id" if hint and ":" not in env_id else ""
         raise UnknownNameError(f"unknown environment '{env_id}': {str(error).rstrip('.')}{hint}") from None
     except ModuleNotFoundError as error:
         # Gymnasium raises this anew, without a name, where the part of the id before the colon cannot be imported.

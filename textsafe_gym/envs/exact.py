@@ -9,7 +9,7 @@ random weights, the one that a policy starts from.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -224,8 +224,8 @@ class World:
         return {
             "prompts": self.prompt_texts,
             "tokenizer": self.tokenizer,
-            "reward_model": lambda prompts, responses: self.score_texts("reward", prompts, responses),
-            "cost_model": lambda prompts, responses: self.score_texts("cost", prompts, responses),
+            "reward_model": partial(self.score_texts, "reward"),
+            "cost_model": partial(self.score_texts, "cost"),
             "max_prompt_length": 2,
             "max_response_length": self.max_response_length,
         }

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,11 @@ def resolve_scorer(spec: Any, kind: str, tokenizer: Any, device: str = "cpu", dt
 def testbed_scorer(kind: str, device: str, dtype: str) -> Scorer:
     """The testbed's model of that kind, loaded when it first scores so that making an environment stays quick."""
 
-    def score(prompts: list[str], responses: list[str]) -> Any:
-        return _load_testbed(kind, device, dtype)(prompts, responses)
+    return partial(_testbed_score, kind, device, dtype)
 
-    return score
+
+def _testbed_score(kind: str, device: str, dtype: str, prompts: list[str], responses: list[str]) -> Any:
+    return _load_testbed(kind, device, dtype)(prompts, responses)
 
 
 @lru_cache

@@ -8,7 +8,7 @@ import numpy as np
 
 from textsafe_gym.errors import ScoreError
 from textsafe_gym.evaluation.files import Row
-from textsafe_gym.types import Policy, Rollout, World
+from textsafe_gym.types import Policy, Rollout, World, episode_sums
 
 # Episodes for environments that have no evaluation prompts of their own.
 EPISODES = 128
@@ -77,8 +77,9 @@ def evaluate_policy(
 
 def _rows(rollout: Rollout, groups: Sequence[str], identity: dict[str, Any], start: int) -> list[Row]:
     rewards = rollout.episode_rewards.double().tolist()
-    costs = rollout.episode_costs.double().tolist()
+    paid = rollout.episode_costs.double().tolist()
     kls = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).double().tolist()
+    named = {name: episode_sums(x, rollout.mask).double().tolist() for name, x in rollout.named_costs.items()}
     rows = []
     for i, group in enumerate(groups):
         info = rollout.infos[i]
@@ -88,9 +89,9 @@ def _rows(rollout: Rollout, groups: Sequence[str], identity: dict[str, Any], sta
                 row[name] = info[name]
         if group:
             row["group"] = group
-        row |= {"reward": rewards[i], "cost": costs[i]}
-        if "costs" in info:
-            row["costs"] = {name: float(value) for name, value in info["costs"].items()}
+        row |= {"reward": rewards[i], "cost": paid[i]}
+        if named:
+            row["costs"] = {name: costs[i] for name, costs in named.items()}
         row |= {"response_length": int(rollout.lengths[i]), "kl": kls[i]}
         rows.append(row)
     return rows

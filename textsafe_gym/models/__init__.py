@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textsafe_gym.errors import ModelError
+from textsafe_gym.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from textsafe_gym.types import Policy
@@ -21,7 +21,10 @@ def make_policy(env: Any, model: str | Path | None = None, **options: Any) -> "P
 
     Raises:
         ModelError: there is no model to load, it does not fit, or an MLP was asked to load one.
+        ConfigError: an option is wrong, or the spaces are for no policy.
     """
+    from textsafe_gym.models.mlp import CONFIG, MLPPolicy
+
     task = env.unwrapped
     if hasattr(task, "tokenizer"):
         from textsafe_gym.models.causal_lm import CausalLMPolicy
@@ -35,12 +38,29 @@ def make_policy(env: Any, model: str | Path | None = None, **options: Any) -> "P
         if isinstance(source, tuple):
             begin, tokenizer = source
             return CausalLMPolicy(copy.deepcopy(begin), tokenizer, **options)
+        if Path(source, CONFIG).is_file():
+            raise ModelError(
+                f"policy '{source}' is a multilayer perceptron, which reads no texts; name its environment"
+            )
         return CausalLMPolicy.load(source, **options)
-    from textsafe_gym.models.mlp import MLPPolicy
-
+    check_plain(env.single_observation_space)
     if model is not None:
         return MLPPolicy.load(model, **options)
     return MLPPolicy(env.single_observation_space, env.single_action_space, **options)
+
+
+def check_plain(observation_space: Any) -> None:
+    """Refuses a text environment in a form that no language model plays.
+
+    Raises:
+        ConfigError: the space has token ids.
+    """
+    # Without importing gymnasium here; a Dict is the only space with named parts.
+    if "input_ids" in getattr(observation_space, "spaces", ()):
+        raise ConfigError(
+            "a language model plays a text environment's own vector form, past wrappers and Gymnasium's copies; make "
+            "it with gymnasium.make_vec(id, num_envs=...), and change what it pays by its reward_model and cost_model"
+        )
 
 
 def load_policy(source: str | Path, **options: Any) -> "Policy":

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from textsafe_gym.errors import ModelError
+from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.models import adapters
 from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.encoding import encode_prompts, pad, rows_at_once, same_vocabulary
@@ -173,6 +173,7 @@ class CausalLMPolicy(nn.Module):
 
         Raises:
             ModelError: the environment is not a batched text environment, or its vocabulary is not the policy's.
+            ConfigError: a wrapper changes its steps.
         """
         task: Any = env.unwrapped
         if not hasattr(task, "play"):
@@ -180,6 +181,14 @@ class CausalLMPolicy(nn.Module):
                 f"a language model needs a text vector environment that plays whole responses, which "
                 f"{type(task).__name__} is not; make it with gymnasium.make_vec('SafeRLHF-v0', num_envs=...)"
             )
+        layer: Any = env
+        while layer is not task:
+            if type(layer).step is not gym.vector.VectorWrapper.step:
+                raise ConfigError(
+                    f"a language model plays whole responses, past the steps that {type(layer).__name__} would change; "
+                    "leave it out, and change what the environment pays by its reward_model and cost_model"
+                )
+            layer = layer.env
         if not same_vocabulary(self.tokenizer, task.tokenizer):
             raise ModelError(
                 f"the policy's tokenizer {_name(self.tokenizer)} and the environment's {_name(task.tokenizer)} differ; "

@@ -18,11 +18,10 @@ from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.files import find_file, new_directory, one_line
+from textsafe_gym.models.infos import InfoReader, autoreset_mode, of_six_values
 from textsafe_gym.types import Evaluation, Rollout, group_numbers
 
 CONFIG, WEIGHTS = "mlp_policy.json", "mlp_policy.safetensors"
-# In what Python says of an environment whose step returns six values, and in what Gymnasium's own check says.
-_SIX_VALUES = ("too many values to unpack (expected 5", "elements returned: 6")
 
 
 class MLPPolicy(nn.Module):
@@ -75,7 +74,8 @@ class MLPPolicy(nn.Module):
         """Plays one whole episode in each sub-environment, under any autoreset mode; see `Policy.rollout`.
 
         Raises:
-            ConfigError: the environment's info lacks "cost", its spaces are not the policy's, or a share is asked for.
+            ConfigError: the environment's info lacks a cost, its spaces are not the policy's, or a share is asked for.
+            ModelError: an observation or the policy's output is not finite.
         """
         if share[1] > 1:
             raise ConfigError("an MLP policy is too small to be trained in several processes; start one")
@@ -88,13 +88,13 @@ class MLPPolicy(nn.Module):
         groups = group_numbers(env.num_envs, group_size)
         seeds = np.random.SeedSequence([seed, 0]).generate_state(env.num_envs)[groups.numpy()].tolist()
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
-        mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        env_name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        mode = autoreset_mode(env)
+        read = InfoReader(env)
         try:
             observation, _ = env.reset(seed=seeds)
         except gym.error.Error as error:  # some vector environments of Gymnasium's own take one seed alone
             raise ConfigError(
-                f"{env_name} takes no list of seeds: {one_line(error)}; make it with vectorization_mode='sync'"
+                f"{read.name} takes no list of seeds: {one_line(error)}; make it with vectorization_mode='sync'"
             ) from None
         current = vectors(env, observation)
         running = np.ones(env.num_envs, bool)
@@ -109,11 +109,11 @@ class MLPPolicy(nn.Module):
             try:
                 observation, reward, terminations, truncations, info = env.step(self._to_env(action))
             except (gym.error.Error, ValueError) as error:
-                if not any(sign in str(error) for sign in _SIX_VALUES):
+                if not of_six_values(error):
                     raise
                 raise ConfigError(
-                    f"{env_name}: step returns more than five values; if the cost is among them, adapt the environment "
-                    "with textsafe_gym.adapters.safety_gymnasium.from_safety_gymnasium"
+                    f"{read.name}: step returns more than five values; if the cost is among them, adapt the "
+                    "environment with textsafe_gym.adapters.safety_gymnasium.from_safety_gymnasium"
                 ) from None
             current = vectors(env, observation)
             over = terminations | truncations
@@ -121,11 +121,7 @@ class MLPPolicy(nn.Module):
             for i in np.flatnonzero(running).tolist():
                 # SAME_STEP hands the last observation and info of an ended episode over apart from the new one's.
                 moved = mode == AutoresetMode.SAME_STEP and over[i]
-                own = info_row(info["final_info"] if moved else info, i)
-                if "cost" not in own:
-                    raise ConfigError(
-                        f"{env_name} gives no info['cost']; a constrained environment has to, at every step"
-                    )
+                own = read(info["final_info"] if moved else info, i)
                 costs[i], parts[i] = own["cost"], own.get("costs", {})
                 if over[i]:
                     infos[i] = own
@@ -250,6 +246,8 @@ class MLPPolicy(nn.Module):
     def _sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
         out = self.actor(x)
         if not bool(torch.isfinite(out).all()):
+            if not bool(torch.isfinite(x).all()):
+                raise ModelError("the environment's observations are not finite, so that the policy cannot act on them")
             raise ModelError("the policy's outputs are not finite; it has diverged: lower the learning rate")
         if isinstance(self.action_space, gym.spaces.Discrete):
             return torch.multinomial(torch.softmax(out, -1), 1, generator=generator).squeeze(-1)
@@ -308,16 +306,6 @@ def _network(inputs: int, hidden: Sequence[int], outputs: int, last_scale: float
         nn.init.zeros_(layer.bias)
         layers += [layer] if last else [layer, nn.Tanh()]
     return nn.Sequential(*layers)
-
-
-def info_row(info: Mapping[str, Any], i: int) -> dict[str, Any]:
-    """Sub-environment i's own info out of a vector environment's, in which `_key` says whose `key` is set."""
-    own: dict[str, Any] = {}
-    for key, value in info.items():
-        whose = info.get(f"_{key}")
-        if not key.startswith("_") and (whose is None or whose[i]):
-            own[key] = info_row(value, i) if isinstance(value, Mapping) else value[i]
-    return own
 
 
 def _describe(space: gym.Space[Any]) -> dict[str, Any]:
