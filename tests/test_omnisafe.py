@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import algos
 import textsafe_gym  # noqa: F401
 from algos.core.objectives import gae
 from textsafe_gym.adapters import omnisafe_files
-from textsafe_gym.errors import ConfigError, UnknownNameError
+from textsafe_gym.errors import ConfigError, RunError, UnknownNameError
 from textsafe_gym.models import make_policy
 
 if importlib.util.find_spec("omnisafe") is None:
@@ -304,18 +305,91 @@ def test_agents_of_omnisafe(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "policy" / "model.safetensors").is_file()
 
 
-def test_agents_on_registered_environments(tmp_path: Path) -> None:
+def test_agents_evaluate_render_and_plot_what_they_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    fast = {"actor": {"lr": 0.01}, "linear_lr_decay": False}
+    logged = {"log_dir": str(tmp_path), "use_tensorboard": False, "save_model_freq": 1}
+    one = agent("PPOSaute", EXACT, 64, 8, tmp_path, cost_limit=0.5, model_cfgs=fast, logger_cfgs=logged)
+    first = make_policy(one.agent._env._env.env)
+    one.learn()
+    capsys.readouterr()
+    one.evaluate(num_episodes=10)
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == {"epoch-0.pt", "epoch-1.pt", "epoch-2.pt"}
+    env = gym.make_vec(EXACT, num_envs=8)
+    for name, policy in (("epoch-0.pt", first), ("epoch-2.pt", one.agent.policy)):
+        played = [policy.rollout(env, seed) for seed in (0, 1)]
+        reward = torch.cat([rollout.episode_rewards for rollout in played])[:10].mean()
+        cost = torch.cat([rollout.episode_costs for rollout in played])[:10].mean()
+        length = torch.cat([rollout.lengths for rollout in played])[:10].float().mean()
+        means = f"reward {reward:.3f}, cost {cost:.3f}, length {length:.3f}"
+        assert lines[name] == f"means of 10 episodes: {means}"
+    assert lines["epoch-0.pt"] != lines["epoch-2.pt"]
+    one.render(num_episodes=2)
+    shown = capsys.readouterr().out
+    assert shown.count("prompt: ") == shown.count("response: ") == shown.count("] reward ") == 6
+    one.plot()
+    assert list(Path(one.agent.logger.log_dir).glob("*.png"))
+
+
+def test_the_pages_code_runs(tmp_path: Path) -> None:
+    page = (ROOT / "textsafe_gym" / "docs" / "omnisafe.md").read_text()
+    program = "".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    run = [sys.executable, "-W", "error::FutureWarning", "-c", program]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("means of 32 episodes") == 2
+    for saved in ("policy", "epoch_0"):
+        assert (tmp_path / "runs" / "omnisafe" / saved / "model.safetensors").is_file()
+
+
+def test_saved_models_can_be_taken_later(tmp_path: Path) -> None:
+    one = agent("PPOLag", EXACT, 64, 8, tmp_path, cost_limit=0.5)
+    one.learn()
+    folder = one.agent.logger.log_dir
+    evaluator = omnisafe.Evaluator()
+    evaluator.load_saved(folder, "epoch-2.pt")
+    trained = one.agent.policy.parameter_groups()["actor"]
+    taken = evaluator.policy.parameter_groups()["actor"]
+    assert all(torch.equal(x, y) for x, y in zip(trained, taken, strict=True))
+    rewards, costs = evaluator.evaluate(num_episodes=3, cost_criteria=0.5)
+    rollout = one.agent.policy.rollout(gym.make_vec(EXACT, num_envs=8), 0)
+    assert rewards == pytest.approx(rollout.episode_rewards[:3].tolist())
+    late = 0.5 ** (rollout.lengths[:3] - 1)  # the cost of a response falls due with its last token
+    assert costs == pytest.approx((late * rollout.episode_costs[:3]).tolist())
+    (Path(folder) / "torch_save" / "epoch-2.pt").write_bytes(b"broken")
+    for name in ("epoch-2.pt", "epoch-9.pt"):
+        with pytest.raises(RunError, match=rf"cannot load the policy in '.*{name}'"):
+            evaluator.load_saved(folder, name)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        evaluator.load_saved(str(tmp_path), "epoch-2.pt")
+
+
+def test_agents_on_registered_environments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gym.register("Tracking-of-a-test-v0", Tracking)
     omnisafe.register("Tracking-of-a-test-v0")
-    assert np.isfinite(agent("PPOLag", "Tracking-of-a-test-v0", 64, 4, tmp_path).learn()).all()
+    one = agent("PPOLag", "Tracking-of-a-test-v0", 64, 4, tmp_path)
+    assert np.isfinite(one.learn()).all()
+    capsys.readouterr()
+    one.evaluate(num_episodes=3)
+    assert capsys.readouterr().out.count("means of 3 episodes") == 2
+    with pytest.raises(ConfigError, match="prints texts"):
+        one.render()
 
 
-def test_omnisafes_own_environments_are_left_alone(tmp_path: Path) -> None:
+def test_omnisafes_own_environments_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from omnisafe.models.actor_critic.constraint_actor_critic import ConstraintActorCritic
 
     other = agent("PPOLag", "Simple-v0", 64, 1, tmp_path)
     assert type(other.agent._actor_critic) is ConstraintActorCritic
     assert other.cfgs.lagrange_cfgs.cost_limit == 25.0
+    other.learn()
+    capsys.readouterr()
+    other.evaluate(num_episodes=1)
+    assert "Average episode cost" in capsys.readouterr().out
 
 
 def test_nothing_of_the_process_is_changed() -> None:

@@ -10,15 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textsafe_gym.adapters.omnisafe import (
-    PLAIN,
-    GymnasiumCMDP,
-    PolicyGradient,
-    base_of,
-    env_register,
-    given,
-    library,
-)
+from textsafe_gym.adapters.omnisafe import PLAIN
+from textsafe_gym.adapters.omnisafe_env import GymnasiumCMDP, base_of, given
+from textsafe_gym.adapters.omnisafe_library import PolicyGradient, env_register, library
 from textsafe_gym.adapters.omnisafe_state import restore, state_of
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.types import Policy, Rollout
