@@ -430,6 +430,29 @@ def test_omnisafes_own_environments_are_left_alone(tmp_path: Path, capsys: pytes
     assert "Average episode cost" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "section", "message"),
+    [
+        ("DDPG", {}, "DDPG is off-policy; on SafeRLHF-Exact-v0 only OmniSafe's on-policy algorithms learn"),
+        ("PPOLag", {"algo_cfgs": {"steps_per_epoch": 16}}, "steps_per_epoch = 16 is too short .* steps_per_epoch=32"),
+        ("PPOLag", {"algo_cfgs": {"steps_per_epoch": 64, "obs_normalize": True}}, "obs_normalize: policies on"),
+        ("PPOLag", {"cost_limit": "low"}, "cost_limit = 'low': expected a finite number"),
+        ("PPOLag", {"env_cfgs": {"policy": {"lora": 2}}}, "env_cfgs.policy: .*'lora'"),
+        ("PPOLag", {"env_cfgs": {"policy": "mine"}}, "env_cfgs.policy: expected options by name, got 'mine'"),
+        ("PPOLag", {"env_cfgs": {"promts": 2}}, "unknown environment argument 'promts'; did you mean 'prompts'"),
+    ],
+)
+def test_agents_that_are_refused(name: str, section: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        agent(name, EXACT, 64, 8, tmp_path, **section)
+
+
+def test_an_environment_without_costs_is_refused(tmp_path: Path) -> None:
+    omnisafe.register("CartPole-v1")
+    with pytest.raises(ConfigError, match=r"CartPole-v1 gives no info\['cost'\]"):
+        agent("PPOLag", "CartPole-v1", 64, 4, tmp_path, cost_limit=1.0).learn()
+
+
 def test_nothing_of_the_process_is_changed() -> None:
     torch.manual_seed(1)
     np.random.seed(1)

@@ -12,6 +12,7 @@ critics, an action is a token's number, and `cost_limit` is one setting whatever
 """
 
 import copy
+import math
 from typing import Any
 
 from textsafe_gym.adapters.omnisafe_env import GymnasiumCMDP, base_of
@@ -68,18 +69,24 @@ def _wrap() -> None:
 
     def with_cost_limit(algo: str, env_id: str, algo_type: str) -> Any:
         found = read(algo, env_id, algo_type)
-        if algo_type == "on-policy" and env_id in GymnasiumCMDP._support_envs:
+        if env_id in GymnasiumCMDP._support_envs:
+            if algo_type != "on-policy":
+                raise ConfigError(f"{algo} is {algo_type}; on {env_id} only OmniSafe's on-policy algorithms learn")
             found.recurisve_update({"cost_limit": None, "algo_cfgs": dict(PLAIN)})
             found.setdefault("env_cfgs", Config())
         return found
 
     def opened(self: Any, env_id: str, num_envs: int, seed: int, cfgs: Any) -> None:
         opening.clear()
+        if env_id in GymnasiumCMDP._support_envs and cfgs.algo_cfgs.obs_normalize:
+            raise ConfigError(f"obs_normalize: policies on {env_id} are saved without a normaliser; leave it false")
         open_env(self, env_id, num_envs, seed, cfgs)
         opening.clear()
         env = base_of(self._env)
         if env is not None:
             _place_limit(cfgs, env)
+        if env is not None and env_id in GymnasiumCMDP._support_envs:
+            _check_steps(cfgs.algo_cfgs.steps_per_epoch, env)
 
     def modelled(self: Any) -> None:
         env = base_of(self._env)
@@ -105,6 +112,8 @@ def _place_limit(cfgs: Any, env: GymnasiumCMDP) -> None:
         ConfigError: there is none, or one that the algorithm cannot work with.
     """
     limit = cfgs.get("cost_limit")
+    if limit is not None and not (isinstance(limit, int | float) and math.isfinite(limit)):
+        raise ConfigError(f"cost_limit = {limit!r:.60}: expected a finite number")
     limit = env.cost_limit if limit is None else float(limit)
     by_hand = cfgs.get("exp_increment_cfgs", {})
     for section in ("lagrange_cfgs", "algo_cfgs"):
@@ -120,6 +129,20 @@ def _place_limit(cfgs: Any, env: GymnasiumCMDP) -> None:
             cfgs[section][key] = limit
     if "max_ep_len" in cfgs.algo_cfgs and "max_ep_len" not in (by_hand.get("algo_cfgs") or {}):
         cfgs.algo_cfgs.max_ep_len = env.longest
+
+
+def _check_steps(steps: int, env: GymnasiumCMDP) -> None:
+    """Refuses epochs that cut responses off: these would never be paid, nor count.
+
+    Raises:
+        ConfigError: the longest response does not fit.
+    """
+    longest = getattr(env.env.unwrapped, "max_response_length", 0) * env.env.num_envs
+    if steps < longest:
+        raise ConfigError(
+            f"steps_per_epoch = {steps} is too short for the longest response in each of {env.env.num_envs} "
+            f"environments; set steps_per_epoch={longest} or more, or fewer vector_env_nums"
+        )
 
 
 _wrap()

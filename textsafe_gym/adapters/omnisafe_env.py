@@ -15,6 +15,7 @@ from textsafe_gym.adapters.omnisafe_rows import BoxRows, TokenRows
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.models import make_policy
+from textsafe_gym.models.files import one_line
 from textsafe_gym.types import Policy, own_cost_limit
 
 given: ContextVar[tuple[gym.vector.VectorEnv, Policy] | None] = ContextVar("given", default=None)
@@ -56,7 +57,7 @@ class GymnasiumCMDP(CMDP):
         self._own = taken is None
         if taken is None:
             env = _vectorised(env_id, num_envs, kwargs)
-            taken = env, make_policy(env, **dict(policy or {}))
+            taken = env, _policy(env, policy or {})
         self.env, self.policy = taken
         action = self.env.single_action_space
         self.discrete = isinstance(action, gym.spaces.Discrete)
@@ -91,12 +92,11 @@ class GymnasiumCMDP(CMDP):
         else:
             moves = np.clip(chosen, space.low, space.high).astype(space.dtype)
         observation, reward, over, cut, found = self.env.step(moves)
-        cost = np.array(found["cost"] if "cost" in found else np.zeros(self._num_envs), dtype=np.float32)
         info: dict[str, Any] = {}
         done = np.asarray(over) | np.asarray(cut)
+        cost = _costs(found, ~done, self.env)
         if done.any():
-            last = found["final_info"]
-            cost = np.where(done, np.asarray(last["cost"], np.float32), cost)
+            cost = np.where(done, _costs(found["final_info"], done, self.env), cost)
             ends = torch.zeros(self._num_envs, self.rows.columns, device=self._device)
             for i in np.flatnonzero(done).tolist():
                 ends[i] = self.rows.one(found["final_obs"][i])
@@ -125,6 +125,25 @@ class GymnasiumCMDP(CMDP):
     def _alone(self, x: Tensor) -> Tensor:
         """OmniSafe gives a single environment's tensors their leading dimension itself."""
         return x[0] if self._num_envs == 1 else x
+
+
+def _costs(info: Mapping[str, Any], rows: np.ndarray, env: gym.vector.VectorEnv) -> np.ndarray:
+    """(n,) what those rows, (n,) bool, have paid; the others mean nothing."""
+    if "cost" in info:
+        return np.array(info["cost"], np.float32)
+    if rows.any():
+        name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        raise ConfigError(f"{name} gives no info['cost']; a constrained environment has to, at every step")
+    return np.zeros(len(rows), np.float32)
+
+
+def _policy(env: gym.vector.VectorEnv, options: Any) -> Policy:
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"env_cfgs.policy: expected options by name, got {options!r:.60}")
+    try:
+        return make_policy(env, **options)
+    except TypeError as error:  # an option that there is not
+        raise ConfigError(f"env_cfgs.policy: {one_line(error)}") from error
 
 
 def _vectorised(env_id: str, num_envs: int, kwargs: Mapping[str, Any]) -> gym.vector.VectorEnv:
