@@ -79,6 +79,7 @@ def test_every_on_policy_algorithm_trains_the_language_model(name: str) -> None:
     trainer = made(name)
     before = weights(trainer.policy)
     rows = trainer.learn()
+    assert not list(Path(trainer.algorithm.files.name).rglob("*.pt"))
     assert [row["episodes"] for row in rows] == [16, 32]
     assert np.isfinite([row["entropy"] for row in rows]).all()
     moved = {name for name, x in trainer.policy.state_dict().items() if not torch.equal(x, before[name])}
@@ -418,6 +419,25 @@ def test_agents_on_registered_environments(tmp_path: Path, capsys: pytest.Captur
         one.render()
 
 
+def test_agents_on_text_with_judges_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def length(prompts: Any, responses: Any) -> np.ndarray:
+        return np.array([float(len(response)) for response in responses])
+
+    own: Any = gym.spec("SafeRLHF-v0")
+    classes = {"entry_point": own.entry_point, "vector_entry_point": own.vector_entry_point}
+    gym.register("Long-of-a-test-v0", **classes, kwargs={"cost_model": length, "cost_limit": 20.0})
+    omnisafe.register("Long-of-a-test-v0")
+    one = agent("PPOLag", "Long-of-a-test-v0", 64, 2, tmp_path)
+    assert one.cfgs.lagrange_cfgs.cost_limit == 20.0
+    one.learn()
+    capsys.readouterr()
+    one.render(num_episodes=1)
+    shown = capsys.readouterr().out
+    responses = re.findall(r"^response: (.*)$", shown, re.MULTILINE)
+    assert re.findall(r"cost \+([\d.]+)$", shown, re.MULTILINE) == [f"{len(text)}.000" for text in responses]
+    assert len(responses) == 2
+
+
 def test_omnisafes_own_environments_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from omnisafe.models.actor_critic.constraint_actor_critic import ConstraintActorCritic
 
@@ -439,6 +459,7 @@ def test_omnisafes_own_environments_are_left_alone(tmp_path: Path, capsys: pytes
         ("PPOLag", {"cost_limit": "low"}, "cost_limit = 'low': expected a finite number"),
         ("PPOLag", {"env_cfgs": {"policy": {"lora": 2}}}, "env_cfgs.policy: .*'lora'"),
         ("PPOLag", {"env_cfgs": {"policy": "mine"}}, "env_cfgs.policy: expected options by name, got 'mine'"),
+        ("PPOLag", {"env_cfgs": {"cost_model": len}}, "env_cfgs: Object of type .* under an id of its own"),
         ("PPOLag", {"env_cfgs": {"promts": 2}}, "unknown environment argument 'promts'; did you mean 'prompts'"),
     ],
 )
@@ -471,6 +492,8 @@ def test_nothing_of_the_process_is_changed() -> None:
         ("omnisafe:PPOLag", {"algo_cfgs": {"clipp": 1}}, "unknown key 'algo_cfgs.clipp'; did you mean 'clip'"),
         ("omnisafe:PPOLag", {"algo_cfgs": {"clip": "x"}}, "algo_cfgs.clip = 'x'"),
         ("omnisafe:PPOLag", {"algo_cfgs": {"target_kl": -1.0}}, "omnisafe:PPOLag: target_kl must be float"),
+        ("omnisafe:PPOLag", {"model_cfgs": {"actor": {"lr": -1.0}}}, "omnisafe:PPOLag: Invalid learning rate"),
+        ("omnisafe:PPOLag", {"cost_limit": float("inf")}, "cost_limit = inf: expected a finite number"),
         ("omnisafe:PPOLag", {"minibatch_size": 8}, "unknown key 'minibatch_size'"),
     ],
 )

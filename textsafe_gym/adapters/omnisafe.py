@@ -12,6 +12,7 @@ critics, an action is a token's number, and `cost_limit` is one setting whatever
 """
 
 import copy
+import json
 import math
 from typing import Any
 
@@ -78,8 +79,8 @@ def _wrap() -> None:
 
     def opened(self: Any, env_id: str, num_envs: int, seed: int, cfgs: Any) -> None:
         opening.clear()
-        if env_id in GymnasiumCMDP._support_envs and cfgs.algo_cfgs.obs_normalize:
-            raise ConfigError(f"obs_normalize: policies on {env_id} are saved without a normaliser; leave it false")
+        if env_id in GymnasiumCMDP._support_envs:
+            _check_saving(cfgs, env_id)
         open_env(self, env_id, num_envs, seed, cfgs)
         opening.clear()
         env = base_of(self._env)
@@ -129,6 +130,23 @@ def _place_limit(cfgs: Any, env: GymnasiumCMDP) -> None:
             cfgs[section][key] = limit
     if "max_ep_len" in cfgs.algo_cfgs and "max_ep_len" not in (by_hand.get("algo_cfgs") or {}):
         cfgs.algo_cfgs.max_ep_len = env.longest
+
+
+def _check_saving(cfgs: Any, env_id: str) -> None:
+    """Refuses what a saved policy could not be played with again.
+
+    Raises:
+        ConfigError: observations are normalised, or the environment's arguments cannot be written.
+    """
+    if cfgs.algo_cfgs.obs_normalize:
+        raise ConfigError(f"obs_normalize: policies on {env_id} are saved without a normaliser; leave it false")
+    try:
+        json.dumps(cfgs.env_cfgs.todict())
+    except TypeError as error:
+        raise ConfigError(
+            f"env_cfgs: {error}, and OmniSafe writes them to a file; register the environment with such arguments "
+            "under an id of its own"
+        ) from None
 
 
 def _check_steps(steps: int, env: GymnasiumCMDP) -> None:

@@ -148,8 +148,9 @@ def _policy(env: gym.vector.VectorEnv, options: Any) -> Policy:
 
 def _vectorised(env_id: str, num_envs: int, kwargs: Mapping[str, Any]) -> gym.vector.VectorEnv:
     mode: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    ours, spec = {vector for _, vector in ENVIRONMENTS.values()}, gym.registry.get(env_id)
     try:
-        if env_id in ENVIRONMENTS:
+        if spec is not None and spec.vector_entry_point in ours:  # under whatever id
             return gym.make_vec(env_id, num_envs=num_envs, **mode, **kwargs)
         return gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="sync", vector_kwargs=mode, **kwargs)
     except gym.error.Error as error:

@@ -126,10 +126,10 @@ class Updater:
         )
         token = given.set((env, policy))
         try:
-            with _undisturbed(), redirect_stdout(io.StringIO()):
+            with _undisturbed(), _unsaved(), redirect_stdout(io.StringIO()):
                 library.utils.config.check_all_configs(cfgs, "on-policy")
                 self.algorithm: Any = library.algorithms.registry.get(name)(env_id=cfgs.env_id, cfgs=cfgs)
-        except AssertionError as error:
+        except (AssertionError, ValueError) as error:
             raise ConfigError(f"omnisafe:{name}: {error}") from None
         finally:
             given.reset(token)
@@ -229,6 +229,17 @@ def _spread(buffer: Any, every: int) -> None:
     order[picked], order[~picked] = torch.arange(count), torch.arange(count, len(order))
     as_stored = buffer.get
     buffer.get = lambda: {name: x[order] for name, x in as_stored().items()}
+
+
+@contextmanager
+def _unsaved() -> Iterator[None]:
+    """Keeps OmniSafe from writing the starting policy, which may be large, to a file that nobody reads."""
+    logger = library.common.logger.Logger
+    save, logger.torch_save = logger.torch_save, lambda _: None
+    try:
+        yield
+    finally:
+        logger.torch_save = save
 
 
 @contextmanager
