@@ -17,7 +17,7 @@ import math
 from typing import Any
 
 from textsafe_gym.adapters.omnisafe_env import GymnasiumCMDP, base_of
-from textsafe_gym.adapters.omnisafe_evaluation import PolicyEvaluator as Evaluator
+from textsafe_gym.adapters.omnisafe_evaluation import Evaluator
 from textsafe_gym.adapters.omnisafe_files import BUDGETS, NORMALIZERS
 from textsafe_gym.adapters.omnisafe_library import (
     CMDP,
@@ -100,7 +100,8 @@ def _wrap() -> None:
         epochs, twice = self._cfgs.train_cfgs.epochs, isinstance(self, NaturalPG)
         self._actor_critic = PolicyActorCritic(env, self._cfgs.model_cfgs, epochs, twice)
 
-    algo_wrapper.get_default_kwargs_yaml, algo_wrapper.Evaluator = with_cost_limit, Evaluator
+    algo_wrapper.get_default_kwargs_yaml = with_cost_limit
+    algo_wrapper.Evaluator = library.Evaluator = Evaluator
     online_adapter.make = made
     OnlineAdapter.__init__, PolicyGradient._init_model = opened, modelled
     env_register(GymnasiumCMDP)

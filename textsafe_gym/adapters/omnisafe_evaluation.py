@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from textsafe_gym.adapters.omnisafe_env import GymnasiumCMDP
-from textsafe_gym.adapters.omnisafe_library import Evaluator
+from textsafe_gym.adapters.omnisafe_library import library
 from textsafe_gym.adapters.omnisafe_models import PolicyActor
 from textsafe_gym.config import read_json
 from textsafe_gym.data.prompts import Prompt
@@ -20,7 +20,7 @@ from textsafe_gym.models.files import one_line
 from textsafe_gym.types import Policy
 
 
-class PolicyEvaluator(Evaluator):
+class Evaluator(library.Evaluator):
     """OmniSafe's evaluator, which also knows the policies and environments of this package.
 
     Their actions are drawn as in training, as the cost limit is one on the mean over such draws, and all saved models

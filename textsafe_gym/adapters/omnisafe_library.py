@@ -33,7 +33,6 @@ try:
     from omnisafe.algorithms.on_policy.base.natural_pg import NaturalPG
     from omnisafe.algorithms.on_policy.base.policy_gradient import PolicyGradient
     from omnisafe.envs.core import CMDP, env_register
-    from omnisafe.evaluator import Evaluator
     from omnisafe.utils.config import Config
 except ImportError as error:
     raise ConfigError(f"OmniSafe cannot be imported ({error}); {INSTALL}") from None
@@ -42,7 +41,6 @@ __all__ = [
     "CMDP",
     "Agent",
     "Config",
-    "Evaluator",
     "NaturalPG",
     "OnlineAdapter",
     "PolicyGradient",
