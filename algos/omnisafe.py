@@ -61,20 +61,22 @@ def config_class(name: str) -> type[RunConfig]:
     known = [OMNISAFE + other for other in omnisafe_files.names()]
     if known and name not in known:
         raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, known)}")
-    sections = _fields(omnisafe_files.defaults(name.removeprefix(OMNISAFE)), name)
+    member = name.removeprefix(OMNISAFE)
+    sections = _fields(omnisafe_files.defaults(member), "", omnisafe_files.descriptions(member))
     return create_model(name, __base__=RunConfig, __doc__=f"Settings of {name}.", **sections)
 
 
-def _fields(values: dict[str, Any], name: str) -> dict[str, Any]:
+def _fields(values: dict[str, Any], prefix: str, about: dict[str, str]) -> dict[str, Any]:
+    """Fields of a pydantic model; `prefix` is the path of their section, as in "algo_cfgs."."""
     fields: dict[str, Any] = {}
     for key, value in values.items():
+        path = f"{prefix}{key}"
         if isinstance(value, dict):
-            section = create_model(
-                f"{name}.{key}", __config__=ConfigDict(extra="forbid", frozen=True), **_fields(value, f"{name}.{key}")
-            )
-            fields[key] = (section, Field(default_factory=section, description="OmniSafe's own"))
+            inner = _fields(value, f"{path}.", about)
+            section = create_model(path, __config__=ConfigDict(extra="forbid", frozen=True), **inner)
+            fields[key] = (section, Field(default_factory=section, description=about[path]))
         else:
-            fields[key] = (type(value), Field(value, description="OmniSafe's own"))
+            fields[key] = (type(value), Field(value, description=about[path]))
     return fields
 
 

@@ -327,7 +327,10 @@ def test_keys_of_omnisafes_are_those_of_the_list(capsys: pytest.CaptureFixture[s
         pytest.skip("OmniSafe is not installed")
     with pytest.raises(SystemExit):
         main(["algos", "omnisafe:CPO", "--json"])
-    assert set(algorithm_keys("omnisafe:CPO")) == {row["key"] for row in json.loads(capsys.readouterr().out)}
+    listed = {row["key"]: row["about"] for row in json.loads(capsys.readouterr().out)}
+    assert algorithm_keys("omnisafe:CPO") == listed
+    assert listed["algo_cfgs.cg_iters"] == "Number of conjugate gradient iterations"
+    assert all(listed.values())
 
 
 def test_no_arguments_show_help_and_the_version_is_told() -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import algos
 import textsafe_gym  # noqa: F401
 from algos.core.objectives import gae
 from textsafe_gym.adapters import omnisafe_files
-from textsafe_gym.errors import ConfigError, UnknownNameError
+from textsafe_gym.errors import ConfigError, RunError, UnknownNameError
 from textsafe_gym.models import make_policy
 
 if importlib.util.find_spec("omnisafe") is None:
@@ -34,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 NAMES = omnisafe_files.names()
 EXACT = "SafeRLHF-Exact-v0"
 TINY = {"update_iters": 1, "batch_size": 64}
+UNLIMITED = {"PPO", "TRPO", "NaturalPG", "PolicyGradient"}
 BUDGETED = {name for name in NAMES if "Saute" in name or "Simmer" in name}
 
 
@@ -63,6 +65,11 @@ def _as_it_was() -> Iterator[None]:
     torch.backends.cudnn.enabled = cudnn
 
 
+def untimed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    timed = {"tokens_per_second", "seconds_rollout", "seconds_update"}
+    return [{key: x for key, x in row.items() if key not in timed} for row in rows]
+
+
 def weights(policy: Any) -> dict[str, torch.Tensor]:
     return {name: x.clone() for name, x in policy.state_dict().items()}
 
@@ -72,6 +79,7 @@ def test_every_on_policy_algorithm_trains_the_language_model(name: str) -> None:
     trainer = made(name)
     before = weights(trainer.policy)
     rows = trainer.learn()
+    assert not list(Path(trainer.algorithm.files.name).rglob("*.pt"))
     assert [row["episodes"] for row in rows] == [16, 32]
     assert np.isfinite([row["entropy"] for row in rows]).all()
     moved = {name for name, x in trainer.policy.state_dict().items() if not torch.equal(x, before[name])}
@@ -113,9 +121,7 @@ def test_a_resumed_run_is_the_same_run(name: str, tmp_path: Path) -> None:
     halved.learn(16)
     halved.save(tmp_path / "half")
     resumed = algos.load(tmp_path / "half", EXACT)
-    (again,) = resumed.learn()
-    timed = {"tokens_per_second", "seconds_rollout", "seconds_update"}
-    assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in rows[1].items() if k not in timed}
+    assert untimed(resumed.learn()) == untimed(rows[1:])
     for name, x in whole.policy.state_dict().items():
         assert torch.equal(x, resumed.policy.state_dict()[name])
 
@@ -215,8 +221,7 @@ def test_one_cost_limit(name: str) -> None:
         if key in cfgs.get(section, {})
     ]
     assert all(place == 0.7 for place in places)
-    unconstrained = {"PPO", "TRPO", "NaturalPG", "PolicyGradient"}
-    assert bool(places) == (name not in unconstrained) == omnisafe_files.has_limit(name)
+    assert bool(places) == (name not in UNLIMITED) == omnisafe_files.has_limit(name)
 
 
 def test_the_environments_own_limit_and_names_of_omnisafes_own(tmp_path: Path) -> None:
@@ -226,6 +231,41 @@ def test_the_environments_own_limit_and_names_of_omnisafes_own(tmp_path: Path) -
     assert both.cfgs.lagrange_cfgs.cost_limit == 0.1
     with pytest.raises(ConfigError, match=r"PPOSaute spends the cost limit as a budget.* above 0, not -1"):
         made("PPOSaute", cost_limit=-1.0)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - BUDGETED - UNLIMITED))
+def test_a_limit_that_is_set_later_is_the_one_that_is_kept(name: str, tmp_path: Path) -> None:
+    """Costs lie between the two limits, so that each algorithm has to act on one and not on the other."""
+    loose, tight, changed = (made(name, cost_limit=limit) for limit in (9.0, -9.0, 9.0))
+    changed.set_cost_limit(-9.0)
+    assert [row["cost_violation"] for row in loose.learn(16)] == [0.0]
+    expected, found = tight.learn(16), changed.learn(16)
+    assert untimed(found) == untimed(expected)
+    for key, x in changed.policy.state_dict().items():
+        assert torch.equal(x, tight.policy.state_dict()[key])
+    assert any(not torch.equal(x, loose.policy.state_dict()[key]) for key, x in changed.policy.state_dict().items())
+    changed.save(tmp_path / "half")
+    resumed = algos.load(tmp_path / "half", EXACT)
+    assert resumed.cost_limit == -9.0
+    assert untimed(resumed.learn()) == untimed(tight.learn())
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "cost", "message"),
+    [
+        ("PPOSaute", 1.0, "", "omnisafe:PPOSaute begins with its cost limit as a budget"),
+        ("TRPOSimmerPID", 1.0, "", "begins with its cost limit as a budget"),
+        ("TRPO", 1.0, "", "omnisafe:TRPO keeps no cost limit"),
+        ("CPO", float("nan"), "", "cost_limit = nan: expected a finite number"),
+        ("CPO", 1.0, "harm", "no limit on a cost 'harm'"),
+    ],
+)
+def test_limits_that_cannot_be_set(name: str, limit: float, cost: str, message: str) -> None:
+    trainer = made(name)
+    before = trainer.cost_limit
+    with pytest.raises(ConfigError, match=message):
+        trainer.set_cost_limit(limit, cost)
+    assert trainer.cost_limit == before
 
 
 PLAIN = {"gamma": 1.0, "lam": 1.0, "lam_c": 1.0, "use_critic_norm": False, "update_iters": 2}
@@ -304,18 +344,134 @@ def test_agents_of_omnisafe(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "policy" / "model.safetensors").is_file()
 
 
-def test_agents_on_registered_environments(tmp_path: Path) -> None:
+def test_agents_evaluate_render_and_plot_what_they_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    fast = {"actor": {"lr": 0.01}, "linear_lr_decay": False}
+    logged = {"log_dir": str(tmp_path), "use_tensorboard": False, "save_model_freq": 1}
+    one = agent("PPOSaute", EXACT, 64, 8, tmp_path, cost_limit=0.5, model_cfgs=fast, logger_cfgs=logged)
+    first = make_policy(one.agent._env._env.env)
+    one.learn()
+    capsys.readouterr()
+    one.evaluate(num_episodes=10)
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == {"epoch-0.pt", "epoch-1.pt", "epoch-2.pt"}
+    env = gym.make_vec(EXACT, num_envs=8)
+    for name, policy in (("epoch-0.pt", first), ("epoch-2.pt", one.agent.policy)):
+        played = [policy.rollout(env, seed) for seed in (0, 1)]
+        reward = torch.cat([rollout.episode_rewards for rollout in played])[:10].mean()
+        cost = torch.cat([rollout.episode_costs for rollout in played])[:10].mean()
+        length = torch.cat([rollout.lengths for rollout in played])[:10].float().mean()
+        means = f"reward {reward:.3f}, cost {cost:.3f}, length {length:.3f}"
+        assert lines[name] == f"means of 10 episodes: {means}"
+    assert lines["epoch-0.pt"] != lines["epoch-2.pt"]
+    one.render(num_episodes=2)
+    shown = capsys.readouterr().out
+    assert shown.count("prompt: ") == shown.count("response: ") == shown.count("] reward ") == 6
+    one.plot()
+    assert list(Path(one.agent.logger.log_dir).glob("*.png"))
+
+
+def test_the_pages_code_runs(tmp_path: Path) -> None:
+    page = (ROOT / "textsafe_gym" / "docs" / "omnisafe.md").read_text()
+    program = "".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("means of 32 episodes") == 2
+    for saved in ("policy", "epoch_0"):
+        assert (tmp_path / "runs" / "omnisafe" / saved / "model.safetensors").is_file()
+
+
+def test_saved_models_can_be_taken_later(tmp_path: Path) -> None:
+    one = agent("PPOLag", EXACT, 64, 8, tmp_path, cost_limit=0.5)
+    one.learn()
+    folder = one.agent.logger.log_dir
+    evaluator = omnisafe.Evaluator()
+    evaluator.load_saved(folder, "epoch-2.pt")
+    trained = one.agent.policy.parameter_groups()["actor"]
+    taken = evaluator.policy.parameter_groups()["actor"]
+    assert all(torch.equal(x, y) for x, y in zip(trained, taken, strict=True))
+    rewards, costs = evaluator.evaluate(num_episodes=3, cost_criteria=0.5)
+    rollout = one.agent.policy.rollout(gym.make_vec(EXACT, num_envs=8), 0)
+    assert rewards == pytest.approx(rollout.episode_rewards[:3].tolist())
+    late = 0.5 ** (rollout.lengths[:3] - 1)  # the cost of a response falls due with its last token
+    assert costs == pytest.approx((late * rollout.episode_costs[:3]).tolist())
+    (Path(folder) / "torch_save" / "epoch-2.pt").write_bytes(b"broken")
+    for name in ("epoch-2.pt", "epoch-9.pt"):
+        with pytest.raises(RunError, match=rf"cannot load the policy in '.*{name}'"):
+            evaluator.load_saved(folder, name)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        evaluator.load_saved(str(tmp_path), "epoch-2.pt")
+
+
+def test_agents_on_registered_environments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gym.register("Tracking-of-a-test-v0", Tracking)
     omnisafe.register("Tracking-of-a-test-v0")
-    assert np.isfinite(agent("PPOLag", "Tracking-of-a-test-v0", 64, 4, tmp_path).learn()).all()
+    one = agent("PPOLag", "Tracking-of-a-test-v0", 64, 4, tmp_path)
+    assert np.isfinite(one.learn()).all()
+    capsys.readouterr()
+    one.evaluate(num_episodes=3)
+    assert capsys.readouterr().out.count("means of 3 episodes") == 2
+    with pytest.raises(ConfigError, match="prints texts"):
+        one.render()
 
 
-def test_omnisafes_own_environments_are_left_alone(tmp_path: Path) -> None:
+def test_agents_on_text_with_judges_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def length(prompts: Any, responses: Any) -> np.ndarray:
+        return np.array([float(len(response)) for response in responses])
+
+    own: Any = gym.spec("SafeRLHF-v0")
+    classes = {"entry_point": own.entry_point, "vector_entry_point": own.vector_entry_point}
+    gym.register("Long-of-a-test-v0", **classes, kwargs={"cost_model": length, "cost_limit": 20.0})
+    omnisafe.register("Long-of-a-test-v0")
+    one = agent("PPOLag", "Long-of-a-test-v0", 64, 2, tmp_path)
+    assert one.cfgs.lagrange_cfgs.cost_limit == 20.0
+    one.learn()
+    capsys.readouterr()
+    one.render(num_episodes=1)
+    shown = capsys.readouterr().out
+    responses = re.findall(r"^response: (.*)$", shown, re.MULTILINE)
+    assert re.findall(r"cost \+([\d.]+)$", shown, re.MULTILINE) == [f"{len(text)}.000" for text in responses]
+    assert len(responses) == 2
+
+
+def test_omnisafes_own_environments_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from omnisafe.models.actor_critic.constraint_actor_critic import ConstraintActorCritic
 
     other = agent("PPOLag", "Simple-v0", 64, 1, tmp_path)
     assert type(other.agent._actor_critic) is ConstraintActorCritic
     assert other.cfgs.lagrange_cfgs.cost_limit == 25.0
+    other.learn()
+    capsys.readouterr()
+    other.evaluate(num_episodes=1)
+    assert "Average episode cost" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "message"),
+    [
+        ("DDPG", {}, "DDPG is off-policy; on SafeRLHF-Exact-v0 only OmniSafe's on-policy algorithms learn"),
+        ("PPOLag", {"algo_cfgs": {"steps_per_epoch": 16}}, "steps_per_epoch = 16 is too short .* steps_per_epoch=32"),
+        ("PPOLag", {"algo_cfgs": {"steps_per_epoch": 64, "obs_normalize": True}}, "obs_normalize: policies on"),
+        ("PPOLag", {"cost_limit": "low"}, "cost_limit = 'low': expected a finite number"),
+        ("PPOLag", {"env_cfgs": {"policy": {"lora": 2}}}, "env_cfgs.policy: .*'lora'"),
+        ("PPOLag", {"env_cfgs": {"policy": "mine"}}, "env_cfgs.policy: expected options by name, got 'mine'"),
+        ("PPOLag", {"env_cfgs": {"cost_model": len}}, "env_cfgs: Object of type .* under an id of its own"),
+        ("PPOLag", {"env_cfgs": {"promts": 2}}, "unknown environment argument 'promts'; did you mean 'prompts'"),
+    ],
+)
+def test_agents_that_are_refused(name: str, section: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        agent(name, EXACT, 64, 8, tmp_path, **section)
+
+
+def test_an_environment_without_costs_is_refused(tmp_path: Path) -> None:
+    omnisafe.register("CartPole-v1")
+    with pytest.raises(ConfigError, match=r"CartPole-v1 gives no info\['cost'\]"):
+        agent("PPOLag", "CartPole-v1", 64, 4, tmp_path, cost_limit=1.0).learn()
 
 
 def test_nothing_of_the_process_is_changed() -> None:
@@ -336,6 +492,8 @@ def test_nothing_of_the_process_is_changed() -> None:
         ("omnisafe:PPOLag", {"algo_cfgs": {"clipp": 1}}, "unknown key 'algo_cfgs.clipp'; did you mean 'clip'"),
         ("omnisafe:PPOLag", {"algo_cfgs": {"clip": "x"}}, "algo_cfgs.clip = 'x'"),
         ("omnisafe:PPOLag", {"algo_cfgs": {"target_kl": -1.0}}, "omnisafe:PPOLag: target_kl must be float"),
+        ("omnisafe:PPOLag", {"model_cfgs": {"actor": {"lr": -1.0}}}, "omnisafe:PPOLag: Invalid learning rate"),
+        ("omnisafe:PPOLag", {"cost_limit": float("inf")}, "cost_limit = inf: expected a finite number"),
         ("omnisafe:PPOLag", {"minibatch_size": 8}, "unknown key 'minibatch_size'"),
     ],
 )

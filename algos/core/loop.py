@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from algos.core.checkpoint import save_checkpoint, split_off
-from algos.core.dual import Constraints
 from algos.core.optim import TrainingConfig
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.types import Engine, Policy, Rollout, World, group_numbers
@@ -29,6 +28,15 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
+        ...
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A part of an algorithm that keeps a cost limit."""
+
+    def set_limit(self, limit: float, name: str = "") -> None:
+        """Changes it, or refuses by a `ConfigError`; see `Trainer.set_cost_limit`."""
         ...
 
 
@@ -161,10 +169,10 @@ class Trainer:
         Raises:
             ConfigError: the algorithm has no limit, or none of that name, or the new one cannot be kept.
         """
-        constraints = self.algorithm.parts.get("constraints")
-        if not isinstance(constraints, Constraints):
+        limited = [part for part in self.algorithm.parts.values() if isinstance(part, Limited)]
+        if not limited:
             raise ConfigError(f"{self.name} keeps no cost limit; take an algorithm with a constraint")
-        constraints.set_limit(limit, name)
+        limited[0].set_limit(limit, name)
         if not name:
             self.cost_limit = float(limit)
 

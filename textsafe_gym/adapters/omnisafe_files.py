@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from textsafe_gym.config import read_yaml
+from textsafe_gym.config import Settings, read_yaml
 from textsafe_gym.errors import ConfigError
 
 INSTALL = (
@@ -35,7 +35,23 @@ def defaults(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: OmniSafe is not installed.
     """
-    return _without(_own(name), ())
+    return _without(_own(name).values, ())
+
+
+def descriptions(name: str) -> dict[str, str]:
+    """What OmniSafe's files say of each section and setting, such as "algo_cfgs.clip", in the comment above it.
+
+    Raises:
+        ConfigError: OmniSafe is not installed.
+    """
+    found: dict[str, str] = {}
+    lines: list[str] = []
+    for path, place in _own(name).origin.items():
+        file, _, number = place.rpartition(":")
+        lines = lines or Path(file).read_text(encoding="utf-8").splitlines()
+        above = lines[int(number) - 2].strip()
+        found[".".join(path)] = above.lstrip("# ").rstrip(".") if above.startswith("#") else ""
+    return found
 
 
 def has_limit(name: str) -> bool:
@@ -44,17 +60,16 @@ def has_limit(name: str) -> bool:
     Raises:
         ConfigError: OmniSafe is not installed.
     """
-    sections = _own(name)
+    sections = _own(name).values
     keys = {*sections["algo_cfgs"], *sections.get("lagrange_cfgs", {})}
     return bool(keys & {"cost_limit", *BUDGETS})
 
 
-def _own(name: str) -> dict[str, Any]:
+def _own(name: str) -> Settings:
     folder = _folder()
     if folder is None:
         raise ConfigError(f"OmniSafe is not installed; {INSTALL}")
-    found: dict[str, Any] = read_yaml(folder / f"{name}.yaml").values["defaults"]
-    return found
+    return read_yaml(folder / f"{name}.yaml").section("defaults")
 
 
 def _folder() -> Path | None:

@@ -1,6 +1,7 @@
 """OmniSafe's updates on rollouts that were made elsewhere."""
 
 import io
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -10,15 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textsafe_gym.adapters.omnisafe import (
-    PLAIN,
-    GymnasiumCMDP,
-    PolicyGradient,
-    base_of,
-    env_register,
-    given,
-    library,
-)
+from textsafe_gym.adapters.omnisafe import PLAIN
+from textsafe_gym.adapters.omnisafe_env import GymnasiumCMDP, base_of, given
+from textsafe_gym.adapters.omnisafe_files import BUDGETS
+from textsafe_gym.adapters.omnisafe_library import PolicyGradient, env_register, library
 from textsafe_gym.adapters.omnisafe_state import restore, state_of
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.types import Policy, Rollout
@@ -130,10 +126,10 @@ class Updater:
         )
         token = given.set((env, policy))
         try:
-            with _undisturbed(), redirect_stdout(io.StringIO()):
+            with _undisturbed(), _unsaved(), redirect_stdout(io.StringIO()):
                 library.utils.config.check_all_configs(cfgs, "on-policy")
                 self.algorithm: Any = library.algorithms.registry.get(name)(env_id=cfgs.env_id, cfgs=cfgs)
-        except AssertionError as error:
+        except (AssertionError, ValueError) as error:
             raise ConfigError(f"omnisafe:{name}: {error}") from None
         finally:
             given.reset(token)
@@ -169,13 +165,46 @@ class Updater:
                 algorithm._logger._data[key] = []
         return {key: float(np.mean(values)) for key, values in logged.items()}
 
+    def set_limit(self, limit: float, name: str = "") -> None:
+        """Changes the limit from the next update on.
+
+        Args:
+            limit: on the mean episode cost.
+            name: of a cost; OmniSafe bounds the sum of all.
+
+        Raises:
+            ConfigError: the algorithm has no such limit, or reads it but once, or the new one is not finite.
+        """
+        algo = f"omnisafe:{self.algorithm._cfgs.algo}"
+        if name:
+            raise ConfigError(f"{algo} bounds the sum of all costs; there is no limit on a cost '{name}'")
+        if any(key in self.algorithm._cfgs.algo_cfgs for key in BUDGETS):
+            raise ConfigError(f"{algo} begins with its cost limit as a budget, which cannot be changed during training")
+        if not self._limits():
+            raise ConfigError(f"{algo} keeps no cost limit; take an algorithm with a constraint")
+        if not math.isfinite(limit):
+            raise ConfigError(f"cost_limit = {limit!r}: expected a finite number")
+        self._place(float(limit))
+
     def state_dict(self) -> dict[str, Any]:
         """All that the next update depends on beside the policy: tensors and JSON values."""
-        return state_of(self._remembering())
+        limits = [getattr(holder, key) for holder, key in self._limits()]
+        return state_of(self._remembering()) | {"limit": limits[0] if limits else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         restore(self._remembering(), state)
+        self._place(state["limit"])
+
+    def _limits(self) -> list[tuple[Any, str]]:
+        """Where the algorithm looks for its limit at each update: objects, and attributes of theirs."""
+        algorithm = self.algorithm
+        holders = (algorithm._cfgs.algo_cfgs, getattr(algorithm, "_lagrange", None), algorithm._env)
+        return [(holder, key) for holder in holders for key in ("cost_limit", "_cost_limit") if hasattr(holder, key)]
+
+    def _place(self, limit: float | None) -> None:
+        for holder, key in self._limits():
+            setattr(holder, key, limit)
 
     def _remembering(self) -> dict[str, Any]:
         algorithm = self.algorithm
@@ -200,6 +229,17 @@ def _spread(buffer: Any, every: int) -> None:
     order[picked], order[~picked] = torch.arange(count), torch.arange(count, len(order))
     as_stored = buffer.get
     buffer.get = lambda: {name: x[order] for name, x in as_stored().items()}
+
+
+@contextmanager
+def _unsaved() -> Iterator[None]:
+    """Keeps OmniSafe from writing the starting policy, which may be large, to a file that nobody reads."""
+    logger = library.common.logger.Logger
+    save, logger.torch_save = logger.torch_save, lambda _: None
+    try:
+        yield
+    finally:
+        logger.torch_save = save
 
 
 @contextmanager

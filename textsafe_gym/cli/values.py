@@ -88,7 +88,8 @@ def algorithm_keys(name: str) -> dict[str, str]:
         return sources.fields(f"algos.{name}", "Config")
     from textsafe_gym.adapters import omnisafe_files
 
-    own = dict.fromkeys(_paths(omnisafe_files.defaults(member)), "")
+    about = omnisafe_files.descriptions(member)
+    own = {path: about[path] for path in _paths(omnisafe_files.defaults(member))}
     return sources.fields(f"algos.{family}", "RunConfig") | own
 
 
