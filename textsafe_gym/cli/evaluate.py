@@ -40,6 +40,7 @@ def evaluate(
     """
     from rich.progress import Progress
 
+    from textsafe_gym.cli.request import folder_of
     from textsafe_gym.cli.run import check_out, cost_limit_of, make_directory
     from textsafe_gym.cli.saved import MODEL, open_saved, saved_spec
     from textsafe_gym.config import dump
@@ -54,7 +55,7 @@ def evaluate(
     specs = [saved_spec(source, env, assignments) for source in sources]
     if seed is not None:
         specs = [spec.with_seed(seed) for spec in specs]
-    names = [f"{spec.label}-{spec.seed}" for spec in specs]
+    names = [folder_of(f"{spec.label}-{spec.seed}") for spec in specs]
     for i, name in enumerate(names):
         if name in names[:i]:
             raise ConfigError(

@@ -20,8 +20,9 @@ from textsafe_gym.cli.presets import presets
 from textsafe_gym.cli.request import INITIAL, RunSpec, call
 from textsafe_gym.cli.tracking import Track, Tracking
 from textsafe_gym.config import dump, read_yaml
-from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
+from textsafe_gym.errors import ConfigError, DataError, RunError, TextsafeError, UnknownNameError
 from textsafe_gym.evaluation.files import append_row, read_json, read_rows, write_json, write_rows, write_text
+from textsafe_gym.evaluation.records import REQUIRED
 from textsafe_gym.registry import nearest
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def execute(
             else:
                 write_text(directory / "config.yaml", dump(spec.as_dict()))
     if (directory / "summary.json").exists():
-        return read_json(directory / "summary.json")
+        return _finished(directory / "summary.json")
     with _alone_in(directory) if world.rank == 0 else nullcontext():
         try:
             with Tracking(spec, directory, track or Track()) as tracking:
@@ -304,6 +305,19 @@ def execute(
             write_text(directory / "error.log", traceback.format_exc())
             message = f"{spec.label} seed {spec.seed}: {type(error).__name__}: {error}; see {directory / 'error.log'}"
             raise WorkFailed(message) from error
+
+
+def _finished(path: Path) -> dict[str, Any]:
+    """A finished run's summary.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    summary = read_json(path)
+    means = summary.get("evaluation")
+    if not isinstance(means, dict) or not all(isinstance(means.get(name), int | float) for name in REQUIRED):
+        raise DataError(f"{path}: no 'evaluation' with reward and cost; delete it, and --resume evaluates anew")
+    return summary
 
 
 def saved_trainer(spec: RunSpec, env: Any, policy: Any, checkpoint: Path, world: "World | None" = None) -> Any:
