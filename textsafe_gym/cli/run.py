@@ -9,7 +9,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -302,8 +302,10 @@ def execute(
         except TextsafeError:
             raise
         except Exception as error:
-            write_text(directory / "error.log", traceback.format_exc())
-            message = f"{spec.label} seed {spec.seed}: {type(error).__name__}: {error}; see {directory / 'error.log'}"
+            log, message = directory / "error.log", f"{spec.label} seed {spec.seed}: {type(error).__name__}: {error}"
+            with suppress(OSError):  # where the disk is full
+                write_text(log, traceback.format_exc())
+                message += f"; see {log}"
             raise WorkFailed(message) from error
 
 
