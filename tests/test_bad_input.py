@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -241,6 +242,26 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "front with an infinite limit": (["pareto", "{w}/run", "--cost-limit", "inf"], ["--cost-limit"]),
     "fit to a missing file": (["fit", "sft", "--data", "{w}/none.jsonl", "--out", "out"], ["{w}/none.jsonl"]),
     "fit to a truncated file": (["fit", "sft", "--data", "{w}/torn.jsonl", "--out", "out"], ["{w}/torn.jsonl"]),
+    "fit on no device": (
+        [
+            "fit",
+            "sft",
+            "--data",
+            "{w}/demonstrations.jsonl",
+            "--device",
+            "abacus",
+            "--test-fraction",
+            "0",
+            "--out",
+            "out",
+        ],
+        ["abacus"],
+    ),
+    "bench on no device": (["bench", "rollout", "--device", "abacus"], ["abacus"]),
+    "evaluation where something lies": (
+        ["evaluate", "{w}/run", "--out", "{w}/policy"],
+        ["{w}/policy exists and is not empty; choose another"],
+    ),
     "chat with nobody": (["chat", "{w}/none"], ["{w}/none"]),
     "chat with a cost model": (["chat", "{w}/cost", "--env", "{w}/env.yaml"], ["{w}/cost"]),
 }
@@ -324,6 +345,15 @@ def test_a_finished_run_with_a_damaged_summary_is_not_taken_for_one(world: Path,
     result = CliRunner().invoke(main, ["train", "ppo", "--out", str(tmp_path / "run"), "--resume"])
     assert result.exit_code == 2
     assert str(tmp_path / "run/summary.json") in result.stderr.splitlines()[-1]
+
+
+def test_chat_refuses_what_is_no_text(world: Path):
+    command = [sys.executable, "-m", "textsafe_gym.cli.main", "chat", str(world / "run")]
+    for mode in ("0", "1"):  # in the second Python hands bytes that are no text on as halves of characters
+        result = subprocess.run(
+            command, input=b"\xff\xfe\n", capture_output=True, env={**os.environ, "PYTHONUTF8": mode, "LC_ALL": "C"}
+        )
+        check(result.stderr.decode(), result.returncode, ["no text in UTF-8"], world)
 
 
 def test_a_checkpoint_of_another_kind_is_none(world: Path, tmp_path: Path):

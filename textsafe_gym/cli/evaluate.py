@@ -51,7 +51,7 @@ def evaluate(
     from textsafe_gym.evaluation.summaries import compare_runs, load_runs, tables_of
 
     out = out or Path("runs/evaluate")
-    check_out(out, resume=False)
+    check_out(out, resume=None)
     specs = [saved_spec(source, env, assignments) for source in sources]
     if seed is not None:
         specs = [spec.with_seed(seed) for spec in specs]

@@ -196,8 +196,12 @@ def _try_out(spec: RunSpec, played: set[str] | None, world: "World | None") -> N
         env.close()
 
 
-def check_out(out: Path, resume: bool) -> None:
+def check_out(out: Path, resume: bool | None) -> None:
     """Refuses a directory that holds something already, cannot be made, or has nothing to resume.
+
+    Args:
+        out: the directory.
+        resume: whether --resume was given; None for a command that has no such option.
 
     Raises:
         RunError: see above.
@@ -210,7 +214,8 @@ def check_out(out: Path, resume: bool) -> None:
     if blocked is not None:
         raise RunError(f"--out {out}: {blocked} is a file, not a directory")
     if filled and not resume:
-        raise RunError(f"--out {out} exists and is not empty; add --resume to continue it, or choose another")
+        hint = "choose another" if resume is None else "add --resume to continue it, or choose another"
+        raise RunError(f"--out {out} exists and is not empty; {hint}")
     if resume and not filled:
         raise RunError(f"--resume: there is nothing to resume in {out}")
 
