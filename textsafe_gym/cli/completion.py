@@ -108,7 +108,7 @@ class Zsh(ZshComplete):
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="bash|zsh|fish")
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Prints the script that completes commands, options, algorithms, environments and --set keys in your shell.
+    """Prints the script that completes commands, options, algorithms, environments and settings in your shell.
 
     \b
     To have it in every new shell:
