@@ -64,13 +64,18 @@ def test_yaml_survives_a_round_trip(tmp_path: Path):
         ("a: &a\n  b: *a\n", "nested too deeply, or within itself"),
         ("a: " + "[" * 5000, "nested too deeply"),
         ("<<: {a: 1}\n", ":1: '<<' is not read"),
+        ('{"a": 1,\n"a": 2}', ":2: the key 'a' stands twice"),
+        ('{"a": 1,}', ":1: no JSON"),
+        ('{"a": ' * 200_000, "nested too deeply"),
+        ('{"a": ' + "[" * 900 + "]" * 900 + "}", "nested too deeply"),
+        ('{"a": "\x7f"}', "not valid YAML"),
     ],
 )
 def test_malformed_files_are_refused_by_line(tmp_path: Path, text: str, expected: str):
-    path = tmp_path / "c.yaml"
+    path = tmp_path / "c"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"c\.yaml") as caught:
-        read_yaml(path)
+    with pytest.raises(ConfigError, match=str(path)) as caught:
+        (read_json if text.startswith("{") else read_yaml)(path)
     assert expected in str(caught.value)
 
 
@@ -92,21 +97,3 @@ def test_malformed_files_are_refused_by_line(tmp_path: Path, text: str, expected
 def test_malformed_assignments_are_refused(assignments: list[str]):
     with pytest.raises(ConfigError):
         parse_assignments(assignments)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('{"a": 1,\n"a": 2}', ":2: the key 'a' stands twice"),
-        ('{"a": 1,}', ":1: no JSON"),
-        ('{"a": ' * 200_000, "nested too deeply"),
-        ('{"a": ' + "[" * 900 + "]" * 900 + "}", "nested too deeply"),
-        ('{"a": "\x7f"}', "not valid YAML"),
-    ],
-)
-def test_malformed_json_is_refused(tmp_path: Path, text: str, expected: str):
-    path = tmp_path / "c.json"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=r"c\.json") as caught:
-        read_json(path)
-    assert expected in str(caught.value)
