@@ -113,7 +113,9 @@ class Handler(BaseHTTPRequestHandler):
         if "tree" in parts:
             return self.answer([{"type": "file", "path": x, "size": len(files[x]), "oid": "0"} for x in files])
         names = [{"rfilename": name} for name in files]
-        return self.answer({"id": "/".join(parts[:2]), "sha": "1" * 40, "siblings": names})
+        name = "/".join(parts[:2])
+        about = {"id": name, "sha": "1" * 40, "siblings": names, "private": name in self.server.private}
+        return self.answer(about)
 
 
 @contextmanager

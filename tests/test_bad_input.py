@@ -1,6 +1,8 @@
 """Wrong requests: each ends with exit code 2 and one line that names what and where, and leaves nothing behind."""
 
 import json
+import math
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import cli_world
 import gymnasium as gym
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from textsafe_gym.cli.main import main
@@ -140,6 +143,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "negative budget": (["train", "ppo", "--episodes", "-5", "--out", "out"], ["episodes", "-5"]),
     "budget of the wrong type": (["train", "ppo", "--episodes", "many"], ["episodes", "many"]),
     "negative seed": (train("--seed", "-1"), ["seed", "-1"]),
+    "a seed that no generator takes": (train("--seed", str(2**64)), ["seed", str(2**64)]),
     "no seeds": (["compare", "ppo", "--seeds", "0"], ["--seeds", "0"]),
     "no workers": (["compare", "ppo", "--workers", "0"], ["--workers", "0"]),
     "unknown environment": (train(env="SafeRLFH-v0"), ["SafeRLFH"]),
@@ -238,6 +242,26 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "front with an infinite limit": (["pareto", "{w}/run", "--cost-limit", "inf"], ["--cost-limit"]),
     "fit to a missing file": (["fit", "sft", "--data", "{w}/none.jsonl", "--out", "out"], ["{w}/none.jsonl"]),
     "fit to a truncated file": (["fit", "sft", "--data", "{w}/torn.jsonl", "--out", "out"], ["{w}/torn.jsonl"]),
+    "fit on no device": (
+        [
+            "fit",
+            "sft",
+            "--data",
+            "{w}/demonstrations.jsonl",
+            "--device",
+            "abacus",
+            "--test-fraction",
+            "0",
+            "--out",
+            "out",
+        ],
+        ["abacus"],
+    ),
+    "bench on no device": (["bench", "rollout", "--device", "abacus"], ["abacus"]),
+    "evaluation where something lies": (
+        ["evaluate", "{w}/run", "--out", "{w}/policy"],
+        ["{w}/policy exists and is not empty; choose another"],
+    ),
     "chat with nobody": (["chat", "{w}/none"], ["{w}/none"]),
     "chat with a cost model": (["chat", "{w}/cost", "--env", "{w}/env.yaml"], ["{w}/cost"]),
 }
@@ -277,6 +301,69 @@ def test_refused_in_a_process_of_its_own(name: str, world: Path, tmp_path: Path)
     assert tree(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"config": {"seed": "x", "episodes_per_iteration": 8}}, "config.seed = 'x'"),
+        ({"config": {"seed": -1, "episodes_per_iteration": 8}}, "config.seed = -1"),
+        ({"config": {"seed": 0}}, "'config.episodes_per_iteration' is missing"),
+        ({"config": {"seed": 0, "episodes_per_iteration": 8, "cost_limit": "low"}}, "config.cost_limit = 'low'"),
+        ({"env": {"id": "SafeRLHF-v0", "kwargs": [1]}}, "env.kwargs = [1]"),
+        ({"env": {"id": 3, "kwargs": {}}}, "env.id = 3"),
+        ({"policy": None}, "policy = None"),
+        ({"algorithm": ["ppo"]}, "algorithm = ['ppo']"),
+    ],
+)
+def test_settings_of_a_run_that_are_none_are_named(world: Path, tmp_path: Path, change: dict, expected: str):
+    shutil.copytree(world / "run", tmp_path / "run")
+    path = tmp_path / "run/config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **change}))
+    result = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    check(result.stderr, result.exit_code, [f"{path} is no run's: ", expected], world)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_stays_in_its_directory(world: Path, tmp_path: Path):
+    """Whatever a run that came from elsewhere calls itself."""
+    shutil.copytree(world / "run", tmp_path / "run")
+    path = tmp_path / "run/config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "label": "../../evil"}))
+    before = tree(tmp_path / "run")
+    result = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run"), "--out", str(tmp_path / "a/b")])
+    assert result.exit_code == 0, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "a"}
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    (folder,) = (tmp_path / "a/b").iterdir()
+    assert (folder / "summary.json").exists()
+    assert tree(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("text", ["{}", '{"evaluation": 3}', '{"evaluation": {"reward": 1}}', '{"evaluation": {'])
+def test_a_finished_run_with_a_damaged_summary_is_not_taken_for_one(world: Path, tmp_path: Path, text: str):
+    shutil.copytree(world / "run", tmp_path / "run")
+    (tmp_path / "run/summary.json").write_text(text)
+    result = CliRunner().invoke(main, ["train", "ppo", "--out", str(tmp_path / "run"), "--resume"])
+    assert result.exit_code == 2
+    assert str(tmp_path / "run/summary.json") in result.stderr.splitlines()[-1]
+
+
+def test_chat_refuses_what_is_no_text(world: Path):
+    command = [sys.executable, "-m", "textsafe_gym.cli.main", "chat", str(world / "run")]
+    for mode in ("0", "1"):  # in the second Python hands bytes that are no text on as halves of characters
+        result = subprocess.run(
+            command, input=b"\xff\xfe\n", capture_output=True, env={**os.environ, "PYTHONUTF8": mode, "LC_ALL": "C"}
+        )
+        check(result.stderr.decode(), result.returncode, ["no text in UTF-8"], world)
+
+
+def test_a_checkpoint_of_another_kind_is_none(world: Path, tmp_path: Path):
+    shutil.copytree(world / "run", tmp_path / "run")
+    for text in ("[]", "[1]", "3", '{"a": 1}'):
+        (tmp_path / "run/checkpoints/latest/state.json").write_text(text)
+        result = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+        check(result.stderr, result.exit_code, [f"{tmp_path}/run/checkpoints/latest"], world)
+
+
 def test_a_run_with_fewer_rows_than_iterations_is_not_continued(world: Path, tmp_path: Path):
     """Damage inside a run that has begun: its files stay for inspection."""
     shutil.copytree(world / "run", tmp_path / "run")
@@ -292,6 +379,8 @@ def test_a_run_with_fewer_rows_than_iterations_is_not_continued(world: Path, tmp
     [
         (lambda row: {**row, "cost": "high"}, "'cost'"),
         (lambda row: {key: value for key, value in row.items() if key != "reward"}, "'reward'"),
+        (lambda row: {**row, "gold_harm": "x"}, "'gold_harm' must be a finite number"),
+        (lambda row: {**row, "kl": math.nan}, "'kl' must be a finite number"),
     ],
 )
 def test_odd_rows_are_named_by_line(world: Path, tmp_path: Path, change: Callable[[dict], dict], message: str):

@@ -53,6 +53,16 @@ def test_a_runs_policy_says_how_it_came_to_be(world: Path, tmp_path: Path):
     assert str(world) not in card.content
 
 
+def test_a_variant_is_told_without_where_its_models_lie(world: Path, tmp_path: Path):
+    out = tmp_path / "both"
+    done("compare", "ppo", "--env", world / "env.yaml", "--set", "episodes_per_iteration=8", "--episodes", 8,
+         "--seeds", 1, "--vary", f"ppo.env.reward_model={world}/reward", "--vary", "ppo.epochs=2",
+         "--out", out)  # fmt: skip
+    (card,) = out.glob("ppo-*/seed_0/checkpoints/latest/policy/README.md")
+    assert facts(ModelCard.load(card))["algorithm"] == "ppo, as ppo[reward_model=reward,epochs=2]"
+    assert str(world) not in card.read_text()
+
+
 def test_a_policy_without_a_text_says_so(tmp_path: Path):
     gym.register("CardCrossing-v0", entry_point=Crossing)
     done("train", "ppo", "--env", "CardCrossing-v0", "--set", "episodes_per_iteration=8", "--episodes", 8,

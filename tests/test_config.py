@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from textsafe_gym.config import dump, merge, parse_assignments, read_yaml, validate
+from textsafe_gym.config import dump, merge, parse_assignments, read_json, read_yaml, validate
 from textsafe_gym.errors import ConfigError
 
 
@@ -58,18 +58,41 @@ def test_yaml_survives_a_round_trip(tmp_path: Path):
         ("- 1\n- 2\n", ":1: expected keys and values, found list"),
         ("1: 2\n", ":1: the key '1' is no string"),
         ("a: !!python/object/apply:os.system [echo]\n", ":1: not valid YAML"),
+        ("a: 1\nb:\n  c: 2024-13-01\n", ":3: not valid YAML: '2024-13-01' is no timestamp"),
+        ("a: 1\nb: !!int x\n", ":2: not valid YAML: 'x' is no int"),
+        ("a: !!bool maybe\n", ":1: not valid YAML: 'maybe' is no bool"),
+        ("a: &a\n  b: *a\n", "nested too deeply, or within itself"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("<<: {a: 1}\n", ":1: '<<' is not read"),
+        ('{"a": 1,\n"a": 2}', ":2: the key 'a' stands twice"),
+        ('{"a": 1,}', ":1: no JSON"),
+        ('{"a": ' * 200_000, "nested too deeply"),
+        ('{"a": ' + "[" * 900 + "]" * 900 + "}", "nested too deeply"),
+        ('{"a": "\x7f"}', "not valid YAML"),
     ],
 )
 def test_malformed_files_are_refused_by_line(tmp_path: Path, text: str, expected: str):
-    path = tmp_path / "c.yaml"
+    path = tmp_path / "c"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"c\.yaml") as caught:
-        read_yaml(path)
+    with pytest.raises(ConfigError, match=str(path)) as caught:
+        (read_json if text.startswith("{") else read_yaml)(path)
     assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "assignments", [["a"], ["=1"], ["a.=1"], ["a=1", "a=2"], ["a=1", "a.b=2"], ["a.b=1", "a=2"], ["a=[1"]]
+    "assignments",
+    [
+        ["a"],
+        ["=1"],
+        ["a.=1"],
+        ["a=1", "a=2"],
+        ["a=1", "a.b=2"],
+        ["a.b=1", "a=2"],
+        ["a=[1"],
+        ["a=2024-13-01"],
+        ["a=!!int x"],
+        ["a=" + "[" * 5000],
+    ],
 )
 def test_malformed_assignments_are_refused(assignments: list[str]):
     with pytest.raises(ConfigError):

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,18 @@ def test_versions_are_held_to_the_requirements(tmp_path: Path, monkeypatch: pyte
     deepspeed = next(check for check in doctor.optional() if check.name == "deepspeed")
     assert (deepspeed.status, deepspeed.required) == ("FAILED", False)
     assert "0.20.1, but <0.20,>=0.19 is needed" in deepspeed.detail
+
+
+def test_a_torch_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libtorch_cpu.so: cannot open shared object file')\n")
+    command = [sys.executable, "-m", "textsafe_gym.cli.main", "doctor", "--json"]
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    found = json.loads(done.stdout)
+    checks = {(check["section"], check["name"]): check for check in found["checks"]}
+    assert (done.returncode, found["ok"], done.stderr) == (1, False, "")
+    assert "cannot be imported: OSError: libtorch_cpu.so: " in checks["devices", "torch"]["detail"]
+    assert {check["status"] for (section, _), check in checks.items() if section == "self-test"} == {"FAILED"}
 
 
 def test_missing_parts_come_with_their_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

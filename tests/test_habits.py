@@ -18,11 +18,13 @@ from pathlib import Path
 import cli_world
 import click
 import pytest
+import yaml
 from click.testing import CliRunner, Result
+from pydantic import TypeAdapter
 
 import algos
 from textsafe_gym.cli.main import COMMANDS, main
-from textsafe_gym.cli.values import algorithm_keys, algorithm_names, env_keys
+from textsafe_gym.cli.values import algorithm_choices, algorithm_keys, algorithm_names, env_keys
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = [sys.executable, "-m", "textsafe_gym.cli.main"]
@@ -73,6 +75,18 @@ def complete(words: str, position: int) -> list[str]:
             ["plain,ipo."],
         ),
         ("textsafe compare ppo --vary ppo.env.cost_l", 4, ["plain,ppo.env.cost_limit="], []),
+        (
+            "textsafe train ppo_lagrangian --set constraint=",
+            4,
+            ["plain,constraint=mean", "plain,constraint=cvar"],
+            ["plain,constraint="],
+        ),
+        ("textsafe train cppo_pid --set multiplier_update=", 4, ["plain,multiplier_update=pid"], []),
+        ("textsafe train ppo --set policy.dtype=b", 4, ["plain,policy.dtype=bfloat16"], ["plain,policy.dtype=float32"]),
+        ("textsafe evaluate runs --set policy.compile=", 4, ["plain,policy.compile=true"], []),
+        ("textsafe compare ppo --set ppo.policy.critics=s", 4, ["plain,ppo.policy.critics=separate"], []),
+        ("textsafe compare cpo --vary cpo.constraint=", 4, ["plain,cpo.constraint=probability"], []),
+        ("textsafe train ppo --set epochs=", 4, [], ["plain,epochs=", "plain,epochs=true"]),
         ("textsafe evaluate runs --set ", 4, ["plain,env.", "plain,policy."], ["plain,epochs="]),
         ("textsafe train ppo --env ", 4, ["plain,SafeRLHF-v0", "plain,SafeRLHF-Exact-v0", "plain,testbed"], []),
         ("textsafe train ppo --env min", 4, ["file,min"], []),
@@ -89,6 +103,19 @@ def test_completion(words: str, position: int, some: list[str], none: list[str])
     offered = complete(words, position)
     assert set(some) <= set(offered)
     assert not set(none) & set(offered)
+
+
+@pytest.mark.parametrize("name", algos.available())
+def test_values_read_from_the_source_are_those_that_the_class_takes(name: str) -> None:
+    from textsafe_gym.cli.request import config_class
+
+    fields = config_class(name).model_fields
+    known = algorithm_choices(name)
+    for key, field in fields.items():
+        if key in known:
+            for text in known[key]:
+                TypeAdapter(field.annotation).validate_python(yaml.safe_load(text))
+        assert (key in known) == bool(re.search(r"Literal|bool", str(field.annotation))), key
 
 
 @pytest.mark.parametrize("name", algos.available())
@@ -179,6 +206,11 @@ def test_bash_completes_keys_up_to_the_equals_sign(tmp_path: Path) -> None:
     shell.type("0 --set kl\t")  # the `=` and the `:` above are where bash parts words
     said = shell.read("kl_coefficient=")
     assert "0 --set kl_coefficient=" in said
+    shell.type("0 --set policy.dtype=\tbf\t")
+    said = shell.read("bfloat16 ").replace("\a", "")
+    assert "--set policy.dtype=bfloat16 " in said
+    shell.type("--set=policy.crit\th\t")
+    assert "--set=policy.critics=heads " in shell.read("heads ").replace("\a", "")
     shell.end()
 
 

@@ -126,6 +126,20 @@ def test_who_cannot_push_is_told_why(hub: hub_server.Hub, world: Path, tmp_path:
     assert "lab/refused" not in hub.repos
 
 
+def test_what_is_to_be_private_does_not_become_public(hub: hub_server.Hub, world: Path, tmp_path: Path):
+    push = f"push {world}/cost lab/open"
+    assert in_process(hub, tmp_path, push).returncode == 0
+    before = dict(hub.repos["lab/open"])
+    (world / "cost/README.md").write_text("changed")
+    refused(in_process(hub, tmp_path, f"{push} --private"), 2, "lab/open is there already and public")
+    assert hub.repos["lab/open"] == before
+    again = in_process(
+        hub, tmp_path, f"push {world}/cost lab/closed --private", f"push {world}/cost lab/closed --private"
+    )
+    assert again.returncode == 0, again.stderr
+    assert "lab/closed" in hub.private
+
+
 def test_only_what_a_model_needs_is_uploaded(world: Path, tmp_path: Path):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -147,6 +161,11 @@ def test_only_what_a_model_needs_is_uploaded(world: Path, tmp_path: Path):
     ("file", "repo", "words"),
     [
         ({"adapter_config.json": {"base_model_name_or_path": "/models/sft"}}, "lab/x", "has to be pushed first"),
+        ({"adapter_config.json": {"base_model_name_or_path": "../sft"}}, "lab/x", "has to be pushed first"),
+        ({"adapter_config.json": {"base_model_name_or_path": None}}, "lab/x", "has to be pushed first"),
+        ({"config.json": []}, "lab/x", "config.json: expected a JSON object"),
+        ({"config.json": {}, "mlp_policy.json": 3}, "lab/x", "mlp_policy.json: expected a JSON object"),
+        ({"config.json": {}}, "x", "names no owner"),
         ({"config.json": {"_name_or_path": "/home/me/model"}}, "lab/x", "local path '/home/me/model'"),
         ({"config.json": {}}, "lab/x/y", "is no hub id"),
         ({"notes.json": {}}, "lab/x", "no policy or score model"),

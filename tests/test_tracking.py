@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import cli_world
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from textsafe_gym.cli.main import main
-from textsafe_gym.tracking import OPTIONAL, Background, TensorBoard, Tracker, Wandb
+from textsafe_gym.errors import ConfigError, DataError
+from textsafe_gym.tracking import OPTIONAL, Background, MLflow, TensorBoard, Tracker, Wandb, check_installed
 
 FAST = ["--set", "episodes_per_iteration=8", "--set", "learning_rate=0.003"]
 Points = dict[str, list[tuple[int, float]]]
@@ -240,6 +242,145 @@ def test_a_server_that_never_answers_leaves_a_run_on_disk(
     assert in_wandb(tmp_path) == {"episodes": [(8, 8.0)], "reward": [(8, 0.5)]}
 
 
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+@pytest.mark.parametrize(
+    ("host", "entries", "key"),
+    [
+        ("https://wandb.example", "machine api.wandb.ai login user password public", None),
+        ("https://wandb.example", "default login user password anything", None),
+        ("https://wandb.example", "machine wandb.example login user password own", "own"),
+        (None, "machine api.wandb.ai login user password public", "public"),
+        (None, "machine wandb.example login user password own", None),
+    ],
+)
+def test_a_key_goes_to_its_own_server_alone(
+    host: str | None, entries: str, key: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The server as `wandb login --host` notes it, the keys as it stores them; no server is asked."""
+    home = tmp_path / "home"
+    (home / ".config/wandb").mkdir(parents=True)
+    if host is not None:
+        (home / ".config/wandb/settings").write_text(f"[default]\nbase_url = {host}\n")
+    (home / ".netrc").write_text(entries + "\n")
+    monkeypatch.delenv("NETRC", raising=False)
+    program = (
+        "import os, sys\nfrom textsafe_gym.tracking import wandb as own\nfound = []\n"
+        "class Made(Exception): pass\n"
+        "def init(self, wandb, mode):\n    found.append(mode)\n    raise Made\n"
+        "own.Wandb._init = init\n"
+        "try:\n    own.Wandb(sys.argv[1])\nexcept Made:\n    print(found[0], os.environ.get('WANDB_API_KEY'))\n"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run")], capture_output=True, text=True, check=False
+    )
+    assert (asked.stdout, asked.stderr) == (f"{'online' if key else 'offline'} {key}\n", "")
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+def test_an_evaluation_behind_the_last_step_is_kept(tmp_path: Path):
+    tracker = Wandb(tmp_path)
+    tracker.log({"episodes": 24, "reward": 0.5})
+    tracker._run.log({"other": 1.0}, step=25)  # a server that holds all rows has the continued run begin here
+    tracker.finish({"cost": -1.0})
+    assert in_wandb(tmp_path)["evaluation/cost"] == [(25, -1.0)]
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
+def test_mlflow_takes_whatever_a_group_is_called(tmp_path: Path):
+    groups = {name: {"cost": 1.0} for name in ("hate_speech,offensive_language", "Größe (x)", "a/../../b", "./", "")}
+    tracker = MLflow(tmp_path / "run", config={"env": {"a, b": "é" * 9999}})
+    tracker.log({"episodes": 8, "reward": 0.5})
+    tracker.finish({"groups": groups})
+    found = in_mlflow(tmp_path / "run")
+    assert found["evaluation/groups/hate_speech-offensive_language/cost"] == [(8, 1.0)]
+    assert found["evaluation/groups/Größe -x-/cost"] == [(8, 1.0)]
+    assert found["evaluation/b/cost"] == [(8, 1.0)]  # as a file's name would be read
+    assert found["evaluation/groups/cost"]
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
+def test_a_run_is_ended_where_its_evaluation_is_refused(tmp_path: Path):
+    from mlflow import MlflowClient
+
+    tracker = MLflow(tmp_path / "run")
+    tracker._write = lambda values, step: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(ZeroDivisionError):
+        tracker.finish({"cost": 1.0})
+    assert MlflowClient().get_run(tracker.remembered()).info.status == "FINISHED"
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
+def test_the_lock_of_mlflow_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A link that another user has put where the lock is made, in a folder that all may write to."""
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / f"textsafe-mlflow-{os.getuid()}.lock").symlink_to(tmp_path / "mine")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(OSError, match="lock"):
+        MLflow(tmp_path / "run")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_damaged_ids_are_named(tmp_path: Path):
+    for text in ("{", "3", "[1]"):
+        (tmp_path / "trackers.json").write_text(text)
+        with pytest.raises(DataError, match=r"trackers\.json is damaged"):
+            TensorBoard(tmp_path).remembered()
+
+
+def test_greetings_are_dropped_and_results_are_not(capsys: pytest.CaptureFixture[str]):
+    from textsafe_gym.tracking.trackio import _silent
+
+    inside, printed = threading.Event(), threading.Event()
+
+    def greet() -> None:
+        with _silent():
+            print("* greeting")
+            inside.set()
+            printed.wait(10)
+
+    thread = threading.Thread(target=greet)
+    thread.start()
+    assert inside.wait(10)
+    print("result")
+    click.echo("another")
+    printed.set()
+    thread.join()
+    print("last")
+    assert capsys.readouterr().out == "result\nanother\nlast\n"
+
+
+def test_a_folder_of_a_trackers_name_is_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "nowandb").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert find_spec("nowandb") is not None
+    with pytest.raises(ConfigError, match="nowandb is not installed"):
+        check_installed("nowandb")
+
+
+def full(bytes_: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command whose files cannot grow beyond a size, which fails as a full disk does."""
+    program = (
+        f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_}, {bytes_}))\n"
+        "from textsafe_gym.cli.main import main\nmain()"
+    )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_full_disk_ends_the_run_in_a_line_that_names_the_file(world: Path, tmp_path: Path):
+    train = ["train", "ppo", "--env", world / "env.yaml", *FAST, "--episodes", 80, "--out"]
+    result = full(100, *train, tmp_path / "a")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert f"File too large: '{tmp_path}/a/config.yaml'" in result.stderr
+    assert not any((tmp_path / "a").iterdir())  # no half of a file
+    result = full(2000, *train, tmp_path / "b")
+    warning, failure = result.stderr.splitlines()
+    assert result.returncode == 1
+    assert warning.startswith("warning: TensorBoard has stopped: OSError")
+    assert f"File too large: '{tmp_path}/b/metrics.jsonl'" in failure
+    assert ("error.log" in failure) == (tmp_path / "b/error.log").exists()
+
+
 class Stuck(Tracker):
     package = "stuck"
     open = threading.Event()
@@ -252,14 +393,16 @@ class Stuck(Tracker):
     def _close(self, complete: bool) -> None: ...
 
 
+@pytest.mark.parametrize(("name", "complete"), [("_PATIENCE", True), ("_HURRY", False)])
 def test_a_tracker_that_hangs_is_left_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str, complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr("textsafe_gym.tracking.background._PATIENCE", 0.2)
+    Stuck.open.clear()
+    monkeypatch.setattr(f"textsafe_gym.tracking.background.{name}", 0.2)
     tracker = Background("stuck", lambda: Stuck(tmp_path))
     begun = time.monotonic()
     tracker.log({"episodes": 8, "reward": 0.5})
-    tracker.finish()
+    tracker.finish(complete=complete)
     assert time.monotonic() - begun < 5
     assert "is left behind" in caplog.text
     Stuck.open.set()

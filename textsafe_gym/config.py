@@ -15,10 +15,19 @@ from textsafe_gym.registry import nearest
 
 Config = TypeVar("Config", bound=BaseModel)
 KeyPath = tuple[str, ...]
+_TOO_DEEP = "nested too deeply, or within itself"
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which `1e-5` is a number, as it is everywhere else (YAML 1.1 wants `1.0e-5`)."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """With the line of what has the form, or the tag, of a date or a number and is none, such as 2024-13-01."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError):  # the library looks no closer
+            problem = f"{node.value!r} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
 
 _Loader.add_implicit_resolver(
@@ -99,6 +108,8 @@ def _lines(node: yaml.Node | None, path: KeyPath, source: str, origin: dict[KeyP
     for key, value in node.value:
         place = f"{source}:{key.start_mark.line + 1}"
         with faults:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise ConfigError(f"{place}: '<<' is not read; write the keys out")
             if key.tag != "tag:yaml.org,2002:str":
                 shown = repr(key.value) if isinstance(key.value, str) else f"of type {key.id}"
                 raise ConfigError(f"{place}: the key {shown} is no string; put it in quotes")
@@ -123,13 +134,8 @@ def read_yaml(path: str | Path) -> Settings:
         _lines(node, (), str(path), origin, faults)
         faults.check()
         values = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        if "'\\t'" in problem:
-            problem = "a tab, where YAML wants spaces"
-        raise ConfigError(f"{place}: not valid YAML: {problem}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise _refused(path, error) from None
     if values is None:
         return Settings()
     if not isinstance(values, dict):
@@ -144,18 +150,32 @@ def read_json(path: str | Path) -> Settings:
         ConfigError: the file is missing, unreadable, no JSON, no object, or names keys twice.
     """
     text = _text_of(path)
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: no JSON: {error.msg}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}:1: expected an object, found {type(values).__name__}")
     origin: dict[KeyPath, str] = {}
     faults = Faults()
-    # But for tabs JSON is YAML, whose parser tells the lines.
-    _lines(yaml.compose(text.replace("\t", " "), Loader=_Loader), (), str(path), origin, faults)
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}:1: expected an object, found {type(values).__name__}")
+        # But for tabs, and escapes that nobody needs, JSON is YAML, whose parser tells the lines.
+        _lines(yaml.compose(text.replace("\t", " "), Loader=_Loader), (), str(path), origin, faults)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}: no JSON: {error.msg}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise _refused(path, error) from None
     faults.check()
     return Settings(values, origin)
+
+
+def _refused(path: str | Path, error: yaml.YAMLError | RecursionError) -> ConfigError:
+    """What to tell of a file that the YAML parser does not take."""
+    if isinstance(error, RecursionError):
+        return ConfigError(f"{path}: {_TOO_DEEP}")
+    mark = getattr(error, "problem_mark", None)
+    place = f"{path}:{mark.line + 1}" if mark else str(path)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    if "'\\t'" in problem:
+        problem = "a tab, where YAML wants spaces"
+    return ConfigError(f"{place}: not valid YAML: {problem}")
 
 
 def _text_of(path: str | Path) -> str:
@@ -180,6 +200,8 @@ def parse_value(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise ConfigError(f"{source}: the value {text!r} is not valid YAML; quote it") from None
+    except RecursionError:
+        raise ConfigError(f"{source[:80]}...: {_TOO_DEEP}") from None
 
 
 def parse_assignments(assignments: Sequence[str], option: str = "--set") -> Settings:

@@ -66,7 +66,7 @@ def load_checkpoint(directory: Path) -> dict[str, Any]:
     if not (directory / VALUES).is_file():
         raise RunError(f"'{directory}' holds no checkpoint ({VALUES} is missing); give the folder that `save` wrote")
     try:
-        values = json.loads((directory / VALUES).read_text(encoding="utf-8"))
+        values = dict(json.loads((directory / VALUES).read_text(encoding="utf-8")))
         tensors: dict[str, Tensor] = load_file(directory / TENSORS)
     except Exception as error:  # safetensors raises a type of its own, JSON and the file system others
         raise RunError(f"the checkpoint '{directory}' is damaged: {' '.join(str(error).split())}") from None

@@ -29,7 +29,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(0, ge=0, description="all randomness of a run follows from it")
+    seed: int = Field(0, ge=0, lt=2**63, description="all randomness of a run follows from it")
     episodes: int = Field(
         4096, gt=0, description="episodes in all, rounded up to whole iterations; the learning rate spans them"
     )

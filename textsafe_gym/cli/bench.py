@@ -74,7 +74,9 @@ def bench(
     from textsafe_gym.cli.bench_sizes import Sizes
     from textsafe_gym.cli.request import config_class
     from textsafe_gym.errors import ConfigError
+    from textsafe_gym.fitting.output import default_device
 
+    device = default_device(device)
     if "minibatch_size" not in config_class(algo).model_fields:
         raise ConfigError(f"--algo {algo}: an iteration is timed of this project's own algorithms only")
     start = Sizes(**sizes)

@@ -1,5 +1,6 @@
 """The model card of a run's policy, from what the run's files and its environment say."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
     world = "the embedded world's" if text else None
     sources = [str(kwargs[name]) for name in ("prompts", "evaluation_prompts", "demonstrations") if name in kwargs]
     facts = {
-        "algorithm": spec.algorithm if spec.label == spec.algorithm else f"{spec.algorithm}, as {spec.label}",
+        "algorithm": spec.algorithm if spec.label == spec.algorithm else f"{spec.algorithm}, as {_label(spec.label)}",
         "environment": spec.env["id"],
         "prompts": _data(kwargs.get("prompts"), getattr(task, "prompts", None), world),
         "reward model": _model(kwargs.get("reward_model"), world),
@@ -65,6 +66,11 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
         sources=sources,
         tags=[spec.algorithm],
     )
+
+
+def _label(label: str) -> str:
+    """A label whose values are shown as all others are: ppo[reward_model=/models/a] -> ppo[reward_model=a]."""
+    return re.sub(r"=([^,\]]+)", lambda value: f"={public(value[1])}" if "/" in value[1] else value[0], label)
 
 
 def _constraint(spec: RunSpec, limit: float | None) -> str | None:

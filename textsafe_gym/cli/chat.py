@@ -8,6 +8,7 @@ import click
 
 from textsafe_gym.cli import values
 from textsafe_gym.cli.options import env_option, json_option, set_option
+from textsafe_gym.errors import DataError
 
 _EXAMPLE = """\b
 Examples:
@@ -28,7 +29,7 @@ def chat(source: str, env: str | None, assignments: tuple[str, ...], seed: int, 
     MODEL is a run's directory, or a policy's directory or hub id. An empty line or the end of the input ends the chat.
     """
     from textsafe_gym.cli.saved import open_saved, saved_spec
-    from textsafe_gym.errors import ConfigError, DataError
+    from textsafe_gym.errors import ConfigError
     from textsafe_gym.evaluation.play import GivenPrompts
 
     vector, policy = open_saved(source, saved_spec(source, env, assignments), num_envs=1)
@@ -57,9 +58,13 @@ def chat(source: str, env: str | None, assignments: tuple[str, ...], seed: int, 
 
 def _prompts() -> Iterator[str]:
     if not sys.stdin.isatty():
-        for line in sys.stdin:
-            if line.strip():
-                yield line.strip()
+        try:
+            for line in sys.stdin:
+                line.encode()  # which refuses what stands for bytes that are no text
+                if line.strip():
+                    yield line.strip()
+        except UnicodeError:
+            raise DataError("the prompts are no text in UTF-8") from None
         return
     while True:
         try:

@@ -1,7 +1,8 @@
 """`textsafe completion`, and what click's own scripts for bash and zsh leave to be wished for.
 
-A key is completed up to its `=`, and no space follows it. Bash parts words at `=` and `:`, so that its script hands
-over the line rather than the words, and takes off an answer what bash keeps in place.
+A key is completed up to its `=`, and no space follows it; where a setting takes few values, these come next. Bash
+parts words at `=` and `:`, so that its script hands over the line rather than the words, and takes off an answer what
+bash keeps in place, as click has taken off an option's name before its `=`.
 """
 
 import os
@@ -23,6 +24,7 @@ _BASH = """\
     local IFS=$'\\n' line="${COMP_LINE:0:COMP_POINT}" answer kind value
     local word="${line##*[[:space:]]}"
     local kept="${word%%"$2"}"
+    kept="${kept#--*=}"
     COMPREPLY=()
     for answer in $(COMP_LINE="$line" COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD \\
         %(complete_var)s=bash_complete "$1"); do
@@ -106,7 +108,7 @@ class Zsh(ZshComplete):
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="bash|zsh|fish")
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Prints the script that completes commands, options, algorithms, environments and --set keys in your shell.
+    """Prints the script that completes commands, options, algorithms, environments and settings in your shell.
 
     \b
     To have it in every new shell:

@@ -98,7 +98,11 @@ def devices() -> Iterator[Check]:
         import torch
 
         from textsafe_gym.models.memory import capacity
-    except ImportError:
+    except ModuleNotFoundError:
+        return  # which `versions` says
+    except Exception as error:  # such as a library of its that the system lacks
+        told = " ".join(str(error).split())[:200]
+        yield Check("devices", "torch", "FAILED", f"cannot be imported: {type(error).__name__}: {told}")
         return
     yield Check(
         "devices", "cpu", "ok", f"{cores} cores, torch on {torch.get_num_threads()} of them, {_size(capacity('cpu'))}"

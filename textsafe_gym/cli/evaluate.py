@@ -51,11 +51,11 @@ def evaluate(
     from textsafe_gym.evaluation.summaries import compare_runs, load_runs, tables_of
 
     out = out or Path("runs/evaluate")
-    check_out(out, resume=False)
+    check_out(out, resume=None)
     specs = [saved_spec(source, env, assignments) for source in sources]
     if seed is not None:
         specs = [spec.with_seed(seed) for spec in specs]
-    names = [f"{folder_of(spec.label)}-{spec.seed}" for spec in specs]
+    names = [folder_of(f"{spec.label}-{spec.seed}") for spec in specs]
     for i, name in enumerate(names):
         if name in names[:i]:
             raise ConfigError(

@@ -1,6 +1,5 @@
 """`textsafe push`: a policy or a score model, with its card, to the Hugging Face hub."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ _DESCRIBE = ("config.json", "adapter_config.json", "mlp_policy.json")  # one of 
 @click.command(epilog=_EXAMPLE)
 @click.argument("source", metavar="RUN|MODEL", type=click.Path(path_type=Path))
 @click.argument("repo_id", metavar="ORG/NAME")
-@click.option("--private", is_flag=True, help="Make the repository, if it is new, private.")
+@click.option("--private", is_flag=True, help="Into a private repository, which is made if it is new.")
 @click.option("--dry-run", is_flag=True, help="List what would be uploaded, and stop.")
 @json_option
 def push(source: Path, repo_id: str, private: bool, dry_run: bool, as_json: bool) -> None:
@@ -45,8 +44,11 @@ def push(source: Path, repo_id: str, private: bool, dry_run: bool, as_json: bool
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ConfigError(f"'{repo_id}' is no hub id: {error}") from None
+    if "/" not in repo_id:
+        raise ConfigError(f"'{repo_id}' names no owner; give ORG/{repo_id} or your own name for ORG")
     folder = _model_in(source)
-    files = sorted(path for path in folder.iterdir() if path.name in _UPLOADED or path.suffix == ".safetensors")
+    wanted = (path for path in folder.iterdir() if path.name in _UPLOADED or path.suffix == ".safetensors")
+    files = sorted(path for path in wanted if path.is_file())
     for path in files:
         if path.suffix == ".json" and not path.name.startswith(("tokenizer.", "vocab.")):
             _check_private(path)
@@ -82,21 +84,24 @@ def _check_private(path: Path) -> None:
 
     Raises:
         ModelError: a value of the file is a path.
+        DataError: the file is damaged.
     """
-    values = json.loads(path.read_text(encoding="utf-8"))
-    for key, value in values.items():
+    from textsafe_gym.evaluation.files import read_json
+    from textsafe_gym.models.cards import is_hub_id
+
+    for key, value in read_json(path).items():
+        if key == "base_model_name_or_path" and not is_hub_id(value):
+            how = "set it to the hub id of that model, which has to be pushed first"
+            raise ModelError(f"{path}: {key} is {value!r}, which is not on the hub; {how}")
         if isinstance(value, str) and os.path.isabs(value):
-            how = (
-                "set it to the hub id of that model, which has to be pushed first" if "base_model" in key else "edit it"
-            )
-            raise ModelError(f"{path}: {key} is the local path '{value}'; {how}")
+            raise ModelError(f"{path}: {key} is the local path '{value}'; edit it")
 
 
 def _upload(files: list[Path], repo_id: str, private: bool) -> str:
     """Makes the repository and commits the files; returns its address.
 
     Raises:
-        ConfigError: nobody is logged in, or the hub must not be asked.
+        ConfigError: nobody is logged in, the hub must not be asked, or what is to be private would be public.
         WorkFailed: the hub refuses, or does not answer.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
@@ -120,7 +125,11 @@ def _upload(files: list[Path], repo_id: str, private: bool) -> str:
     api = HfApi(library_name="textsafe-gym")
     try:
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
+            raise ConfigError(f"{repo_id} is there already and public; make it private first, or leave out --private")
         api.create_commit(repo_id, operations, commit_message="Upload by textsafe-gym")
+    except ConfigError:
+        raise
     except HfHubHTTPError as error:
         status = error.response.status_code
         hint = "; the token may not write there: see `hf auth whoami`" if status in (401, 403) else ""

@@ -9,7 +9,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ from textsafe_gym.cli.presets import presets
 from textsafe_gym.cli.request import INITIAL, RunSpec, call
 from textsafe_gym.cli.tracking import Track, Tracking
 from textsafe_gym.config import dump, read_yaml
-from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
+from textsafe_gym.errors import ConfigError, DataError, RunError, TextsafeError, UnknownNameError
 from textsafe_gym.evaluation.files import append_row, read_json, read_rows, write_json, write_rows, write_text
+from textsafe_gym.evaluation.records import REQUIRED
 from textsafe_gym.registry import nearest
 
 if TYPE_CHECKING:
@@ -197,8 +198,12 @@ def _try_out(spec: RunSpec, played: set[str] | None, world: "World | None") -> N
         env.close()
 
 
-def check_out(out: Path, resume: bool) -> None:
+def check_out(out: Path, resume: bool | None) -> None:
     """Refuses a directory that holds something already, cannot be made, or has nothing to resume.
+
+    Args:
+        out: the directory.
+        resume: whether --resume was given; None for a command that has no such option.
 
     Raises:
         RunError: see above.
@@ -211,7 +216,8 @@ def check_out(out: Path, resume: bool) -> None:
     if blocked is not None:
         raise RunError(f"--out {out}: {blocked} is a file, not a directory")
     if filled and not resume:
-        raise RunError(f"--out {out} exists and is not empty; add --resume to continue it, or choose another")
+        hint = "choose another" if resume is None else "add --resume to continue it, or choose another"
+        raise RunError(f"--out {out} exists and is not empty; {hint}")
     if resume and not filled:
         raise RunError(f"--resume: there is nothing to resume in {out}")
 
@@ -295,7 +301,7 @@ def execute(
             else:
                 write_text(directory / "config.yaml", dump(spec.as_dict()))
     if (directory / "summary.json").exists():
-        return read_json(directory / "summary.json")
+        return _finished(directory / "summary.json")
     with _alone_in(directory) if world.rank == 0 else nullcontext():
         try:
             with Tracking(spec, directory, track or Track()) as tracking:
@@ -303,9 +309,24 @@ def execute(
         except TextsafeError:
             raise
         except Exception as error:
-            write_text(directory / "error.log", traceback.format_exc())
-            message = f"{spec.label} seed {spec.seed}: {type(error).__name__}: {error}; see {directory / 'error.log'}"
+            log, message = directory / "error.log", f"{spec.label} seed {spec.seed}: {type(error).__name__}: {error}"
+            with suppress(OSError):  # where the disk is full
+                write_text(log, traceback.format_exc())
+                message += f"; see {log}"
             raise WorkFailed(message) from error
+
+
+def _finished(path: Path) -> dict[str, Any]:
+    """A finished run's summary.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    summary = read_json(path)
+    means = summary.get("evaluation")
+    if not isinstance(means, dict) or not all(isinstance(means.get(name), int | float) for name in REQUIRED):
+        raise DataError(f"{path}: no 'evaluation' with reward and cost; delete it, and --resume evaluates anew")
+    return summary
 
 
 def saved_trainer(spec: RunSpec, env: Any, policy: Any, checkpoint: Path, world: "World | None" = None) -> Any:

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from textsafe_gym.cli.request import INITIAL, PolicyOptions, RunSpec, resolve_env
 from textsafe_gym.cli.run import CHECKPOINT, make_env, make_policy, saved_trainer
 from textsafe_gym.config import Settings, merge, parse_assignments, read_yaml, validate
@@ -51,21 +53,41 @@ def saved_spec(source: str, env: str | None, assignments: tuple[str, ...]) -> Ru
     return RunSpec(MODEL, directory.name or source, env_part, {**checked, "model": source}, config)
 
 
+class SavedEnv(BaseModel):
+    """What `config.yaml` says of the environment."""
+
+    id: str
+    kwargs: dict[str, Any]
+
+
+class SavedConfig(BaseModel):
+    """Of an algorithm's settings, which may be another version's, those that playing needs."""
+
+    model_config = ConfigDict(extra="allow")
+
+    seed: int = Field(ge=0, lt=2**63)
+    episodes_per_iteration: int = Field(gt=0)
+    cost_limit: float | None = None
+
+
+class SavedRun(BaseModel):
+    """A run's `config.yaml`."""
+
+    algorithm: str
+    label: str
+    env: SavedEnv
+    policy: dict[str, Any]
+    config: SavedConfig
+
+
 def read_spec(path: Path) -> RunSpec:
     """A run's `config.yaml`.
 
     Raises:
         ConfigError: the file is damaged or of something else.
     """
-    settings = read_yaml(path)
-    for name in ("algorithm", "label", "env", "policy", "config"):
-        if name not in settings.values:
-            raise ConfigError(f"{path}: no '{name}'; is this a run's config.yaml?")
-    env, policy, config = (settings.section(name).values for name in ("env", "policy", "config"))
-    for name, section, key in (("env", env, "id"), ("env", env, "kwargs"), ("config", config, "seed")):
-        if key not in section:
-            raise ConfigError(f"{path}: no '{name}.{key}'; is this a run's config.yaml?")
-    return RunSpec(str(settings.values["algorithm"]), str(settings.values["label"]), env, policy, config)
+    run = validate(SavedRun, read_yaml(path), f"{path} is no run's")
+    return RunSpec(**run.model_dump())
 
 
 def open_saved(source: str, spec: RunSpec, num_envs: int | None = None) -> tuple[Any, Any]:

@@ -15,18 +15,13 @@ def about(module: str, name: str) -> str:
 
 def fields(module: str, name: str) -> dict[str, str]:
     """The fields of a pydantic model with their descriptions, those of its bases first."""
-    found = _find(module, name)
-    if found is None:
-        return {}
-    here, node = found
-    known: dict[str, str] = {}
-    for base in reversed(node.bases):  # as Python would resolve them
-        if isinstance(base, ast.Name):
-            known |= fields(here, base.id)
-    for statement in node.body:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            known[statement.target.id] = _description(statement.value)
-    return known
+    return {key: _description(statement.value) for key, statement in _declared(module, name).items()}
+
+
+def choices(module: str, name: str) -> dict[str, list[str]]:
+    """Those fields of a pydantic model that take few values, with these: what `Literal` lists, true and false."""
+    found = {key: _listed(statement.annotation) for key, statement in _declared(module, name).items()}
+    return {key: values for key, values in found.items() if values}
 
 
 def parameters(module: str, name: str) -> list[str]:
@@ -36,6 +31,22 @@ def parameters(module: str, name: str) -> list[str]:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             return [given.arg for given in [*statement.args.args[1:], *statement.args.kwonlyargs]]
     return []
+
+
+def _declared(module: str, name: str) -> dict[str, ast.AnnAssign]:
+    """Where the fields of a class and of its bases are declared."""
+    found = _find(module, name)
+    if found is None:
+        return {}
+    here, node = found
+    known: dict[str, ast.AnnAssign] = {}
+    for base in reversed(node.bases):  # as Python would resolve them
+        if isinstance(base, ast.Name):
+            known |= _declared(here, base.id)
+    for statement in node.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            known[statement.target.id] = statement
+    return known
 
 
 def _find(module: str, name: str) -> tuple[str, ast.ClassDef] | None:
@@ -56,6 +67,19 @@ def _statements(module: str) -> tuple[ast.stmt, ...]:
     if found is None or found.origin is None:
         return ()
     return tuple(ast.parse(Path(found.origin).read_text(encoding="utf-8")).body)
+
+
+def _listed(annotation: ast.expr) -> list[str]:
+    """The values of `Literal[...]` and of `bool`, also in a union with None."""
+    if isinstance(annotation, ast.BinOp):
+        return [*_listed(annotation.left), *_listed(annotation.right)]
+    if isinstance(annotation, ast.Name):
+        return ["true", "false"] if annotation.id == "bool" else []
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
+        inside = annotation.slice
+        values = inside.elts if isinstance(inside, ast.Tuple) else [inside]
+        return [str(value.value) for value in values if isinstance(value, ast.Constant)]
+    return []
 
 
 def _description(value: ast.expr | None) -> str:

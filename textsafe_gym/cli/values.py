@@ -10,6 +10,7 @@ from textsafe_gym.cli import sources
 from textsafe_gym.cli.presets import first_comment, presets
 
 Completer = Callable[[Context, Parameter, str], list[CompletionItem]]
+_POLICY = ("textsafe_gym.cli.request", "PolicyOptions")
 _VECTOR = ("textsafe_gym.envs.vector", "SafeRLHFVectorEnv")
 _TAKEN_BY = {  # each environment's keyword arguments
     "SafeRLHF-v0": (("textsafe_gym.envs.task", "Task"), _VECTOR),
@@ -65,7 +66,12 @@ def directories(context: Context, parameter: Parameter, incomplete: str) -> list
 
 
 def settings(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Keys of --set: the algorithm's, or all algorithms' that are compared; below env. and policy.; below ALGO."""
+    """Keys of --set: the algorithm's, or all algorithms' that are compared; below env. and policy.; below ALGO.
+
+    Behind a key's `=` the values, where they are few.
+    """
+    if "=" in incomplete:
+        return _values(context, incomplete)
     chosen = _algorithms_of(context)
     known = {f"{key}=": about for name in chosen for key, about in algorithm_keys(name).items()}
     sections = {"env.": "the environment's", "policy.": "the policy's"}
@@ -75,7 +81,9 @@ def settings(context: Context, parameter: Parameter, incomplete: str) -> list[Co
 
 
 def variants(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Keys of --vary: those of one algorithm, or of its environment or policy."""
+    """Keys of --vary: those of one algorithm, or of its environment or policy; and values."""
+    if "=" in incomplete:
+        return _values(context, incomplete)
     return _keys({f"{name}.": f"for {name} alone" for name in _algorithms_of(context)}, context, incomplete)
 
 
@@ -89,8 +97,19 @@ def algorithm_keys(name: str) -> dict[str, str]:
     from textsafe_gym.adapters import omnisafe_files
 
     about = omnisafe_files.descriptions(member)
-    own = {path: about[path] for path in _paths(omnisafe_files.defaults(member))}
+    own = {key: about[key] for key, _ in _leaves(omnisafe_files.defaults(member))}
     return sources.fields(f"algos.{family}", "RunConfig") | own
+
+
+def algorithm_choices(name: str) -> dict[str, list[str]]:
+    """The settings of a known algorithm that take few values, with these."""
+    family, colon, member = name.partition(":")
+    if not colon:
+        return sources.choices(f"algos.{name}", "Config")
+    from textsafe_gym.adapters import omnisafe_files
+
+    own = {key: ["true", "false"] for key, x in _leaves(omnisafe_files.defaults(member)) if isinstance(x, bool)}
+    return sources.choices(f"algos.{family}", "RunConfig") | own
 
 
 def env_keys(env: str | None) -> list[str]:
@@ -117,19 +136,31 @@ def _keys(known: Mapping[str, str], context: Context, incomplete: str) -> list[C
     if path[-1] == "env":
         inside = {f"{key}=": "" for key in env_keys(context.params.get("env"))}
     elif path[-1] == "policy":
-        inside = {f"{k}=": about for k, about in sources.fields("textsafe_gym.cli.request", "PolicyOptions").items()}
+        inside = {f"{key}=": about for key, about in sources.fields(*_POLICY).items()}
     elif len(path) == 1:
         inside = {f"{key}=": about for key, about in algorithm_keys(path[0]).items()}
         inside |= {"env.": "the environment's", "policy.": "the policy's"}
     return _matching({f"{section}.{key}": about for key, about in inside.items()}, incomplete)
 
 
-def _paths(sections: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _values(context: Context, incomplete: str) -> list[CompletionItem]:
+    """KEY=VALUE for each of the few values of a key; none for others."""
+    key, chosen = incomplete.partition("=")[0], _algorithms_of(context)
+    section, _, rest = key.partition(".")
+    own, key_there = ([section], rest) if section in chosen else (chosen, key)
+    if key_there.startswith("policy."):
+        found = sources.choices(*_POLICY).get(key_there.removeprefix("policy."), [])
+    else:
+        found = [value for name in own for value in algorithm_choices(name).get(key_there, [])]
+    return _matching(dict.fromkeys((f"{key}={value}" for value in found), ""), incomplete)
+
+
+def _leaves(sections: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in sections.items():
         if isinstance(value, Mapping):
-            yield from _paths(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
 
 
 def _presets(folder: str) -> dict[str, str]:

@@ -18,13 +18,15 @@ def read_evaluation(path: Path) -> list[Row]:
     """The rows of an `evaluation.jsonl`.
 
     Raises:
-        DataError: the file is missing, truncated or empty, or a row lacks a finite reward or cost.
+        DataError: the file is missing, truncated or empty, or a row lacks a finite reward or cost, or has a score
+            beside them that is no finite number.
     """
     rows = read_rows(path)
     if not rows:
         raise DataError(f"{path}: no rows")
     for number, row in enumerate(rows, start=1):
-        for name in REQUIRED:
+        scored = [name for name in row if name in OPTIONAL or name.startswith("gold_")]
+        for name in (*REQUIRED, *(name for name in scored if row[name] is not None)):
             value = row.get(name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise DataError(f"{path}:{number}: '{name}' must be a finite number, found {value!r}")

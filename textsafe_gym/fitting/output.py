@@ -8,6 +8,7 @@ from typing import Any
 
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.models.cards import public, write_card
+from textsafe_gym.models.files import one_line
 
 METRICS_FILE = "metrics.json"
 
@@ -75,10 +76,19 @@ def check_lora(model: Any, rank: int | None) -> None:
 
 
 def default_device(device: str | None) -> str:
-    """The device asked for, or a GPU if there is one, or the CPU."""
+    """The device asked for, or a GPU if there is one, or the CPU.
+
+    Raises:
+        ConfigError: torch has no such device here.
+    """
     import torch
 
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"no device '{device}' here: {one_line(error)}") from None
+    return device
 
 
 def write_fit_card(directory: Path, metrics: dict[str, Any], model: Any, data: Mapping[str, int] | None) -> None:

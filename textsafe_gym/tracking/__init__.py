@@ -29,5 +29,6 @@ def check_installed(name: str) -> None:
     Raises:
         ConfigError: says how to install it.
     """
-    if find_spec(name) is None:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:  # a folder of that name, such as W&B's own `wandb/`, is no package
         raise ConfigError(f'--track {name}: {name} is not installed; pip install "textsafe-gym[{name}]"')

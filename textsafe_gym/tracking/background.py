@@ -10,6 +10,7 @@ from textsafe_gym.tracking.base import Tracker
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 60.0  # seconds that the end of a run waits
+_HURRY = 10.0  # where the run was interrupted, whose continuation tells what did not get through
 
 
 class Background:
@@ -31,18 +32,19 @@ class Background:
         self._todo.put(lambda tracker: tracker.log(row))
 
     def finish(self, evaluation: Mapping[str, Any] | None = None, complete: bool = True) -> None:
-        """See `Tracker.finish`; waits a minute at most."""
+        """See `Tracker.finish`; waits a minute at most, and ten seconds if the run is not complete."""
+        patience = _PATIENCE if complete else _HURRY
         self._todo.put(lambda tracker: tracker.finish(evaluation, complete))
         self._todo.put(None)
-        self._thread.join(_PATIENCE)
+        self._thread.join(patience)
         if self._thread.is_alive():
-            _log.warning("%s did not take everything within %.0f s and is left behind", self._name, _PATIENCE)
+            _log.warning("%s did not take everything within %.0f s and is left behind", self._name, patience)
 
     def _work(self, make: Callable[[], Tracker]) -> None:
         try:
             tracker = make()
             while (task := self._todo.get()) is not None:
                 task(tracker)
-        except Exception as error:  # whatever a library or a network may raise
+        except (Exception, SystemExit) as error:  # whatever a library or a network may raise
             told = " ".join(str(error).split())[:200]
             _log.warning("tracking by %s has stopped: %s: %s", self._name, type(error).__name__, told)

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from textsafe_gym.errors import DataError
+
 IDS = "trackers.json"  # in a run's directory: from tracker to the run's id there
 PROJECT = "textsafe-gym"
 
@@ -61,9 +63,11 @@ class Tracker(ABC):
             evaluation: numbers, perhaps nested.
             complete: the run came to its end; otherwise it may be continued.
         """
-        if evaluation:
-            self._write(dict(numbers(evaluation, "evaluation/")), max(self.last, 0))
-        self._close(complete)
+        try:
+            if evaluation:
+                self._write(dict(numbers(evaluation, "evaluation/")), max(self.last, 0))
+        finally:
+            self._close(complete)
 
     @abstractmethod
     def _open(self) -> None:
@@ -90,7 +94,10 @@ class Tracker(ABC):
 
     def _ids(self) -> dict[str, str]:
         path = self.directory / IDS
-        ids: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            ids: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        except (ValueError, TypeError):
+            raise DataError(f"{path} is damaged; without it the run begins anew in its trackers") from None
         return ids
 
 

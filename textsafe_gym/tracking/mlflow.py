@@ -3,6 +3,8 @@
 import fcntl
 import logging
 import os
+import posixpath
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from typing import Any
 from textsafe_gym.tracking.base import Tracker, settings
 
 _LONGEST = 500  # characters of a parameter's value, which every store takes
+_LONGEST_NAME = 250
 
 
 class MLflow(Tracker):
@@ -60,7 +63,7 @@ class MLflow(Tracker):
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
         run_id = str(self._client.create_run(number, run_name=self.name, tags={"group": self.group}).info.run_id)
-        params = [Param(key, str(value)[:_LONGEST]) for key, value in settings(self.config)]
+        params = [Param(_allowed(key), str(value)[:_LONGEST]) for key, value in settings(self.config)]
         for start in range(0, len(params), 100):  # more are refused at once
             self._client.log_batch(run_id, params=params[start : start + 100])
         return run_id
@@ -69,16 +72,26 @@ class MLflow(Tracker):
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._client.log_batch(self._id, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+        metrics = [Metric(_allowed(name), value, now, step) for name, value in values.items()]
+        self._client.log_batch(self._id, metrics=metrics)
 
     def _close(self, complete: bool) -> None:
         self._client.set_terminated(self._id, "FINISHED" if complete else "KILLED")
+
+
+def _allowed(name: str) -> str:
+    """A name as MLflow takes it, which may stand for a file; groups of prompts are called as their data call them."""
+    return posixpath.normpath(re.sub(r"[^\w.\- :/]+", "-", name))[:_LONGEST_NAME]
 
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Keeps the workers of one machine from making the same tables and experiment at once."""
     path = Path(tempfile.gettempdir()) / f"textsafe-mlflow-{os.getuid()}.lock"
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    # Others may write there too: what they have put in its place is neither followed nor emptied.
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)

@@ -1,10 +1,11 @@
 """trackio: a run in its local store, TRACKIO_DIR, or in the Space that TRACKIO_SPACE_ID names."""
 
-import io
 import os
 import secrets
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 from textsafe_gym.tracking.base import Tracker
@@ -47,9 +48,27 @@ class Trackio(Tracker):
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Its greetings go to stdout, which belongs to the command's results."""
+    """Its greetings go to stdout, which belongs to the command's results: those of other threads pass."""
     if os.environ.get("TEXTSAFE_DEBUG"):
         yield
-    else:
-        with redirect_stdout(io.StringIO()):
-            yield
+        return
+    before: Any = sys.stdout
+    sys.stdout = others = _OtherThreads(before)
+    try:
+        yield
+    finally:
+        if sys.stdout is others:  # and nobody has put something else there in the meantime
+            sys.stdout = before
+
+
+class _OtherThreads:
+    """A stream without what the thread that makes it writes."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._silent = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._silent else int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

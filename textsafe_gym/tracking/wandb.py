@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from textsafe_gym.tracking.base import Tracker
 
 _log = logging.getLogger(__name__)
+_ASK_NOBODY = ("offline", "dryrun", "disabled")  # modes without a server
+_OLD_NAME = "api.wandb.ai"
 _REACH, _UPLOAD = 15, 45  # seconds to wait for the server: at the start, and for what is left at the end
 
 
@@ -32,13 +34,14 @@ class Wandb(Tracker):
 
         self._id = self.remembered() or secrets.token_hex(4)
         self.remember(self._id)
-        mode = os.environ.get("WANDB_MODE", "online")
-        if mode == "online" and not _find_key(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url):
+        given = wandb.setup().settings  # of the environment and of W&B's own files
+        mode = str(given.mode)
+        if mode not in _ASK_NOBODY and not _find_key(given.base_url, given.base_url == wandb.Settings().base_url):
             mode = "offline"
         try:
             self._run = self._init(wandb, mode)
         except wandb.Error as error:  # no network, or a key that is not valid
-            if mode != "online":
+            if mode in _ASK_NOBODY:
                 raise
             wandb.teardown()  # or it takes the run for one in use
             self._run = self._init(wandb, "offline")
@@ -72,27 +75,32 @@ class Wandb(Tracker):
         return run
 
     def _write(self, values: dict[str, float], step: int) -> None:
-        self._run.log(values, step=step)
+        # A server that holds all rows of a continued run already is one step ahead, and drops what comes for the last.
+        self._run.log(values, step=max(step, self._run.step))
 
     def _close(self, complete: bool) -> None:
         self._run.finish(exit_code=0 if complete else 1)
 
 
-def _find_key(server: str) -> bool:
+def _find_key(server: str, is_own: bool) -> bool:
     """Whether there is a key for a server, in the environment or as `wandb login` stores it; it is then made known.
 
     W&B itself would ask on the terminal where it finds none.
+
+    Args:
+        server: its address.
+        is_own: it is W&B's, whose key may be stored under an older name of it; no other server is given that key.
     """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(server).netloc
+    names = [urlsplit(server).netloc, *([_OLD_NAME] if is_own else [])]
     for path in filter(None, (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")):
         try:
-            hosts = netrc.netrc(os.path.expanduser(path))
+            hosts = netrc.netrc(os.path.expanduser(path)).hosts
         except (OSError, netrc.NetrcParseError):
             continue
-        found = hosts.authenticators(host) or hosts.authenticators("api.wandb.ai")
-        if found and found[2]:
-            os.environ["WANDB_API_KEY"] = found[2]
-            return True
+        for name in names:
+            if name in hosts and hosts[name][2]:
+                os.environ["WANDB_API_KEY"] = hosts[name][2]
+                return True
     return False
