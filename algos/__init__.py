@@ -78,13 +78,22 @@ def config_class(name: str) -> type[Any]:
     return found
 
 
+def _hint(name: str) -> str:
+    from textsafe_gym.adapters import omnisafe_files
+
+    theirs = {own.lower(): OMNISAFE + own for own in omnisafe_files.names()}
+    if name.lower() in theirs.keys() - available().keys():
+        return f"did you mean '{theirs[name.lower()]}'?"
+    return nearest(name, list(available()))
+
+
 def _definition(name: str) -> _Definition:
     if name.startswith(OMNISAFE):
         from algos.omnisafe import Algorithm, config_class
 
         return _Definition(config_class(name), partial(Algorithm, name))
     if name not in available():
-        raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, list(available()))}")
+        raise UnknownNameError(f"unknown algorithm '{name}'; {_hint(name)}")
     if name in _registered:
         return _registered[name]
     module = importlib.import_module(f"algos.{name}")

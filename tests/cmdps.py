@@ -113,3 +113,12 @@ class Bandit(gym.Env):
 
 def vector(env: type[gym.Env], count: int) -> gym.vector.VectorEnv:
     return gym.vector.SyncVectorEnv([env] * count)
+
+
+class Halves(Crossing):
+    """As programs often count: a cost of 0 is an int, one of 0.5 a float."""
+
+    def step(self, action: int) -> Any:
+        *rest, _ = super().step(action)
+        cost = 0.5 if action else 0
+        return *rest, {"cost": cost, "costs": {"a": cost, "b": 2 * cost}}

@@ -49,15 +49,6 @@ class Shown(gym.Env):
         return self.seen, 1.0, over and not self.truncates, over and self.truncates, info
 
 
-class Halves(cmdps.Crossing):
-    """As programs often count: a cost of 0 is an int, one of 0.5 a float."""
-
-    def step(self, action: int) -> Any:
-        *rest, _ = super().step(action)
-        cost = 0.5 if action else 0
-        return *rest, {"cost": cost, "costs": {"a": cost, "b": 2 * cost}}
-
-
 class Priced(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Gives an environment without costs one that is always the same."""
 
@@ -135,7 +126,7 @@ def test_an_mlp_reads_no_texts(tmp_path: Path) -> None:
 
 
 def test_whole_costs_beside_fractions() -> None:
-    gym.register("Halves-v0", entry_point=Halves)
+    gym.register("Halves-v0", entry_point=cmdps.Halves)
     try:
         trainers = [algos.make("ppo", env, **SMALL) for env in ("Halves-v0", gym.make("Halves-v0"))]
     finally:
@@ -147,10 +138,10 @@ def test_whole_costs_beside_fractions() -> None:
         assert torch.equal(rollout.costs, expected)
         assert torch.equal(rollout.named_costs["b"], 2 * expected)
     # In a vector environment of the caller's it is too late to tell which of the numbers were cut.
-    own = SyncVectorEnv([Halves] * 4)
+    own = SyncVectorEnv([cmdps.Halves] * 4)
     with pytest.raises(ConfigError, match=r"Halves gives info\['cost'\] now as a whole number, .*; give a float"):
         make_policy(own).rollout(own, seed=0)
-    assert make_policy(own).rollout(SyncVectorEnv([Halves]), seed=0).costs.sum() > 0
+    assert make_policy(own).rollout(SyncVectorEnv([cmdps.Halves]), seed=0).costs.sum() > 0
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def test_t_interval_against_the_table():
     assert interval.high - interval.mean == pytest.approx(3.182446 * 2 / 2, abs=1e-5)
     assert interval.mean - interval.low == pytest.approx(3.182446 * 2 / 2, abs=1e-5)
     assert t_interval([3.0]).low is None
+    assert (t_interval(values, within=(0.0, 5.0)).low, t_interval(values, within=(0.0, 4.0)).high) == (0.0, 4.0)
 
 
 def test_hypervolume_by_hand():

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from cmdps import Crossing, Tracking, vector
+from cmdps import Crossing, Halves, Tracking, vector
 from torch.distributions import Categorical, Normal, kl_divergence
 
 import algos
@@ -468,6 +468,18 @@ def test_agents_that_are_refused(name: str, section: dict[str, Any], message: st
         agent(name, EXACT, 64, 8, tmp_path, **section)
 
 
+def test_whole_costs_beside_fractions() -> None:
+    gym.register("Halves-of-a-test-v0", Halves)
+    env = omnisafe.GymnasiumCMDP("Halves-of-a-test-v0", num_envs=3)
+    env.reset(seed=0)
+    assert env.step(torch.tensor([[0.0], [1.0], [1.0]]))[2].tolist() == [0.0, 0.5, 0.5]
+
+
+def test_the_logged_kl_is_that_of_the_step() -> None:
+    row = made("TRPO", episodes=16, algo_cfgs=TINY).learn()[0]
+    assert 0.005 < row["step_kl"] <= 0.01  # near the bound, as the first step's quadratic model says
+
+
 def test_an_environment_without_costs_is_refused(tmp_path: Path) -> None:
     omnisafe.register("CartPole-v1")
     with pytest.raises(ConfigError, match=r"CartPole-v1 gives no info\['cost'\]"):
@@ -488,6 +500,8 @@ def test_nothing_of_the_process_is_changed() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
+        ("ppolag", {}, "unknown algorithm 'ppolag'; did you mean 'omnisafe:PPOLag'"),
+        ("CPO", {}, "unknown algorithm 'CPO'; did you mean 'cpo'"),
         ("omnisafe:PPOLg", {}, "unknown algorithm 'omnisafe:PPOLg'; did you mean 'omnisafe:PPOLag'"),
         ("omnisafe:PPOLag", {"algo_cfgs": {"clipp": 1}}, "unknown key 'algo_cfgs.clipp'; did you mean 'clip'"),
         ("omnisafe:PPOLag", {"algo_cfgs": {"clip": "x"}}, "algo_cfgs.clip = 'x'"),

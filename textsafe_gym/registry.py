@@ -11,8 +11,9 @@ T = TypeVar("T")
 
 def nearest(name: str, names: list[str]) -> str:
     """A hint for an unknown name: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(names))}"
+    by_lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"did you mean '{by_lower[close[0]]}'?" if close else f"known: {', '.join(sorted(names))}"
 
 
 class Registry(Generic[T]):

@@ -16,6 +16,7 @@ from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.models import make_policy
 from textsafe_gym.models.files import one_line
+from textsafe_gym.models.infos import make_vec
 from textsafe_gym.types import Policy, own_cost_limit
 
 given: ContextVar[tuple[gym.vector.VectorEnv, Policy] | None] = ContextVar("given", default=None)
@@ -152,7 +153,7 @@ def _vectorised(env_id: str, num_envs: int, kwargs: Mapping[str, Any]) -> gym.ve
     try:
         if spec is not None and spec.vector_entry_point in ours:  # under whatever id
             return gym.make_vec(env_id, num_envs=num_envs, **mode, **kwargs)
-        return gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="sync", vector_kwargs=mode, **kwargs)
+        return make_vec(env_id, num_envs, vectorization_mode="sync", vector_kwargs=mode, **kwargs)
     except gym.error.Error as error:
         raise ConfigError(f"env {env_id}: {' '.join(str(error).split())}") from None
 

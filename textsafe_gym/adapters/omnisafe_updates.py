@@ -163,7 +163,9 @@ class Updater:
         for key in logged:
             if not key.startswith("Metrics/Ep"):
                 algorithm._logger._data[key] = []
-        return {key: float(np.mean(values)) for key, values in logged.items()}
+        means = {key: float(np.mean(values)) for key, values in logged.items()}
+        # Each Fisher-vector product logs the KL of the policy to itself there, before the step's own.
+        return means | {key: float(logged[key][-1]) for key in logged.keys() & {"Train/KL"}}
 
     def set_limit(self, limit: float, name: str = "") -> None:
         """Changes the limit from the next update on.

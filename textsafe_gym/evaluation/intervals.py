@@ -1,5 +1,6 @@
 """Means with intervals over independent runs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,16 +29,19 @@ class Interval:
         return asdict(self)
 
 
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def t_interval(
+    values: Sequence[float], confidence: float = 0.95, within: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
     """The mean and Student's t interval with n - 1 degrees of freedom.
 
     Args:
         values: one number a run, at least one.
         confidence: in (0, 1).
+        within: what the values cannot leave and Student's interval knows nothing of; it is cut off there.
     """
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
     if len(array) < 2:
         return Interval(mean, None, None, len(array))
     half = float(stats.sem(array) * stats.t.ppf((1 + confidence) / 2, len(array) - 1))
-    return Interval(mean, mean - half, mean + half, len(array))
+    return Interval(mean, max(within[0], mean - half), min(within[1], mean + half), len(array))

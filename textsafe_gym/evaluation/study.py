@@ -1,5 +1,6 @@
 """Algorithms against the exact optimum of the problem that each of them states."""
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ def summarise_study(scores: Sequence[Score]) -> list[dict[str, Any]]:
     for (algorithm, limit), own in groups.items():
         row: dict[str, Any] = {"algorithm": algorithm, "cost_limit": limit, "runs": len(own)}
         for name in ("fraction", "violation", "kl", "cost", "objective"):
-            row[name] = t_interval([getattr(one, name) for one in own]).as_dict()
+            within = (0.0 if name in ("violation", "kl") else -math.inf, math.inf)
+            row[name] = t_interval([getattr(one, name) for one in own], within=within).as_dict()
         rows.append(row)
     return rows
 

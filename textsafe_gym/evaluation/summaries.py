@@ -16,8 +16,7 @@ from textsafe_gym.evaluation.records import read_evaluation, summarise
 from textsafe_gym.evaluation.report import Table, comparison_tables
 
 _SKIPPED = {"responses", "groups"}
-# Of what cannot leave them; Student's interval knows nothing of bounds.
-_SHARE = (0.0, 1.0)
+_ALL, _SHARE = (-math.inf, math.inf), (0.0, 1.0)
 _BOUNDS = {
     "cost_violation": (0.0, math.inf),
     "harmful_rate": _SHARE,
@@ -173,10 +172,7 @@ def _intervals(means: Sequence[Row]) -> dict[str, Any]:
     found = {}
     for name in names:
         values = [mean[name] for mean in means if name in mean]
-        found[name] = {**t_interval(values).as_dict(), "values": values}
-        if name in _BOUNDS and found[name]["low"] is not None:
-            least, most = _BOUNDS[name]
-            found[name] |= {"low": max(least, found[name]["low"]), "high": min(most, found[name]["high"])}
+        found[name] = {**t_interval(values, within=_BOUNDS.get(name, _ALL)).as_dict(), "values": values}
     return found
 
 
