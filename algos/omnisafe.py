@@ -36,7 +36,7 @@ _LOGGED = {
 class RunConfig(BaseModel):
     """What all of OmniSafe's algorithms have in common here; beside it stand their own sections."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     seed: int = Field(0, ge=0, description="all randomness of a run follows from it")
     episodes: int = Field(4096, gt=0, description="episodes in all, rounded up to whole iterations")
@@ -73,7 +73,7 @@ def _fields(values: dict[str, Any], prefix: str, about: dict[str, str]) -> dict[
         path = f"{prefix}{key}"
         if isinstance(value, dict):
             inner = _fields(value, f"{path}.", about)
-            section = create_model(path, __config__=ConfigDict(extra="forbid", frozen=True), **inner)
+            section = create_model(path, __config__=RunConfig.model_config, **inner)
             fields[key] = (section, Field(default_factory=section, description=about[path]))
         else:
             fields[key] = (type(value), Field(value, description=about[path]))

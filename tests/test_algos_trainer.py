@@ -302,6 +302,12 @@ class Limitless(gym.Env):
     ("name", "config", "message"),
     [
         ("ppo_lagrangain", {}, "unknown algorithm 'ppo_lagrangain'; did you mean 'ppo_lagrangian'"),
+        ("ppo", {"learning_rate": math.inf}, "ppo: learning_rate = inf: input should be a finite number"),
+        (
+            "ppo_lagrangian",
+            {"cost_limit": math.nan},
+            "ppo_lagrangian: cost_limit = nan: input should be a finite number",
+        ),
         ("ppo", {"learning_rat": 1}, "unknown key 'learning_rat'; did you mean 'learning_rate'"),
         ("ppo", {"cost_weight": 1}, "unknown key 'cost_weight'"),
         ("ppo", {"learning_rate": -1}, "learning_rate = -1.*greater than or equal to 0"),

@@ -507,7 +507,7 @@ def test_nothing_of_the_process_is_changed() -> None:
         ("omnisafe:PPOLag", {"algo_cfgs": {"clip": "x"}}, "algo_cfgs.clip = 'x'"),
         ("omnisafe:PPOLag", {"algo_cfgs": {"target_kl": -1.0}}, "omnisafe:PPOLag: target_kl must be float"),
         ("omnisafe:PPOLag", {"model_cfgs": {"actor": {"lr": -1.0}}}, "omnisafe:PPOLag: Invalid learning rate"),
-        ("omnisafe:PPOLag", {"cost_limit": float("inf")}, "cost_limit = inf: expected a finite number"),
+        ("omnisafe:PPOLag", {"cost_limit": float("inf")}, "cost_limit = inf: input should be a finite number"),
         ("omnisafe:PPOLag", {"minibatch_size": 8}, "unknown key 'minibatch_size'"),
     ],
 )

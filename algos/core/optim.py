@@ -27,7 +27,7 @@ Thing = TypeVar("Thing")
 class TrainingConfig(BaseModel):
     """Budget, batches, optimiser and KL; the defaults are the official Safe RLHF script's, on its eight devices."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     seed: int = Field(0, ge=0, lt=2**63, description="all randomness of a run follows from it")
     episodes: int = Field(

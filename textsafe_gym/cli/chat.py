@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from textsafe_gym.cli import values
-from textsafe_gym.cli.options import env_option, json_option, set_option
+from textsafe_gym.cli.options import Seed, env_option, json_option, set_option
 from textsafe_gym.errors import DataError
 
 _EXAMPLE = """\b
@@ -21,7 +21,7 @@ Examples:
 @click.argument("source", metavar="MODEL", shell_complete=values.directories)
 @env_option
 @set_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the first answer.")
+@click.option("--seed", type=Seed(), default=0, show_default=True, help="Of the first answer.")
 @json_option
 def chat(source: str, env: str | None, assignments: tuple[str, ...], seed: int, as_json: bool) -> None:
     """Answers a prompt a line, from the terminal or a pipe; each answer with its reward and cost.

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from textsafe_gym.cli import values
-from textsafe_gym.cli.options import out_option, output_options, print_json, print_tables, run_options, track_option
+from textsafe_gym.cli.options import (
+    Seed,
+    out_option,
+    output_options,
+    print_json,
+    print_tables,
+    run_options,
+    track_option,
+)
 from textsafe_gym.cli.terminal import is_live, progress, say
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ _SAMPLES = 4  # prompts whose responses the report shows
 @click.argument("algorithms", metavar="ALGO...", nargs=-1, required=True, shell_complete=values.algorithms)
 @run_options
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Runs of each.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="First seed.")
+@click.option("--seed", type=Seed(), default=0, show_default=True, help="First seed.")
 @click.option(
     "--vary",
     multiple=True,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from textsafe_gym.cli import values
-from textsafe_gym.cli.options import env_option, out_option, output_options, print_json, print_tables, set_option
+from textsafe_gym.cli.options import Seed, env_option, out_option, output_options, print_json, print_tables, set_option
 from textsafe_gym.cli.terminal import is_live, progress, say
 
 _EXAMPLE = """\b
@@ -22,7 +22,7 @@ Examples:
 @click.argument("sources", metavar="RUN|MODEL...", nargs=-1, required=True, shell_complete=values.directories)
 @env_option
 @set_option
-@click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the responses. [a run's own; 0 for a model]")
+@click.option("--seed", type=Seed(), help="Of the responses. [a run's own; 0 for a model]")
 @out_option("runs/evaluate")
 @output_options
 def evaluate(

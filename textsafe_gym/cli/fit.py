@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from textsafe_gym.cli import values
-from textsafe_gym.cli.options import output_options, print_json
+from textsafe_gym.cli.options import Seed, output_options, print_json
 from textsafe_gym.cli.terminal import is_quiet, output
 
 # What the official Safe RLHF scripts use; a tiny model from scratch and an adapter (2e-4 for GPT-3 in LoRA's own paper,
@@ -59,7 +59,7 @@ Examples:
 @click.option("--batch-size", type=int, default=_DEFAULTS["batch_size"], show_default=True)
 @click.option("--max-length", type=int, default=512, show_default=True, help="Tokens of prompt and response.")
 @click.option("--test-fraction", type=float, default=0.1, show_default=True, help="Share of prompts held out.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=Seed(), default=0, show_default=True)
 @click.option("--device", metavar="D", help="Torch device. [cuda if there is one, else cpu]")
 @output_options
 def fit(

@@ -18,6 +18,26 @@ def _be_quiet(context: click.Context, option: click.Parameter, value: bool) -> N
         context.meta[QUIET] = True
 
 
+class Seed(click.ParamType[int]):
+    """What torch and NumPy both take."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """A whole number.
+
+        Raises:
+            click.BadParameter: it is none, or out of range.
+        """
+        try:
+            seed = int(value)
+        except ValueError:
+            seed = -1
+        if not 0 <= seed < 2**63:
+            self.fail(f"{value!r} is no whole number from 0 to 2^63 - 1.", param, ctx)
+        return seed
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines instead of a table.")
 quiet_option = click.option(
     "-q",

@@ -7,7 +7,15 @@ from typing import Any
 import click
 
 from textsafe_gym.cli import values
-from textsafe_gym.cli.options import out_option, output_options, print_json, print_tables, run_options, track_option
+from textsafe_gym.cli.options import (
+    Seed,
+    out_option,
+    output_options,
+    print_json,
+    print_tables,
+    run_options,
+    track_option,
+)
 from textsafe_gym.cli.outcomes import Interrupted
 from textsafe_gym.cli.terminal import say
 
@@ -26,7 +34,7 @@ Examples:
 @click.command(epilog=_EXAMPLE)
 @click.argument("algorithm", metavar="ALGO", shell_complete=values.algorithms)
 @run_options
-@click.option("--seed", type=int, metavar="N", help="All randomness follows from it. [0]")
+@click.option("--seed", type=Seed(), help="All randomness follows from it. [0]")
 @out_option("runs/ALGO-SEED")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
 @click.option(
