@@ -79,9 +79,9 @@ def config_class(name: str) -> type[Any]:
 
 
 def _hint(name: str) -> str:
-    from textsafe_gym.adapters import omnisafe_files
+    from algos.omnisafe import names
 
-    theirs = {own.lower(): OMNISAFE + own for own in omnisafe_files.names()}
+    theirs = {full.removeprefix(OMNISAFE).lower(): full for full in names()}
     if name.lower() in theirs.keys() - available().keys():
         return f"did you mean '{theirs[name.lower()]}'?"
     return nearest(name, list(available()))

@@ -50,6 +50,11 @@ class RunConfig(BaseModel):
         return 1
 
 
+def names() -> list[str]:
+    """All of them, as "omnisafe:PPOLag"; none where OmniSafe is not installed."""
+    return [OMNISAFE + name for name in omnisafe_files.names()]
+
+
 @lru_cache
 def config_class(name: str) -> type[RunConfig]:
     """The settings of "omnisafe:NAME": those of `RunConfig`, and OmniSafe's own by section.
@@ -58,9 +63,8 @@ def config_class(name: str) -> type[RunConfig]:
         ConfigError: OmniSafe is not installed.
         UnknownNameError: it has no such on-policy algorithm.
     """
-    known = [OMNISAFE + other for other in omnisafe_files.names()]
-    if known and name not in known:
-        raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, known)}")
+    if names() and name not in names():
+        raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, names())}")
     member = name.removeprefix(OMNISAFE)
     sections = _fields(omnisafe_files.defaults(member), "", omnisafe_files.descriptions(member))
     return create_model(name, __base__=RunConfig, __doc__=f"Settings of {name}.", **sections)
