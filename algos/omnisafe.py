@@ -38,7 +38,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    seed: int = Field(0, ge=0, description="all randomness of a run follows from it")
+    seed: int = Field(0, ge=0, lt=2**63, description="all randomness of a run follows from it")
     episodes: int = Field(4096, gt=0, description="episodes in all, rounded up to whole iterations")
     episodes_per_iteration: int = Field(128, gt=0, description="episodes collected before each update")
     kl_coefficient: float = Field(0.02, ge=0, description="weight of each step's KL, taken off the reward")
