@@ -79,7 +79,6 @@ def study(
     and optimum.png.
     """
     from textsafe_gym.cli.pool import Job, finish_all
-    from textsafe_gym.cli.request import folder_of
     from textsafe_gym.cli.run import check, check_out, make_directory, same_request
     from textsafe_gym.cli.tracking import Track
 
@@ -88,7 +87,7 @@ def study(
     check_out(out, resume)
     tracked = Track(track, out.resolve().name)
     jobs = [
-        Job(spec.with_seed(seed), out / folder_of(spec.label) / f"seed_{seed}", tracked)
+        Job(spec.with_seed(seed), out / spec.label.replace(":", "-") / f"seed_{seed}", tracked)
         for seed in range(seeds or plan.seeds)
         for spec in specs
     ]
