@@ -234,7 +234,7 @@ def test_the_environments_own_limit_and_names_of_omnisafes_own(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - BUDGETED - UNLIMITED))
-def test_a_limit_that_is_set_later_is_the_one_that_is_kept(name: str, tmp_path: Path) -> None:
+def test_a_limit_that_is_set_later_is_the_one_that_is_kept(name: str) -> None:
     """Costs lie between the two limits, so that each algorithm has to act on one and not on the other."""
     loose, tight, changed = (made(name, cost_limit=limit) for limit in (9.0, -9.0, 9.0))
     changed.set_cost_limit(-9.0)
@@ -244,6 +244,13 @@ def test_a_limit_that_is_set_later_is_the_one_that_is_kept(name: str, tmp_path: 
     for key, x in changed.policy.state_dict().items():
         assert torch.equal(x, tight.policy.state_dict()[key])
     assert any(not torch.equal(x, loose.policy.state_dict()[key]) for key, x in changed.policy.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["PPOLag", "CPO", "CPPOPID"])  # which keep it in three places
+def test_a_limit_that_was_set_later_is_in_the_checkpoint(name: str, tmp_path: Path) -> None:
+    tight, changed = (made(name, cost_limit=limit) for limit in (-9.0, 9.0))
+    changed.set_cost_limit(-9.0)
+    assert untimed(changed.learn(16)) == untimed(tight.learn(16))
     changed.save(tmp_path / "half")
     resumed = algos.load(tmp_path / "half", EXACT)
     assert resumed.cost_limit == -9.0
