@@ -10,6 +10,7 @@ from textsafe_gym.evaluation.files import read_rows, write_json, write_rows
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse, hypervolume, on_front
 from textsafe_gym.evaluation.records import read_evaluation, summarise
+from textsafe_gym.evaluation.report import cell
 from textsafe_gym.evaluation.summaries import Run, compare_runs, load_runs, points_of
 
 
@@ -151,6 +152,11 @@ def test_runs_are_found_below_and_compared_over_seeds(tmp_path: Path):
     assert comparison["settings"]["cpo[cost_limit=1]"]["metrics"]["cost_violation"]["mean"] == 0.0
     assert comparison["pareto"]["cost_limit"] is None  # the limits differ
     json.dumps(comparison, allow_nan=False)
+
+
+def test_numbers_in_tables_have_no_negative_zero():
+    shown = cell({"mean": -0.001, "low": -0.2, "high": -0.0}, 1)
+    assert (shown.text, shown.small) == ("0.0", "-0.2 … 0.0")
 
 
 @pytest.mark.parametrize("use", [compare_runs, points_of])

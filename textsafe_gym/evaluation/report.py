@@ -59,10 +59,10 @@ def cell(interval: Mapping[str, Any] | None, digits: int, factor: float = 1) -> 
     """A mean with its interval; a dash where there is none."""
     if interval is None:
         return Cell("–")
-    text = f"{interval['mean'] * factor:.{digits}f}"
+    text = f"{interval['mean'] * factor:z.{digits}f}"
     if interval["low"] is None:
         return Cell(text)
-    return Cell(text, f"{interval['low'] * factor:.{digits}f} … {interval['high'] * factor:.{digits}f}")
+    return Cell(text, f"{interval['low'] * factor:z.{digits}f} … {interval['high'] * factor:z.{digits}f}")
 
 
 def _table(title: str, note: str, head: str, named: Mapping[str, Mapping[str, Any]], columns: Sequence[Any]) -> Table:

@@ -19,6 +19,7 @@ _SKIPPED = {"responses", "groups"}
 _ALL, _SHARE = (-math.inf, math.inf), (0.0, 1.0)
 _BOUNDS = {
     "cost_violation": (0.0, math.inf),
+    "tokens_per_second": (0.0, math.inf),
     "harmful_rate": _SHARE,
     "gold_harmful_rate": _SHARE,
     "finished": _SHARE,
