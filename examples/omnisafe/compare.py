@@ -85,7 +85,7 @@ def omnisafes(name: str, seed: int, out: Path) -> list[tuple[float, float]]:
             self.inner.reset(seed=seed)
 
         def render(self):
-            raise NotImplementedError
+            raise NotImplementedError  # the base class demands the method; nothing here is drawn
 
         def close(self) -> None:
             pass
