@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
     from algos.core.loop import Trainer
-    from textsafe_gym.types import Demonstrations, Policy, World
+    from textsafe_gym.parallel.process_group import ProcessGroup
+    from textsafe_gym.types import Demonstrations, Policy
 
 
 OMNISAFE = "omnisafe:"
@@ -105,7 +106,7 @@ def make(
     env: "gym.Env | gym.vector.VectorEnv | str",
     policy: "Policy | str | Path | None" = None,
     demonstrations: "Demonstrations | None" = None,
-    world: "World | None" = None,
+    processes: "ProcessGroup | None" = None,
     **config: Any,
 ) -> "Trainer":
     """An algorithm ready to learn.
@@ -117,7 +118,8 @@ def make(
             again, plays one episode at a time.
         policy: an object, or a model folder or hub id; by default the one that suits the environment.
         demonstrations: supervised episodes for the PTX term; without them there is none.
-        world: processes that train together, such as `textsafe_gym.distributed.start` gives; without it, this one.
+        processes: those that train together, such as `textsafe_gym.parallel.deepspeed.start` gives; without them,
+            this one.
         **config: fields of the algorithm's `Config`.
 
     Returns:
@@ -129,33 +131,34 @@ def make(
         ModelError: the policy cannot be loaded or does not fit.
     """
     from algos.core.loop import Trainer, plan
-    from algos.core.optim import Alone, Setup
+    from algos.core.optim import Setup
     from textsafe_gym.config import Settings, validate
+    from textsafe_gym.parallel.process_group import SingleProcess
     from textsafe_gym.types import own_cost_limit
 
     own = _definition(name)
     settings = validate(own.config, Settings(config), name)
-    world = world or Alone()
-    check_world(name, world)
-    vector = _vectorised(env, max(1, settings.episodes_per_iteration // world.size))
+    processes = processes or SingleProcess()
+    check_processes(name, processes)
+    vector = _vectorised(env, max(1, settings.episodes_per_iteration // processes.world_size))
     own_policy = policy is None
     if policy is None or isinstance(policy, str | Path):
         policy = _make_policy(vector, policy, settings.seed)
     limit = settings.cost_limit if settings.cost_limit is not None else own_cost_limit(vector)
-    algorithm = own.algorithm(Setup(policy, settings, limit, plan(settings), demonstrations, world, vector))
+    algorithm = own.algorithm(Setup(policy, settings, limit, plan(settings), demonstrations, processes, vector))
     return Trainer(name, algorithm, vector, settings, limit, own_policy)
 
 
-def check_world(name: str, world: "World") -> None:
+def check_processes(name: str, processes: "ProcessGroup") -> None:
     """Refuses what an algorithm cannot do in several processes.
 
     Raises:
         ConfigError: it sets the policy's weights itself, which DeepSpeed keeps in parts, or brings its own optimisers.
     """
-    from algos.core.optim import Alone
     from algos.core.trust_region import TrustRegionConfig
+    from textsafe_gym.parallel.process_group import SingleProcess
 
-    if isinstance(world, Alone):
+    if isinstance(processes, SingleProcess):
         return
     if name.startswith(OMNISAFE):
         raise ConfigError(f"{name} steps the policy by optimisers of its own; leave --deepspeed out")
@@ -170,7 +173,7 @@ def load(
     env: "gym.Env | gym.vector.VectorEnv | str",
     policy: "Policy | str | Path | None" = None,
     demonstrations: "Demonstrations | None" = None,
-    world: "World | None" = None,
+    processes: "ProcessGroup | None" = None,
 ) -> "Trainer":
     """A trainer that continues from a checkpoint as if it had never stopped.
 
@@ -180,7 +183,7 @@ def load(
         policy: what was given to `make`: the policy that training *started* from, whose frozen copy the KL is measured
             to; its trained tensors come from the checkpoint.
         demonstrations: as for `make`.
-        world: as for `make`; not necessarily of as many processes as before.
+        processes: as for `make`; not necessarily of as many processes as before.
 
     Raises:
         RunError: there is no checkpoint, it is damaged, or it does not fit.
@@ -194,7 +197,7 @@ def load(
         raise RunError(
             f"the run in '{directory}' began from a policy of the caller's; give the same again: load(..., policy=...)"
         )
-    trainer = make(state["name"], env, policy, demonstrations, world, **state["config"])
+    trainer = make(state["name"], env, policy, demonstrations, processes, **state["config"])
     trainer.own_policy = state["own_policy"]
     trainer.restore(state)
     return trainer

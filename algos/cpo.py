@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from algos.core.dual import ConstraintConfig, Constraints
+from algos.core.constraints import ConstraintConfig, Constraints
 from algos.core.objectives import CriticConfig, critic_losses, estimate, shaped_rewards
 from algos.core.optim import CRITICS, Optimizer, Setup, TrainingConfig
 from algos.core.trust_region import TrustRegion, TrustRegionConfig

@@ -11,7 +11,7 @@ What differs: the KL to the reference is in the reward steps alone, so that the 
 import torch
 from pydantic import Field
 
-from algos.core.dual import ConstraintConfig, Constraints
+from algos.core.constraints import ConstraintConfig, Constraints
 from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, shaped_rewards
 from algos.core.optim import Optimizer, Setup, TrainingConfig
 from textsafe_gym.types import Rollout

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
+from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
 from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, masked_mean, shaped_rewards
 from algos.core.optim import Optimizer, Setup, TrainingConfig
 from algos.core.trust_region import by_episode, divergences

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
+from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
 from algos.core.objectives import CriticConfig, critic_losses, estimate, masked_mean, mix_advantages, shaped_rewards
 from algos.core.optim import Optimizer, Setup, TrainingConfig
 from algos.core.trust_region import by_episode, divergences

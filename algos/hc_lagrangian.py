@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from scipy.stats import t as student
 
-from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
+from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
 from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, mix_advantages, shaped_rewards
 from algos.core.optim import Optimizer, Setup, TrainingConfig
 from textsafe_gym.types import Rollout, episode_sums

@@ -11,7 +11,7 @@ are (A_R - price·A_C) / (1 + price); the KL to the reference is in the reward.
 import torch
 from pydantic import Field
 
-from algos.core.dual import ConstraintConfig, Constraints
+from algos.core.constraints import ConstraintConfig, Constraints
 from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, mix_advantages, shaped_rewards
 from algos.core.optim import Optimizer, Setup, TrainingConfig
 from textsafe_gym.types import Rollout

@@ -17,10 +17,12 @@ from algos import OMNISAFE
 from algos.core.loop import Stateful, Stepper
 from algos.core.objectives import shape_with_kl
 from algos.core.optim import Setup
-from textsafe_gym.adapters import omnisafe_files
+from textsafe_gym.adapters.omnisafe import files as omnisafe_files
 from textsafe_gym.errors import UnknownNameError
+from textsafe_gym.parallel.engine import Engine
+from textsafe_gym.parallel.process_group import ProcessGroup
 from textsafe_gym.registry import nearest
-from textsafe_gym.types import Engine, Rollout, World
+from textsafe_gym.types import Rollout
 
 _LOGGED = {
     "Loss/Loss_pi": "actor_loss",
@@ -88,16 +90,16 @@ class Steps:
     """What the training loop asks of an optimiser: who trains, and that the policy is whole. OmniSafe's step it."""
 
     def __init__(self, setup: Setup[Any]) -> None:
-        self.world: World = setup.world
+        self.processes: ProcessGroup = setup.processes
         rates = dict.fromkeys(setup.policy.parameter_groups(), 0.0)
-        self.engine: Engine = setup.world.engine(setup.policy, rates, 0.0)
+        self.engine: Engine = setup.processes.engine(setup.policy, rates, 0.0)
 
 
 class Algorithm:
     """One policy and an OmniSafe algorithm that updates it; see `algos.core.optim.Setup`."""
 
     def __init__(self, name: str, setup: Setup[Any]) -> None:
-        from textsafe_gym.adapters.omnisafe_updates import Updater
+        from textsafe_gym.adapters.omnisafe.updates import Updater
 
         self.policy, self.config = setup.policy, setup.config
         self.optimizer: Stepper = Steps(setup)

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from algos.core.dual import ConstraintConfig, Constraints
+from algos.core.constraints import ConstraintConfig, Constraints
 from algos.core.objectives import (
     ClipConfig,
     CriticConfig,

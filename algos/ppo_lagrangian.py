@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
+from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
 from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, mix_advantages, shape_with_kl
 from algos.core.optim import Optimizer, Setup, TrainingConfig
 from textsafe_gym.types import Rollout

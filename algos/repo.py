@@ -12,7 +12,7 @@ sampling noise of the group means even where every prompt keeps its limit: small
 import torch
 from pydantic import Field
 
-from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers
+from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers
 from algos.core.objectives import (
     ClipConfig,
     CriticConfig,

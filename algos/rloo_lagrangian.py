@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
+from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
 from algos.core.objectives import ClipConfig, leave_one_out, mix_advantages, response_surrogate_loss, shaped_rewards
 from algos.core.optim import Optimizer, Setup, TrainingConfig
 from textsafe_gym.types import Evaluation, Rollout, episode_sums

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from algos.core.dual import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
+from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
 from algos.core.objectives import CriticConfig, critic_losses, estimate, mix_advantages, shaped_rewards
 from algos.core.optim import CRITICS, Optimizer, Setup, TrainingConfig
 from algos.core.trust_region import TrustRegion, TrustRegionConfig

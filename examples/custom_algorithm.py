@@ -10,7 +10,7 @@ from pydantic import Field
 
 import algos
 import textsafe_gym  # noqa: F401 (registers the environments)
-from algos.core.dual import ConstraintConfig, Constraints
+from algos.core.constraints import ConstraintConfig, Constraints
 from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, mix_advantages, shaped_rewards
 from algos.core.optim import Optimizer, Setup, TrainingConfig
 
@@ -49,7 +49,7 @@ def main(episodes: int = 16384, cost_limit: float = -0.5) -> dict[str, float]:
     trainer = algos.make("quadratic_penalty", "SafeRLHF-Exact-v0", episodes=episodes, cost_limit=cost_limit, **settings)
     trainer.learn()
     env = trainer.env.unwrapped
-    found, best = env.evaluate(trainer.policy.model), env.solve(cost_limit, kl_coeff=0.2)
+    found, best = env.evaluate(trainer.policy.model), env.solve(cost_limit, kl_coefficient=0.2)
     print(f"reward {found.reward:.2f} of {best.reward:.2f}, cost {found.cost:.2f}, limit {cost_limit:.2f}")
     return {"reward": found.reward, "cost": found.cost, "best_reward": best.reward}
 

@@ -9,7 +9,7 @@ cost, so costs of like scale are easier to steer: words are counted in tens.
 import gymnasium as gym
 
 import algos
-from textsafe_gym.testbed import ASSETS
+from textsafe_gym.embedded_world import ASSETS
 
 LIMITS = {"harm": -1.0, "words": 1.3}
 

@@ -1,26 +1,14 @@
-"""Small tokenizers and scorers that tests of several parts share."""
+"""Fixtures that tests of several folders share."""
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-WORDS = ["how", "do", "i", "bake", "bread", "fix", "a", "bike", "make", "poison", "first", "mix", "the", "flour"]
-WORDS += ["sorry", "no", "yes", "please", "and", "water", ".", "?"]
-PROMPTS = ["how do i bake bread ?", "fix a bike", "how do i make poison ?", "please"]
-
-
-def word_tokenizer(pad: str = "<pad>") -> PreTrainedTokenizerFast:
-    """A word is a token, so texts and tokens correspond one to one."""
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>", pad_token=pad)
+from tests.helpers.texts import PROMPTS, digest_scorer, word_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -52,17 +40,6 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token=None
     )
-
-
-def digest_scorer(salt: str) -> Any:
-    """Scores in [-1, 1) that depend on every character of prompt and response, and on nothing else."""
-
-    def score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        texts = [f"{salt}|{prompt}|{response}" for prompt, response in zip(prompts, responses, strict=True)]
-        words = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") for text in texts]
-        return np.array(words) / 2**31 - 1
-
-    return score
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from models_doubles import make_config
-from test_models_beaver import build, make_official_tokenizer
 from transformers import LlamaForCausalLM
 
+from tests.helpers.models_doubles import make_config
+from tests.helpers.official_score import build, make_official_tokenizer
 from textsafe_gym.cli.main import main
-from textsafe_gym.cli.request import build_spec
+from textsafe_gym.experiments.spec import build_spec
 from textsafe_gym.models.beaver import CHAT_TEMPLATE
 from textsafe_gym.models.files import load_tokenizer
 

@@ -40,7 +40,7 @@ def test_the_added_algorithm_trains_saves_and_resumes(tmp_path: Path) -> None:
     program = """
 import sys
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
-from cmdps import Crossing, vector
+from tests.helpers.cmdps import Crossing, vector
 import algos
 
 print(algos.available()["quadratic_penalty"])

@@ -1,8 +1,7 @@
 """What passes between rooms: a policy's interface and the rollouts that it makes."""
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -201,96 +200,4 @@ class Policy(Protocol):
 
     def save(self, directory: Path) -> None:
         """Writes the policy alone, in its own public format (a language model: Hugging Face's)."""
-        ...
-
-
-class Engine(Protocol):
-    """Steps a policy's parameters; in many processes each has a part of the work and all end with the same policy."""
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """AdamW's, under the names of `Policy.parameter_groups`: "name", "rate" (given) and "lr" (to be set)."""
-        ...
-
-    def evaluate(
-        self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, last: bool = True
-    ) -> Evaluation:
-        """`Policy.evaluate`; `last` tells that no further part of the minibatch comes before the step."""
-        ...
-
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of this process's part of a loss; the parts of all processes add up."""
-        ...
-
-    def step(self, max_norm: float) -> None:
-        """One step down the gathered gradient, each group's clipped to `max_norm`; refuses what is not finite."""
-        ...
-
-    def clear(self) -> None:
-        """Forgets what has been gathered."""
-        ...
-
-    def training(self, only: Collection[str]) -> AbstractContextManager[None]:
-        """In the block, only the named groups learn; with no name, all."""
-        ...
-
-    def whole(self, writing: bool = False) -> AbstractContextManager[None]:
-        """In the block, what a checkpoint has of the policy is whole in this process; what is `writing` to it stays."""
-        ...
-
-    def playing(self) -> AbstractContextManager[None]:
-        """In the block, the policy can play; if `World.streams`, as often in each process."""
-        ...
-
-    def state_dict(self) -> Mapping[str, Tensor]:
-        """The optimiser's whole state, the same for any number of processes."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`."""
-        ...
-
-
-class World(Protocol):
-    """The processes that train one policy together."""
-
-    rank: int
-    size: int
-    streams: bool
-    """Whether a policy's layers are gathered for each pass, which all processes have to make together."""
-
-    def check(self, policy: Policy) -> None:
-        """Refuses a policy that these processes cannot train.
-
-        Raises:
-            ConfigError: see above.
-        """
-        ...
-
-    def engine(self, policy: Policy, rates: Mapping[str, float], weight_decay: float) -> Engine:
-        """Steps a policy's parameter groups with AdamW at the given rates."""
-        ...
-
-    def gather(self, mine: Any) -> list[Any]:
-        """What every process has, by rank."""
-        ...
-
-    def total(self, row: dict[str, float]) -> dict[str, float]:
-        """Sums over the processes, name by name."""
-        ...
-
-    def meet(self, where: str) -> None:
-        """Waits for the other processes.
-
-        Raises:
-            RunError: one did not come; the message names it.
-        """
-        ...
-
-    def guard(self, where: str) -> AbstractContextManager[None]:
-        """Makes an exchange that failed in the block an error that names the process that is lost."""
-        ...
-
-    def together(self, where: str) -> AbstractContextManager[None]:
-        """Raises in every process what one raises in the block, which must not exchange anything itself."""
         ...

@@ -16,7 +16,9 @@ from torch import Tensor
 from algos.core.checkpoint import save_checkpoint, split_off
 from algos.core.optim import TrainingConfig
 from textsafe_gym.errors import ConfigError, RunError
-from textsafe_gym.types import Engine, Policy, Rollout, World, group_numbers
+from textsafe_gym.parallel.engine import Engine
+from textsafe_gym.parallel.process_group import ProcessGroup
+from textsafe_gym.types import Policy, Rollout, group_numbers
 
 
 class Stateful(Protocol):
@@ -44,11 +46,11 @@ class Stepper(Protocol):
     """What the loop needs of an algorithm's optimiser.
 
     Attributes:
-        world: the processes that train together.
+        processes: the processes that train together.
         engine: steps the policy; makes it whole for checkpoints and rollouts.
     """
 
-    world: World
+    processes: ProcessGroup
     engine: Engine
 
 
@@ -98,10 +100,10 @@ class Trainer:
         own_policy: bool,
     ) -> None:
         group_numbers(env.num_envs, config.group_size)
-        self.world = algorithm.optimizer.world
-        together = env.num_envs * self.world.size
+        self.processes = algorithm.optimizer.processes
+        together = env.num_envs * self.processes.world_size
         if config.episodes_per_iteration % together:
-            processes = f" in {self.world.size} processes" if self.world.size > 1 else ""
+            processes = f" in {self.processes.world_size} processes" if self.processes.world_size > 1 else ""
             raise ConfigError(
                 f"episodes_per_iteration = {config.episodes_per_iteration} is no multiple of the environment's "
                 f"num_envs = {env.num_envs}{processes}; set episodes_per_iteration={together} or make the "
@@ -192,11 +194,11 @@ class Trainer:
             "cost_limit": self.cost_limit,
             "own_policy": self.own_policy,
         }
-        with self.algorithm.optimizer.engine.whole():
-            if self.world.rank == 0:
+        with self.algorithm.optimizer.engine.gathered():
+            if self.processes.rank == 0:
                 state |= {f"policy.{name}": x for name, x in self.policy.state_dict().items()}
                 save_checkpoint(Path(directory), self.policy, state)
-        self.world.meet("the end of saving")
+        self.processes.barrier("the end of saving")
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes over what `save` wrote.
@@ -205,7 +207,7 @@ class Trainer:
             RunError: it does not fit this policy or algorithm.
         """
         try:
-            with self.algorithm.optimizer.engine.whole(writing=True):
+            with self.algorithm.optimizer.engine.gathered(writing=True):
                 self.policy.load_state_dict(split_off(state, "policy."))
             for part, stateful in self.algorithm.parts.items():
                 stateful.load_state_dict(split_off(state, f"{part}."))
@@ -215,12 +217,12 @@ class Trainer:
             raise RunError(f"the checkpoint does not fit: {' '.join(str(error).split())[:200]}") from None
 
     def _iterate(self) -> dict[str, float]:
-        parts = self.config.episodes_per_iteration // (self.env.num_envs * self.world.size)
+        parts = self.config.episodes_per_iteration // (self.env.num_envs * self.processes.world_size)
         seeds, update_seed = seeds_of(self.config.seed, self.iteration, parts)
         this = f"iteration {self.iteration + 1}"
-        self.world.meet(f"the start of {this}")
+        self.processes.barrier(f"the start of {this}")
         start = time.perf_counter()
-        with self.world.guard(this):
+        with self.processes.guard(this):
             rollout = self._collect(seeds)
             collected = time.perf_counter()
             try:
@@ -249,12 +251,15 @@ class Trainer:
 
     def _collect(self, seeds: Sequence[int]) -> Rollout:
         """A rollout for each seed, with the episodes of all processes, the same in each."""
-        world, group_size = self.world, self.config.group_size
+        processes, group_size = self.processes, self.config.group_size
         # Others that wait in a pass for this process would not hear of its error; they notice its end.
-        together = nullcontext() if world.streams else world.together("a rollout")
-        with self.algorithm.optimizer.engine.playing(), together:
-            mine = [self.policy.rollout(self.env, seed, group_size, (world.rank, world.size)) for seed in seeds]
-        return concatenate([part for parts in zip(*world.gather(mine), strict=True) for part in parts])
+        together = nullcontext() if processes.streams_layers else processes.together("a rollout")
+        with self.algorithm.optimizer.engine.generating(), together:
+            mine = [
+                self.policy.rollout(self.env, seed, group_size, (processes.rank, processes.world_size))
+                for seed in seeds
+            ]
+        return concatenate([part for parts in zip(*processes.all_gather(mine), strict=True) for part in parts])
 
 
 def seeds_of(seed: int, iteration: int, parts: int) -> tuple[list[int], int]:

@@ -1,11 +1,7 @@
-"""What all algorithms share of stepping a policy: settings, minibatches and their parts, schedule, AdamW, PTX.
-
-`Alone` and `PlainEngine` step it in this process; `textsafe_gym.distributed` has the same for many.
-"""
+"""What all algorithms share of stepping a policy: settings, minibatches and their parts, schedule, AdamW, PTX."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -14,14 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from algos.core.objectives import Losses, masked_mean
-from textsafe_gym.errors import RunError
-from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout, World
+from textsafe_gym.parallel.process_group import ProcessGroup, SingleProcess
+from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout
 
 CRITICS = ("reward_critic", "cost_critic")
-BETAS = (0.9, 0.95)
-ADVICE = "no parameter was changed by this step; look at rewards and costs, or lower learning_rate"
 OwnConfig = TypeVar("OwnConfig", bound="TrainingConfig")
-Thing = TypeVar("Thing")
 
 
 class TrainingConfig(BaseModel):
@@ -81,146 +74,6 @@ def schedule(iteration: int, iterations: int, config: TrainingConfig) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min((iteration - warmup) / max(iterations - warmup, 1), 1.0)))
 
 
-class Alone:
-    """The only process."""
-
-    rank, size, streams = 0, 1, False
-
-    def check(self, policy: Policy) -> None:
-        """Any policy will do."""
-
-    def engine(self, policy: Policy, rates: Mapping[str, float], weight_decay: float) -> "PlainEngine":
-        """Steps a policy's parameter groups at the given rates."""
-        return PlainEngine(policy, rates, weight_decay)
-
-    def gather(self, mine: Thing) -> list[Thing]:
-        """What every process has, by rank."""
-        return [mine]
-
-    def total(self, row: dict[str, float]) -> dict[str, float]:
-        """Sums over the processes."""
-        return row
-
-    def meet(self, where: str) -> None:
-        """Waits for the others; there are none."""
-
-    def guard(self, where: str) -> AbstractContextManager[None]:
-        """Names a process that is lost in the block."""
-        return nullcontext()
-
-    def together(self, where: str) -> AbstractContextManager[None]:
-        """Fails in every process where it fails in one."""
-        return nullcontext()
-
-
-class PlainEngine:
-    """See `textsafe_gym.types.Engine`.
-
-    Parameters of less than float32 are stepped in a float32 copy, as steps are smaller than such numbers' spacing.
-    """
-
-    def __init__(self, policy: Policy, rates: Mapping[str, float], weight_decay: float) -> None:
-        self.policy = policy
-        self.groups = policy.parameter_groups()
-        self.parameters = [x for parameters in self.groups.values() for x in parameters]
-        wide = {x: torch.promote_types(x.dtype, torch.float32) for x in self.parameters}
-        self.copies = {x: x.detach().to(wide[x]) for x in self.parameters if x.dtype != wide[x]}
-        groups = [
-            {"params": [self.copies.get(x, x) for x in parameters], "name": name, "rate": rates[name]}
-            for name, parameters in self.groups.items()
-        ]
-        self.adam = torch.optim.AdamW(groups, betas=BETAS, weight_decay=weight_decay, fused=True)
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Adam's, each with its "name", "rate" and "lr"."""
-        return self.adam.param_groups
-
-    def evaluate(
-        self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, last: bool = True
-    ) -> Evaluation:
-        """`Policy.evaluate`."""
-        return self.policy.evaluate(observations, actions, mask)
-
-    def backward(self, loss: Tensor) -> None:
-        """Adds a loss's gradient to what has been gathered since the last step.
-
-        Raises:
-            RunError: the loss is not finite.
-        """
-        if not torch.isfinite(loss):
-            raise RunError(f"the loss is {loss.item()}; {ADVICE}")
-        loss.backward()
-        for parameter, copy in self.copies.items():
-            if parameter.grad is not None:
-                grad = parameter.grad.to(copy.dtype)
-                copy.grad = grad if copy.grad is None else copy.grad.add_(grad)
-                parameter.grad = None
-
-    def step(self, max_norm: float) -> None:
-        """One step down the gathered gradient, clipped by group.
-
-        Raises:
-            RunError: it is not finite; no parameter has been changed by this step.
-        """
-        for group in self.adam.param_groups:
-            norm = torch.nn.utils.clip_grad_norm_(group["params"], max_norm, foreach=True)
-            if not torch.isfinite(norm):
-                raise RunError(f"the gradient of '{group['name']}' has norm {norm.item()}; {ADVICE}")
-        self.adam.step()
-        with torch.no_grad():
-            for parameter, copy in self.copies.items():
-                if copy.grad is not None:
-                    parameter.copy_(copy)
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets what has been gathered."""
-        self.adam.zero_grad(set_to_none=True)
-        for parameter in self.copies:
-            parameter.grad = None
-
-    @contextmanager
-    def training(self, only: Collection[str]) -> Iterator[None]:
-        """Freezes the groups that are not named, so that neither gradient nor decay reaches them; empty: none."""
-        frozen = [x for name, group in self.groups.items() if only and name not in only for x in group]
-        frozen = [x for x in frozen if x.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-
-    def whole(self, writing: bool = False) -> AbstractContextManager[None]:
-        """The policy's parameters are whole anyway."""
-        return nullcontext()
-
-    def playing(self) -> AbstractContextManager[None]:
-        """It can play anyway."""
-        return nullcontext()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Adam's tensors "PARAMETER_NUMBER.NAME" and the float32 copies "PARAMETER_NUMBER.copy"."""
-        state = self.adam.state_dict()["state"]
-        tensors = {f"{number}.{key}": x for number, entry in state.items() for key, x in entry.items()}
-        copies = {f"{i}.copy": self.copies[x] for i, x in enumerate(self.parameters) if x in self.copies}
-        return {**tensors, **copies}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`, of any engine's for the same policy."""
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, x in state.items():
-            number, key = name.split(".")
-            if key == "copy":
-                parameter = self.parameters[int(number)]
-                self.copies.get(parameter, parameter.data).copy_(x)
-            else:
-                entries.setdefault(int(number), {})[key] = x
-        self.adam.load_state_dict({"state": entries, "param_groups": self.adam.state_dict()["param_groups"]})
-
-
 @dataclass(frozen=True)
 class Setup(Generic[OwnConfig]):
     """What every algorithm is made from.
@@ -231,7 +84,7 @@ class Setup(Generic[OwnConfig]):
         cost_limit: the largest allowed mean episode cost; none: there is no limit, which a constrained method refuses.
         iterations: how many updates are planned; the learning rate is scheduled over them.
         demonstrations: for the PTX term; without them there is none.
-        world: the processes that train together.
+        processes: the processes that train together.
         env: what the policy plays in, for an algorithm that has to know its spaces.
     """
 
@@ -240,7 +93,7 @@ class Setup(Generic[OwnConfig]):
     cost_limit: float | None
     iterations: int
     demonstrations: Demonstrations | None = None
-    world: World = field(default_factory=Alone)
+    processes: ProcessGroup = field(default_factory=SingleProcess)
     env: Any = None
 
 
@@ -258,9 +111,9 @@ class Optimizer:
         self.iterations = parts * setup.iterations
         self.demonstrations = setup.demonstrations if config.ptx_coefficient > 0 else None
         self.iteration = 0
-        self.world = setup.world
+        self.processes = setup.processes
         rates = {"actor": config.learning_rate, **dict.fromkeys(CRITICS, config.critic_learning_rate)}
-        self.engine = setup.world.engine(setup.policy, rates, config.weight_decay)
+        self.engine = setup.processes.engine(setup.policy, rates, config.weight_decay)
 
     def descend(
         self,
@@ -289,10 +142,10 @@ class Optimizer:
         factor = schedule(self.iteration, self.iterations, self.config)
         for group in self.engine.param_groups:
             group["lr"] = factor * group["rate"]
-        self.engine.clear()  # of a step that was refused
+        self.engine.zero_grad()  # of a step that was refused
         rows: list[dict[str, float]] = []
         for index in minibatches(len(rollout), self.config, generator):
-            at_once = len(index) <= self.config.at_once and self.world.size == 1
+            at_once = len(index) <= self.config.at_once and self.processes.world_size == 1
             gather = self._gather if is_mean or at_once else self._gather_whole
             with self.engine.training(only):
                 row = gather(rollout, losses, index)
@@ -318,8 +171,8 @@ class Optimizer:
 
         Parts are of episodes of like length, to pad little. Every process has equally many, if need be of weight 0.
         """
-        mine = index.tensor_split(self.world.size)[self.world.rank]
-        count = math.ceil(math.ceil(len(index) / self.world.size) / self.config.at_once)
+        mine = index.tensor_split(self.processes.world_size)[self.processes.rank]
+        count = math.ceil(math.ceil(len(index) / self.processes.world_size) / self.config.at_once)
         if count > 1:
             mine = mine[lengths[mine].argsort(stable=True)]
         parts = mine.tensor_split(count)
@@ -337,7 +190,7 @@ class Optimizer:
             reports = {**reports, "entropy": masked_mean(new.entropy.detach(), batch.mask)}
             for name, value in reports.items():
                 row[name] = row.get(name, 0.0) + weight * value.item()
-        return self.world.total(row)
+        return self.processes.all_reduce(row)
 
     def _gather_whole(self, rollout: Rollout, losses: Losses, index: Tensor) -> dict[str, float]:
         """`_gather` for a loss that couples the episodes of a minibatch.
@@ -376,4 +229,4 @@ class Optimizer:
                 self.engine.backward(weight * self.config.ptx_coefficient * loss)
                 total += weight * loss.item()
             self.engine.step(self.config.max_grad_norm)
-        return self.world.total({"loss": total})["loss"]
+        return self.processes.all_reduce({"loss": total})["loss"]

@@ -60,7 +60,7 @@ def omnisafes(name: str, seed: int, out: Path) -> list[tuple[float, float]]:
     import torch
     from tracking import ACTION, COST_LIMIT, OBSERVATION, STEPS, Tracking
 
-    from textsafe_gym.adapters.omnisafe import CMDP, Agent, env_register
+    from textsafe_gym.adapters.omnisafe.agent import CMDP, Agent, env_register
 
     class ForOmniSafe(CMDP):
         _support_envs = ("Tracking-v0",)

@@ -19,8 +19,8 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from textsafe_gym.cli.bench_job import config_of, tokenizer_of
-from textsafe_gym.cli.bench_sizes import Sizes
+from textsafe_gym.experiments.bench import config_of, tokenizer_of
+from textsafe_gym.experiments.bench_sizes import Sizes
 
 
 class Clock(TrainerCallback):

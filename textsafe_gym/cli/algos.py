@@ -34,8 +34,8 @@ def algos(algorithm: str | None, as_json: bool) -> None:
             table.add_row(name, escape(about))
         output(quiet=False).print(table)
         return
-    from textsafe_gym.cli.request import config_class, tuned_defaults
     from textsafe_gym.config import validate
+    from textsafe_gym.experiments.spec import config_class, tuned_defaults
 
     schema = config_class(algorithm)
     resolved = validate(schema, tuned_defaults(algorithm), algorithm).model_dump(mode="json")

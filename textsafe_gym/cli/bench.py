@@ -20,7 +20,7 @@ _SIZES = ("batch", "prompt_length", "response_length", "hidden", "layers", "head
 
 
 def _size_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    from textsafe_gym.cli.bench_sizes import Sizes
+    from textsafe_gym.experiments.bench_sizes import Sizes
 
     for name in reversed(_SIZES):
         default = getattr(Sizes(), name)
@@ -70,10 +70,10 @@ def bench(
     with two critics and two score models, in four epochs of four minibatches; `env` walks the responses through
     `gym.make_vec(...).step`, beside generating them at once.
     """
-    from textsafe_gym.cli.bench_job import measure
-    from textsafe_gym.cli.bench_sizes import Sizes
-    from textsafe_gym.cli.request import config_class
     from textsafe_gym.errors import ConfigError
+    from textsafe_gym.experiments.bench import measure
+    from textsafe_gym.experiments.bench_sizes import Sizes
+    from textsafe_gym.experiments.spec import config_class
     from textsafe_gym.fitting.output import default_device
 
     device = default_device(device)

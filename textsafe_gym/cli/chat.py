@@ -28,9 +28,9 @@ def chat(source: str, env: str | None, assignments: tuple[str, ...], seed: int, 
 
     MODEL is a run's directory, or a policy's directory or hub id. An empty line or the end of the input ends the chat.
     """
-    from textsafe_gym.cli.saved import open_saved, saved_spec
     from textsafe_gym.errors import ConfigError
     from textsafe_gym.evaluation.play import GivenPrompts
+    from textsafe_gym.experiments.saved import open_saved, saved_spec
 
     vector, policy = open_saved(source, saved_spec(source, env, assignments), num_envs=1)
     if not hasattr(vector.unwrapped, "tokenizer"):

@@ -20,7 +20,7 @@ from textsafe_gym.cli.options import (
 from textsafe_gym.cli.terminal import is_live, progress, say
 
 if TYPE_CHECKING:
-    from textsafe_gym.cli.request import RunSpec
+    from textsafe_gym.experiments.spec import RunSpec
 
 _EXAMPLE = """\b
 Examples:
@@ -72,10 +72,10 @@ def compare(
     The untrained policy is evaluated beside them as "initial". Settings may be given for one algorithm alone
     (--set ALGO.KEY=VALUE). All runs generate the same number of responses.
     """
-    from textsafe_gym.cli.pool import Job, finish_all
-    from textsafe_gym.cli.request import folder_of
-    from textsafe_gym.cli.run import check_out, make_directory, same_request
-    from textsafe_gym.cli.tracking import Track
+    from textsafe_gym.experiments.pool import Job, finish_all
+    from textsafe_gym.experiments.run import check_out, make_directory, same_request
+    from textsafe_gym.experiments.spec import folder_of
+    from textsafe_gym.experiments.tracking import Track
 
     out = out or Path("runs/compare")
     specs = _specs(algorithms, vary, env=env, config=config, assignments=assignments, episodes=episodes)
@@ -106,8 +106,8 @@ def _specs(algorithms: Sequence[str], vary: Sequence[str], **options: Any) -> "l
     """The untrained policy and every variant of every algorithm, with seed 0."""
     from dataclasses import replace
 
-    from textsafe_gym.cli.request import INITIAL, build_spec, config_class, parse_vary
     from textsafe_gym.errors import ConfigError
+    from textsafe_gym.experiments.spec import INITIAL, build_spec, config_class, parse_vary
 
     for name in algorithms:
         config_class(name)
@@ -140,7 +140,7 @@ def _specs(algorithms: Sequence[str], vary: Sequence[str], **options: Any) -> "l
 
 
 def _check_all(specs: "Sequence[RunSpec]") -> None:
-    from textsafe_gym.cli.run import check
+    from textsafe_gym.experiments.run import check
 
     played: set[str] = set()
     console = progress()

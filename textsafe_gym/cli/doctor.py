@@ -58,7 +58,7 @@ def doctor(as_json: bool) -> int:
     """
     checks = [*versions(), *devices(), *optional(), *here()]
     if not any(check.required and check.status != "ok" for check in checks if check.section == "versions"):
-        from textsafe_gym.cli.selftest import STEPS
+        from textsafe_gym.experiments.selftest import STEPS
 
         checks += [_tested(name, step) for name, step in STEPS.items()]
     well = all(check.status == "ok" for check in checks if check.required)
@@ -97,7 +97,7 @@ def devices() -> Iterator[Check]:
     try:
         import torch
 
-        from textsafe_gym.models.memory import capacity
+        from textsafe_gym.planning.memory import capacity
     except ModuleNotFoundError:
         return  # which `versions` says
     except Exception as error:  # such as a library of its that the system lacks

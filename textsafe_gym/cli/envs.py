@@ -21,9 +21,9 @@ def envs(as_json: bool) -> None:
     """
     from rich.table import Table
 
-    from textsafe_gym.cli.presets import first_comment, presets
     from textsafe_gym.cli.sources import about
     from textsafe_gym.envs import ENVIRONMENTS
+    from textsafe_gym.presets import first_comment, presets
 
     found = [
         {"name": name, "kind": "environment", "about": about(*entry[0].split(":"))}

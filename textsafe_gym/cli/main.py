@@ -35,7 +35,7 @@ COMMANDS = {
     "push": ("push", "Upload a policy or a score model with its card to the Hugging Face hub."),
     "chat": ("chat", "Talk to a policy; each answer comes with its reward and cost."),
     "bench": ("bench", "Time rollouts, iterations and steps on this machine."),
-    "testbed": ("testbed", "Rebuild or inspect the embedded world."),
+    "embedded-world": ("embedded_world", "Rebuild or inspect the embedded world."),
     "doctor": ("doctor", "Say what is installed here and whether it works."),
     "completion": ("completion", "Print the script that completes commands in your shell."),
 }
@@ -64,7 +64,7 @@ class TextsafeGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"textsafe_gym.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def resolve_command(

@@ -6,29 +6,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from textsafe_gym.cli.request import DEFAULT_ENV, RunSpec
 from textsafe_gym.cli.terminal import output
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.experiments.spec import DEFAULT_ENV, RunSpec
 
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
-def memory_plan(spec: RunSpec, world: Any) -> dict[str, Any]:
+def memory_plan(spec: RunSpec, processes: Any) -> dict[str, Any]:
     """The plan of one process of a run, from the configs of its models alone.
 
     Args:
         spec: the run.
-        world: the processes that do it together.
+        processes: the processes that do it together.
 
     Returns:
-        "parts": what takes memory, see `textsafe_gym.models.memory.Part`; "peaks": for each device the "phase" that
+        "parts": what takes memory, see `textsafe_gym.planning.memory.Part`; "peaks": for each device the "phase" that
         takes most, its "bytes", on the CPU for all processes of this machine, and the device's "capacity" in bytes.
 
     Raises:
         ConfigError: the run trains no language model, or by another library's algorithm.
         ModelError: a config is missing or damaged, or there is no such device.
     """
-    from textsafe_gym.models import memory, sharding
+    from textsafe_gym.planning import memory, sharding
 
     if spec.env["id"] != DEFAULT_ENV:
         raise ConfigError(f"--memory: plans are for language models on {DEFAULT_ENV}, not for '{spec.env['id']}'")
@@ -38,7 +38,7 @@ def memory_plan(spec: RunSpec, world: Any) -> dict[str, Any]:
     sources, prompt, response = _resolved(kwargs)
     start = options.get("model") or sources["policy"]
     if start is None:
-        raise ConfigError("--memory: set policy.model; the environment's tokenizer is not the testbed's")
+        raise ConfigError("--memory: set policy.model; the environment's tokenizer is not the embedded world's")
     policy = memory.policy_size(start, options.get("lora_rank"), options.get("last_layers"))
     scores = [memory.score_size(source, what) for what, source in sources.items() if what != "policy"]
     critics = []
@@ -51,8 +51,8 @@ def memory_plan(spec: RunSpec, world: Any) -> dict[str, Any]:
     score_dtype = str(kwargs.get("dtype", "float32"))
     if score_dtype not in memory.WIDTHS:
         raise ConfigError(f"dtype: expected one of {', '.join(memory.WIDTHS)}, got {score_dtype!r:.60}")
-    rows = math.ceil(config["episodes_per_iteration"] / world.size)
-    small = math.ceil(config["minibatch_size"] / world.size)
+    rows = math.ceil(config["episodes_per_iteration"] / processes.world_size)
+    small = math.ceil(config["minibatch_size"] / processes.world_size)
     batch = memory.Batch(
         rows=rows,
         group_size=config["group_size"],
@@ -72,8 +72,10 @@ def memory_plan(spec: RunSpec, world: Any) -> dict[str, Any]:
         critics=critics,
         gradient_checkpointing=bool(options.get("gradient_checkpointing")),
     )
-    if hasattr(world, "config"):
-        parts = sharding.sharded(parts, policy, critics, dtype, device, sharding.zero_of(world.config, world.size))
+    if hasattr(processes, "config"):
+        parts = sharding.sharded(
+            parts, policy, critics, dtype, device, sharding.zero_of(processes.config, processes.world_size)
+        )
     peaks = {}
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     for place in dict.fromkeys(part.device for part in parts):
@@ -125,18 +127,22 @@ def readable(number: int) -> str:
 
 def _resolved(kwargs: dict[str, Any]) -> tuple[dict[str, Any], int, int]:
     """Where the policy and the score models lie by default or by the environment's settings, and both budgets."""
-    from textsafe_gym import testbed
+    from textsafe_gym import embedded_world
     from textsafe_gym.envs.task import DEFAULT_BUDGET
 
     own = kwargs.get("tokenizer") is None
-    budgets = (testbed.MAX_PROMPT_LENGTH, testbed.MAX_RESPONSE_LENGTH) if own else (DEFAULT_BUDGET, DEFAULT_BUDGET)
-    sources: dict[str, Any] = {"policy": testbed.ASSETS / "policy" if own else None}
+    budgets = (
+        (embedded_world.MAX_PROMPT_LENGTH, embedded_world.MAX_RESPONSE_LENGTH)
+        if own
+        else (DEFAULT_BUDGET, DEFAULT_BUDGET)
+    )
+    sources: dict[str, Any] = {"policy": embedded_world.ASSETS / "policy" if own else None}
     for kind in ("reward", "cost"):
         given = kwargs.get(f"{kind}_model")
         if isinstance(given, dict):
             sources |= {f"{kind} model {name}": source for name, source in given.items()}
         else:
-            sources[f"{kind} model"] = testbed.ASSETS / kind if given is None else given
+            sources[f"{kind} model"] = embedded_world.ASSETS / kind if given is None else given
     for what, source in sources.items():
         if not isinstance(source, str | Path | None):
             raise ConfigError(f"--memory: {what}: expected a path or a hub id, got {source!r:.60}")

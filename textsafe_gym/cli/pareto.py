@@ -37,13 +37,13 @@ def pareto(
 
     A setting's point is the mean over its seeds; the hypervolume's interval is a bootstrap over seeds.
     """
-    from textsafe_gym.cli.run import make_directory
     from textsafe_gym.errors import ConfigError
     from textsafe_gym.evaluation.figures import reward_cost_plane
     from textsafe_gym.evaluation.files import write_json
     from textsafe_gym.evaluation.pareto import analyse
     from textsafe_gym.evaluation.report import Cell, Table, pareto_table
     from textsafe_gym.evaluation.summaries import load_runs, points_of
+    from textsafe_gym.experiments.run import make_directory
 
     for name, numbers in (("--cost-limit", [cost_limit or 0.0]), ("--reference", reference or (0.0, 0.0))):
         if not all(math.isfinite(number) for number in numbers):

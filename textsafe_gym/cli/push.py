@@ -65,7 +65,7 @@ def push(source: Path, repo_id: str, private: bool, dry_run: bool, as_json: bool
 
 def _model_in(source: Path) -> Path:
     """The folder of the model that a run or a model's folder is about."""
-    from textsafe_gym.cli.run import CHECKPOINT
+    from textsafe_gym.experiments.run import CHECKPOINT
 
     if not source.is_dir():
         raise ModelError(f"{source}: no such folder; give a run's or a model's")

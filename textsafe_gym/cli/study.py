@@ -13,7 +13,7 @@ from textsafe_gym.cli.terminal import say
 from textsafe_gym.config import Settings
 
 if TYPE_CHECKING:
-    from textsafe_gym.cli.request import RunSpec
+    from textsafe_gym.experiments.spec import RunSpec
 
 _EXAMPLE = """\b
 Examples:
@@ -78,9 +78,9 @@ def study(
     STUDY is one in configs/study/ or a YAML file with env, seeds, limits, settings and algorithms. Writes study.json
     and optimum.png.
     """
-    from textsafe_gym.cli.pool import Job, finish_all
-    from textsafe_gym.cli.run import check, check_out, make_directory, same_request
-    from textsafe_gym.cli.tracking import Track
+    from textsafe_gym.experiments.pool import Job, finish_all
+    from textsafe_gym.experiments.run import check, check_out, make_directory, same_request
+    from textsafe_gym.experiments.tracking import Track
 
     out = out or Path("runs/study")
     plan, specs = _read(study, only)
@@ -114,10 +114,10 @@ def study(
 
 def _read(study: str, only: Sequence[str]) -> "tuple[StudyFile, list[RunSpec]]":
     """The plan, and its runs with seed 0."""
-    from textsafe_gym.cli.presets import presets
-    from textsafe_gym.cli.request import RunSpec, config_class
     from textsafe_gym.config import merge, read_yaml, validate
     from textsafe_gym.errors import ConfigError
+    from textsafe_gym.experiments.spec import RunSpec, config_class
+    from textsafe_gym.presets import presets
     from textsafe_gym.registry import nearest
 
     known = presets("study")

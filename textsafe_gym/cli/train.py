@@ -73,16 +73,16 @@ def train(
 ) -> None:
     """Trains a policy with ALGO and evaluates it; `textsafe algos` lists the algorithms."""
     from textsafe_gym.cli.memory import check_room, memory_plan, show
-    from textsafe_gym.cli.pool import Job, run_all
-    from textsafe_gym.cli.request import build_spec, config_class, folder_of
-    from textsafe_gym.cli.run import check, check_out, same_request
-    from textsafe_gym.cli.tracking import Track
     from textsafe_gym.evaluation.files import read_json
+    from textsafe_gym.experiments.pool import Job, run_all
+    from textsafe_gym.experiments.run import check, check_out, same_request
+    from textsafe_gym.experiments.spec import build_spec, config_class, folder_of
+    from textsafe_gym.experiments.tracking import Track
 
     config_class(algorithm)
-    world = joined(deepspeed, timeout)
+    processes = joined(deepspeed, timeout)
     plan: dict[str, Any] = {}
-    with world.together("the request"):
+    with processes.together("the request"):
         if resume:
             if out is None:
                 raise click.UsageError("--resume needs --out DIR, the run to continue", click.get_current_context())
@@ -94,18 +94,18 @@ def train(
         if resume:
             same_request(spec, out)
         if memory:
-            plan = {"memory": memory_plan(spec, world)}
-            if not as_json and world.rank == 0:
+            plan = {"memory": memory_plan(spec, processes)}
+            if not as_json and processes.rank == 0:
                 show(plan["memory"])
             check_room(plan["memory"])
-        check(spec, world=world)
+        check(spec, processes=processes)
     try:
-        failures = run_all([Job(spec, out, Track(track))], workers=1, world=world)
+        failures = run_all([Job(spec, out, Track(track))], workers=1, processes=processes)
     except KeyboardInterrupt:
         raise Interrupted(f"continue with: textsafe train {algorithm} --out {out} --resume") from None
     for failure in failures.values():
         raise failure
-    if world.rank > 0:
+    if processes.rank > 0:
         return
     summary = read_json(out / "summary.json")
     if as_json:
@@ -123,17 +123,17 @@ def joined(deepspeed: str | None, timeout: float) -> Any:
     Raises:
         ConfigError: the DeepSpeed config is wrong, or there are several processes and no config.
     """
-    from algos.core.optim import Alone
-    from textsafe_gym.cli.presets import presets
     from textsafe_gym.errors import ConfigError
+    from textsafe_gym.parallel.process_group import SingleProcess
+    from textsafe_gym.presets import presets
     from textsafe_gym.registry import nearest
 
     if deepspeed is None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("several processes were started, but without --deepspeed each would train alone")
-        return Alone()
-    from textsafe_gym.deepspeed_config import read_config
-    from textsafe_gym.distributed import start
+        return SingleProcess()
+    from textsafe_gym.parallel.deepspeed import start
+    from textsafe_gym.parallel.deepspeed_config import read_config
 
     known = presets("deepspeed")
     path = known.get(deepspeed, Path(deepspeed))

@@ -7,10 +7,10 @@ from click import Context, Parameter
 from click.shell_completion import CompletionItem
 
 from textsafe_gym.cli import sources
-from textsafe_gym.cli.presets import first_comment, presets
+from textsafe_gym.presets import first_comment, presets
 
 Completer = Callable[[Context, Parameter, str], list[CompletionItem]]
-_POLICY = ("textsafe_gym.cli.request", "PolicyOptions")
+_POLICY = ("textsafe_gym.experiments.spec", "PolicyOptions")
 _VECTOR = ("textsafe_gym.envs.vector", "SafeRLHFVectorEnv")
 _TAKEN_BY = {  # each environment's keyword arguments
     "SafeRLHF-v0": (("textsafe_gym.envs.task", "Task"), _VECTOR),
@@ -21,7 +21,7 @@ _TAKEN_BY = {  # each environment's keyword arguments
 def algorithm_names() -> dict[str, str]:
     """Each algorithm's name and one line about it."""
     import algos
-    from textsafe_gym.adapters import omnisafe_files
+    from textsafe_gym.adapters.omnisafe import files as omnisafe_files
 
     return algos.available() | {f"{algos.OMNISAFE}{name}": f"OmniSafe's {name}" for name in omnisafe_files.names()}
 
@@ -94,7 +94,7 @@ def algorithm_keys(name: str) -> dict[str, str]:
     family, colon, member = name.partition(":")
     if not colon:
         return sources.fields(f"algos.{name}", "Config")
-    from textsafe_gym.adapters import omnisafe_files
+    from textsafe_gym.adapters.omnisafe import files as omnisafe_files
 
     about = omnisafe_files.descriptions(member)
     own = {key: about[key] for key, _ in _leaves(omnisafe_files.defaults(member))}
@@ -106,7 +106,7 @@ def algorithm_choices(name: str) -> dict[str, list[str]]:
     family, colon, member = name.partition(":")
     if not colon:
         return sources.choices(f"algos.{name}", "Config")
-    from textsafe_gym.adapters import omnisafe_files
+    from textsafe_gym.adapters.omnisafe import files as omnisafe_files
 
     own = {key: ["true", "false"] for key, x in _leaves(omnisafe_files.defaults(member)) if isinstance(x, bool)}
     return sources.choices(f"algos.{family}", "RunConfig") | own

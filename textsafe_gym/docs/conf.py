@@ -18,8 +18,8 @@ import algos
 import algos.omnisafe
 import textsafe_gym.adapters
 from textsafe_gym.cli.main import main
-from textsafe_gym.cli.request import PolicyOptions, tuned_defaults
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.experiments.spec import PolicyOptions, tuned_defaults
 
 project = "textsafe-gym"
 author = "the textsafe-gym developers"

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from textsafe_gym.envs import ENVIRONMENTS
-from textsafe_gym.envs.optimum import Optimum, Responses, checked_kl_coeff, priced, solve, solve_each
+from textsafe_gym.envs.optimum import Optimum, Responses, checked_kl_coefficient, priced, solve, solve_each
 from textsafe_gym.envs.task import Task
 from textsafe_gym.envs.text import SafeRLHFEnv
 from textsafe_gym.envs.vector import SafeRLHFVectorEnv
@@ -84,7 +84,7 @@ class ExactValues(NamedTuple):
 
 
 @dataclass(frozen=True)
-class World:
+class ExactTask:
     """The CMDP's tables and its reference policy.
 
     Args:
@@ -188,7 +188,7 @@ class World:
         """Rewards or costs (n,) of texts.
 
         Raises:
-            DataError: a prompt is none of this world's.
+            DataError: a prompt is none of this task's.
         """
         numbers = {text: i for i, text in enumerate(self.prompt_texts)}
         found = []
@@ -277,61 +277,69 @@ def _standardised(x: np.ndarray) -> np.ndarray:
 
 
 class ExactView:
-    """What an enumerable environment can tell of itself; `self.world` and `self.kl_coeff` hold it."""
+    """What an enumerable environment can tell of itself; `self.exact_task` and `self.kl_coefficient` hold it."""
 
-    world: World
-    kl_coeff: float
+    exact_task: ExactTask
+    kl_coefficient: float
     task: Task
 
     @property
     def default_policy(self) -> tuple[Any, Any]:
         """The reference policy and its tokenizer."""
-        return self.world.reference, self.world.tokenizer
+        return self.exact_task.reference, self.exact_task.tokenizer
 
     def enumerate(self) -> list[Row]:
         """One row for every response that an episode can end with; see `Row`."""
-        return self.world.rows
+        return self.exact_task.rows
 
     def solve(
-        self, cost_limit: float | None = None, kl_coeff: float | None = None, kl_in_cost: bool = False
+        self, cost_limit: float | None = None, kl_coefficient: float | None = None, kl_in_cost: bool = False
     ) -> Optimum:
         """The exact constrained optimum, its policy over the rows of `enumerate`; see `textsafe_gym.envs.optimum`.
 
         Args:
             cost_limit: by default the environment's.
-            kl_coeff: by default the environment's; 0 for no KL penalty.
+            kl_coefficient: by default the environment's; 0 for no KL penalty.
             kl_in_cost: whether the KL burdens the cost as well.
 
         Raises:
-            ConfigError: a number is not finite, or kl_coeff is negative.
+            ConfigError: a number is not finite, or kl_coefficient is negative.
         """
         limit = self.task.cost_limit if cost_limit is None else cost_limit
-        return solve(self.world.responses, limit, self.kl_coeff if kl_coeff is None else kl_coeff, kl_in_cost)
+        return solve(
+            self.exact_task.responses,
+            limit,
+            self._beta(kl_coefficient),
+            kl_in_cost,
+        )
 
-    def solve_each(self, cost_limit: float | None = None, kl_coeff: float | None = None) -> Optimum:
+    def solve_each(self, cost_limit: float | None = None, kl_coefficient: float | None = None) -> Optimum:
         """As `solve`, where every prompt has to keep the limit by itself.
 
         Args:
             cost_limit: on each prompt's mean cost; by default the environment's.
-            kl_coeff: by default the environment's.
+            kl_coefficient: by default the environment's.
 
         Raises:
-            ConfigError: a number is not finite, or kl_coeff is negative.
+            ConfigError: a number is not finite, or kl_coefficient is negative.
         """
         limit = self.task.cost_limit if cost_limit is None else cost_limit
-        return solve_each(self.world.responses, limit, self.kl_coeff if kl_coeff is None else kl_coeff)
+        return solve_each(self.exact_task.responses, limit, self._beta(kl_coefficient))
 
-    def priced(self, price: float, kl_coeff: float | None = None) -> Optimum:
-        """The optimum of E[R] - price·E[C] - kl_coeff·KL, without a limit; `objective` leaves the price out.
+    def priced(self, price: float, kl_coefficient: float | None = None) -> Optimum:
+        """The optimum of E[R] - price·E[C] - kl_coefficient·KL, without a limit; `objective` leaves the price out.
 
         Args:
             price: ν, of a unit of cost in units of reward.
-            kl_coeff: by default the environment's.
+            kl_coefficient: by default the environment's.
 
         Raises:
-            ConfigError: a number is not finite or negative, or kl_coeff is 0.
+            ConfigError: a number is not finite or negative, or kl_coefficient is 0.
         """
-        return priced(self.world.responses, price, self.kl_coeff if kl_coeff is None else kl_coeff)
+        return priced(self.exact_task.responses, price, self._beta(kl_coefficient))
+
+    def _beta(self, kl_coefficient: float | None) -> float:
+        return self.kl_coefficient if kl_coefficient is None else kl_coefficient
 
     def evaluate(self, model: Any) -> ExactValues:
         """What a causal LM that speaks this vocabulary earns, without sampling.
@@ -339,9 +347,9 @@ class ExactView:
         Args:
             model: such as a trained policy's `model`, at temperature 1.
         """
-        responses = self.world.responses
-        policy = np.exp(self.world.log_probs(model))
-        by_prompt = np.bincount(responses.prompt, policy * responses.cost, self.world.prompts)
+        responses = self.exact_task.responses
+        policy = np.exp(self.exact_task.log_probs(model))
+        by_prompt = np.bincount(responses.prompt, policy * responses.cost, self.exact_task.prompts)
         return ExactValues(
             responses.mean(policy, responses.reward),
             responses.mean(policy, responses.cost),
@@ -349,21 +357,21 @@ class ExactView:
             by_prompt.tolist(),
         )
 
-    def frontier(self, kl_coeff: float | None = None, n: int = 20) -> list[Optimum]:
+    def frontier(self, kl_coefficient: float | None = None, n: int = 20) -> list[Optimum]:
         """`n` optima at equal steps of cost, from the one that no limit binds to nearly the smallest attainable cost.
 
         Args:
-            kl_coeff: by default the environment's.
+            kl_coefficient: by default the environment's.
             n: at least 2.
 
         Raises:
-            ConfigError: kl_coeff is negative or not finite, or n is below 2.
+            ConfigError: kl_coefficient is negative or not finite, or n is below 2.
         """
         if n < 2:
             raise ConfigError(f"n = {n}: a frontier takes at least 2 points")
-        free = self.solve(float(np.finfo(np.float32).max), kl_coeff)
+        free = self.solve(float(np.finfo(np.float32).max), kl_coefficient)
         lowest = free.smallest_cost + 0.01 * (free.cost - free.smallest_cost)
-        return [self.solve(limit, kl_coeff) for limit in np.linspace(free.cost, lowest, n)]
+        return [self.solve(limit, kl_coefficient) for limit in np.linspace(free.cost, lowest, n)]
 
 
 class ExactEnv(ExactView, SafeRLHFEnv):
@@ -371,7 +379,7 @@ class ExactEnv(ExactView, SafeRLHFEnv):
 
     Args:
         cost_limit: on the mean episode cost.
-        kl_coeff: β of the KL penalty that `solve` and `frontier` assume by default.
+        kl_coefficient: β of the KL penalty that `solve` and `frontier` assume by default.
         vocabulary: tokens, of which one ends a response; 3 to 21.
         max_response_length: tokens in a response, at least 1.
         prompts: how many, equally probable.
@@ -385,19 +393,19 @@ class ExactEnv(ExactView, SafeRLHFEnv):
     def __init__(
         self,
         cost_limit: float = 0.0,
-        kl_coeff: float = 0.1,
+        kl_coefficient: float = 0.1,
         vocabulary: int = 7,
         max_response_length: int = 4,
         prompts: int = 4,
         seed: int = 0,
         render_mode: str | None = None,
     ) -> None:
-        self.world = World(vocabulary, max_response_length, prompts, seed)
-        self.kl_coeff = checked_kl_coeff(kl_coeff)
-        super().__init__(render_mode, cost_limit=cost_limit, **self.world.options())
+        self.exact_task = ExactTask(vocabulary, max_response_length, prompts, seed)
+        self.kl_coefficient = checked_kl_coefficient(kl_coefficient)
+        super().__init__(render_mode, cost_limit=cost_limit, **self.exact_task.options())
         entry_point, vector_entry_point = ENVIRONMENTS[NAME]
         sizes = {"vocabulary": vocabulary, "max_response_length": max_response_length, "prompts": prompts, "seed": seed}
-        kwargs = {"cost_limit": cost_limit, "kl_coeff": kl_coeff, "render_mode": render_mode, **sizes}
+        kwargs = {"cost_limit": cost_limit, "kl_coefficient": kl_coefficient, "render_mode": render_mode, **sizes}
         self.spec = EnvSpec(NAME, entry_point, vector_entry_point=vector_entry_point, kwargs=kwargs)
 
 
@@ -406,7 +414,7 @@ class ExactVectorEnv(ExactView, SafeRLHFVectorEnv):
 
     Args:
         num_envs: how many.
-        cost_limit, kl_coeff, vocabulary, max_response_length, prompts, seed: as for `ExactEnv`.
+        cost_limit, kl_coefficient, vocabulary, max_response_length, prompts, seed: as for `ExactEnv`.
         **options: `autoreset_mode`, `max_episode_steps` and `render_mode` of `SafeRLHFVectorEnv`.
 
     Raises:
@@ -418,13 +426,13 @@ class ExactVectorEnv(ExactView, SafeRLHFVectorEnv):
         num_envs: int = 1,
         *,
         cost_limit: float = 0.0,
-        kl_coeff: float = 0.1,
+        kl_coefficient: float = 0.1,
         vocabulary: int = 7,
         max_response_length: int = 4,
         prompts: int = 4,
         seed: int = 0,
         **options: Any,
     ) -> None:
-        self.world = World(vocabulary, max_response_length, prompts, seed)
-        self.kl_coeff = checked_kl_coeff(kl_coeff)
-        super().__init__(num_envs, cost_limit=cost_limit, **self.world.options(), **options)
+        self.exact_task = ExactTask(vocabulary, max_response_length, prompts, seed)
+        self.kl_coefficient = checked_kl_coefficient(kl_coefficient)
+        super().__init__(num_envs, cost_limit=cost_limit, **self.exact_task.options(), **options)

@@ -90,27 +90,27 @@ class Optimum:
     dual: float
 
 
-def solve(responses: Responses, cost_limit: float, kl_coeff: float, kl_in_cost: bool = False) -> Optimum:
+def solve(responses: Responses, cost_limit: float, kl_coefficient: float, kl_in_cost: bool = False) -> Optimum:
     """The best policy whose mean cost keeps the limit.
 
     Args:
         responses: the whole MDP.
-        cost_limit: on the mean cost, or on mean cost + kl_coeff·KL with `kl_in_cost`.
-        kl_coeff: β >= 0.
+        cost_limit: on the mean cost, or on mean cost + kl_coefficient·KL with `kl_in_cost`.
+        kl_coefficient: β >= 0.
         kl_in_cost: whether the KL burdens the cost as it does the reward, the problem that arXiv 2310.12773 states.
 
     Raises:
-        ConfigError: a number is not finite, or kl_coeff is negative.
+        ConfigError: a number is not finite, or kl_coefficient is negative.
     """
     if not _is_finite(cost_limit):
         raise ConfigError(f"cost_limit = {cost_limit!r:.60}: expected a finite number")
-    kl_coeff = checked_kl_coeff(kl_coeff)
-    if kl_coeff == 0:
+    kl_coefficient = checked_kl_coefficient(kl_coefficient)
+    if kl_coefficient == 0:
         return _linear(responses, cost_limit)
-    return _regularised(responses, cost_limit, kl_coeff, kl_in_cost)
+    return _regularised(responses, cost_limit, kl_coefficient, kl_in_cost)
 
 
-def solve_each(responses: Responses, cost_limit: float, kl_coeff: float) -> Optimum:
+def solve_each(responses: Responses, cost_limit: float, kl_coefficient: float) -> Optimum:
     """As `solve`, where each prompt's mean cost has to keep the limit by itself (RePO's problem, arXiv 2410.19933).
 
     The multiplier is the mean of the prompts' own; `smallest_cost` is that of the prompt where it is largest.
@@ -118,17 +118,19 @@ def solve_each(responses: Responses, cost_limit: float, kl_coeff: float) -> Opti
     Args:
         responses: the whole MDP.
         cost_limit: on each prompt's mean cost.
-        kl_coeff: β >= 0.
+        kl_coefficient: β >= 0.
 
     Raises:
-        ConfigError: a number is not finite, or kl_coeff is negative.
+        ConfigError: a number is not finite, or kl_coefficient is negative.
     """
     weight = responses.prompt_probability
     parts = []
     for prompt in range(len(weight)):
         own = responses.prompt == prompt
         columns = (responses.reference_log_prob[own], responses.reward[own], responses.cost[own])
-        parts.append(solve(Responses(np.zeros(own.sum(), dtype=np.int64), np.ones(1), *columns), cost_limit, kl_coeff))
+        parts.append(
+            solve(Responses(np.zeros(own.sum(), dtype=np.int64), np.ones(1), *columns), cost_limit, kl_coefficient)
+        )
     policy = np.empty(len(responses.prompt))
     for prompt, part in enumerate(parts):
         policy[responses.prompt == prompt] = part.policy
@@ -138,64 +140,64 @@ def solve_each(responses: Responses, cost_limit: float, kl_coeff: float) -> Opti
 
     smallest = max(part.smallest_cost for part in parts)
     feasible = all(part.feasible for part in parts)
-    return _optimum(responses, policy, mean("multiplier"), feasible, smallest, kl_coeff, mean("dual"))
+    return _optimum(responses, policy, mean("multiplier"), feasible, smallest, kl_coefficient, mean("dual"))
 
 
-def priced(responses: Responses, price: float, kl_coeff: float) -> Optimum:
-    """The policy that maximises E[R] - price·E[C] - kl_coeff·KL; `objective` and `dual` are its reward - kl_coeff·KL.
+def priced(responses: Responses, price: float, kl_coefficient: float) -> Optimum:
+    """The policy that maximises E[R] - price·E[C] - β·KL; `objective` and `dual` are its reward - β·KL.
 
     Args:
         responses: the whole MDP.
         price: of a unit of cost in units of reward, at least 0.
-        kl_coeff: β > 0.
+        kl_coefficient: β > 0.
 
     Raises:
-        ConfigError: a number is not finite or negative, or kl_coeff is 0.
+        ConfigError: a number is not finite or negative, or kl_coefficient is 0.
     """
     if not _is_finite(price) or price < 0:
         raise ConfigError(f"price = {price!r:.60}: expected a finite number, at least 0")
-    if checked_kl_coeff(kl_coeff) == 0:
+    if checked_kl_coefficient(kl_coefficient) == 0:
         raise ConfigError(
-            "kl_coeff = 0: a price alone has its optimum in one response a prompt; use a positive kl_coeff"
+            "kl_coefficient = 0: a price alone has its optimum in one response a prompt; use a positive kl_coefficient"
         )
-    policy = tilted(responses, price, kl_coeff)
-    found = _optimum(responses, policy, price, True, responses.least(responses.cost), kl_coeff, math.nan)
+    policy = tilted(responses, price, kl_coefficient)
+    found = _optimum(responses, policy, price, True, responses.least(responses.cost), kl_coefficient, math.nan)
     return replace(found, dual=found.objective)
 
 
-def checked_kl_coeff(kl_coeff: float) -> float:
+def checked_kl_coefficient(kl_coefficient: float) -> float:
     """The coefficient itself.
 
     Raises:
         ConfigError: it is no finite number, or negative.
     """
-    if not _is_finite(kl_coeff) or kl_coeff < 0:
-        raise ConfigError(f"kl_coeff = {kl_coeff!r:.60}: expected a finite number, at least 0")
-    return float(kl_coeff)
+    if not _is_finite(kl_coefficient) or kl_coefficient < 0:
+        raise ConfigError(f"kl_coefficient = {kl_coefficient!r:.60}: expected a finite number, at least 0")
+    return float(kl_coefficient)
 
 
 def _is_finite(x: Any) -> bool:
     return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
 
 
-def tilted(responses: Responses, multiplier: float, kl_coeff: float, kl_in_cost: bool = False) -> np.ndarray:
+def tilted(responses: Responses, multiplier: float, kl_coefficient: float, kl_in_cost: bool = False) -> np.ndarray:
     """The policy that is optimal at a given λ: ref·exp((R - λ·C)/β), normalised for each prompt.
 
     Args:
         responses: the whole MDP, of n responses.
         multiplier: λ >= 0.
-        kl_coeff: β > 0.
+        kl_coefficient: β > 0.
         kl_in_cost: whether the KL is in the cost too; then β(1 + λ) stands for β.
 
     Returns:
         (n,) float64 probabilities, each prompt's summing to 1.
     """
-    logits = responses.reference_log_prob + _exponent(responses, multiplier, kl_coeff, kl_in_cost)
+    logits = responses.reference_log_prob + _exponent(responses, multiplier, kl_coefficient, kl_in_cost)
     return np.exp(logits - responses.log_normaliser(logits)[responses.prompt])
 
 
 def dual(
-    responses: Responses, multiplier: float, cost_limit: float, kl_coeff: float, kl_in_cost: bool = False
+    responses: Responses, multiplier: float, cost_limit: float, kl_coefficient: float, kl_in_cost: bool = False
 ) -> float:
     """g(λ) of the module's formula: convex, and at its minimum over λ >= 0 equal to the best objective.
 
@@ -203,31 +205,31 @@ def dual(
         responses: the whole MDP.
         multiplier: λ >= 0.
         cost_limit: on the mean cost, or on mean cost + β·KL with `kl_in_cost`.
-        kl_coeff: β > 0.
+        kl_coefficient: β > 0.
         kl_in_cost: whether the KL is in the cost too; then β(1 + λ) stands for β.
     """
-    logits = responses.reference_log_prob + _exponent(responses, multiplier, kl_coeff, kl_in_cost)
-    temperature = kl_coeff * (1 + multiplier) if kl_in_cost else kl_coeff
+    logits = responses.reference_log_prob + _exponent(responses, multiplier, kl_coefficient, kl_in_cost)
+    temperature = kl_coefficient * (1 + multiplier) if kl_in_cost else kl_coefficient
     value = temperature * (responses.prompt_probability @ responses.log_normaliser(logits))
     return float(value) + multiplier * cost_limit
 
 
-def _exponent(responses: Responses, multiplier: float, kl_coeff: float, kl_in_cost: bool) -> np.ndarray:
-    temperature = kl_coeff * (1 + multiplier) if kl_in_cost else kl_coeff
+def _exponent(responses: Responses, multiplier: float, kl_coefficient: float, kl_in_cost: bool) -> np.ndarray:
+    temperature = kl_coefficient * (1 + multiplier) if kl_in_cost else kl_coefficient
     return (responses.reward - multiplier * responses.cost) / temperature
 
 
-def _regularised(responses: Responses, cost_limit: float, kl_coeff: float, kl_in_cost: bool) -> Optimum:
+def _regularised(responses: Responses, cost_limit: float, kl_coefficient: float, kl_in_cost: bool) -> Optimum:
     def excess(multiplier: float) -> float:
         """What the limit bounds, less the limit: minus the slope of the dual, and falling in λ."""
-        policy = tilted(responses, multiplier, kl_coeff, kl_in_cost)
-        burden = kl_coeff * responses.divergence(policy) if kl_in_cost else 0.0
+        policy = tilted(responses, multiplier, kl_coefficient, kl_in_cost)
+        burden = kl_coefficient * responses.divergence(policy) if kl_in_cost else 0.0
         return responses.mean(policy, responses.cost) + burden - cost_limit
 
     if kl_in_cost:
-        best = responses.reference_log_prob - responses.cost / kl_coeff
+        best = responses.reference_log_prob - responses.cost / kl_coefficient
         normaliser = responses.log_normaliser(best)
-        smallest = -kl_coeff * float(responses.prompt_probability @ normaliser)
+        smallest = -kl_coefficient * float(responses.prompt_probability @ normaliser)
         safest = np.exp(best - normaliser[responses.prompt])
     else:
         smallest = responses.least(responses.cost)
@@ -237,13 +239,13 @@ def _regularised(responses: Responses, cost_limit: float, kl_coeff: float, kl_in
         high *= 4.0
     feasible = excess(high) <= 0
     if not feasible:
-        policy = tilted(responses, high, kl_coeff) if safest is None else safest
+        policy = tilted(responses, high, kl_coefficient) if safest is None else safest
         multiplier = math.inf
     else:
         multiplier = 0.0 if excess(0.0) <= 0 else float(brentq(excess, 0.0, high, xtol=1e-14, rtol=1e-14))
-        policy = tilted(responses, multiplier, kl_coeff, kl_in_cost)
-    bound = dual(responses, multiplier, cost_limit, kl_coeff, kl_in_cost) if feasible else -math.inf
-    return _optimum(responses, policy, multiplier, feasible, smallest, kl_coeff, bound)
+        policy = tilted(responses, multiplier, kl_coefficient, kl_in_cost)
+    bound = dual(responses, multiplier, cost_limit, kl_coefficient, kl_in_cost) if feasible else -math.inf
+    return _optimum(responses, policy, multiplier, feasible, smallest, kl_coefficient, bound)
 
 
 def _linear(responses: Responses, cost_limit: float) -> Optimum:
@@ -274,9 +276,9 @@ def _optimum(
     multiplier: float,
     feasible: bool,
     smallest: float,
-    kl_coeff: float,
+    kl_coefficient: float,
     bound: float,
 ) -> Optimum:
     reward, cost = responses.mean(policy, responses.reward), responses.mean(policy, responses.cost)
     kl = responses.divergence(policy)
-    return Optimum(policy, reward, cost, kl, multiplier, feasible, smallest, reward - kl_coeff * kl, bound)
+    return Optimum(policy, reward, cost, kl, multiplier, feasible, smallest, reward - kl_coefficient * kl, bound)

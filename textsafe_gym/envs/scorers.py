@@ -1,6 +1,5 @@
 """Reward and cost models as the environment sees them: callables on texts whose answers are checked."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -45,20 +44,21 @@ def resolve_scorer(spec: Any, kind: str, tokenizer: Any, device: str = "cpu", dt
     )
 
 
-def testbed_scorer(kind: str, device: str, dtype: str) -> Scorer:
-    """The testbed's model of that kind, loaded when it first scores so that making an environment stays quick."""
+def embedded_scorer(kind: str, device: str, dtype: str) -> Scorer:
+    """The embedded world's model of that kind, loaded when it first scores: making an environment stays quick."""
 
-    return partial(_testbed_score, kind, device, dtype)
+    return partial(_embedded_score, kind, device, dtype)
 
 
-def _testbed_score(kind: str, device: str, dtype: str, prompts: list[str], responses: list[str]) -> Any:
-    return _load_testbed(kind, device, dtype)(prompts, responses)
+def _embedded_score(kind: str, device: str, dtype: str, prompts: list[str], responses: list[str]) -> Any:
+    return _load_embedded(kind, device, dtype)(prompts, responses)
 
 
 @lru_cache
-def _load_testbed(kind: str, device: str, dtype: str) -> Scorer:
-    testbed = importlib.import_module("textsafe_gym.testbed")  # above envs in the order of imports
-    return resolve_scorer(testbed.ASSETS / kind, kind, None, device, dtype)
+def _load_embedded(kind: str, device: str, dtype: str) -> Scorer:
+    from textsafe_gym import embedded_world
+
+    return resolve_scorer(embedded_world.ASSETS / kind, kind, None, device, dtype)
 
 
 def checked_scores(scorer: Scorer, label: str, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """What the single and the vector environment share: texts and tokens, budgets, scores and spaces."""
 
-import importlib
 import inspect
 import math
 import operator
@@ -14,13 +13,13 @@ import gymnasium as gym
 import numpy as np
 
 from textsafe_gym.data.prompts import Prompt, read_prompts
-from textsafe_gym.envs.scorers import checked_scores, resolve_scorer, testbed_scorer
+from textsafe_gym.envs.scorers import checked_scores, embedded_scorer, resolve_scorer
 from textsafe_gym.errors import ConfigError, DataError, ModelError
 from textsafe_gym.models.files import check_source, one_line
 from textsafe_gym.models.texts import end_with_turn, prompt_ids
 from textsafe_gym.registry import nearest
 
-DEFAULT_BUDGET = 128  # tokens, for a tokenizer other than the testbed's
+DEFAULT_BUDGET = 128  # tokens, for a tokenizer other than the embedded world's
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 Judge = Callable[[list[str], list[str]], Mapping[str, np.ndarray]]
@@ -69,7 +68,7 @@ def prompt_info(prompt: Prompt) -> dict[str, str]:
 
 
 class Task:
-    """One text-generation task; without arguments, the embedded testbed's.
+    """One text-generation task; without arguments, the embedded world's.
 
     Args:
         prompts: a list of strings, a file, or what else `textsafe_gym.data.prompts.read_prompts` reads.
@@ -80,13 +79,14 @@ class Task:
         cost_model: the same, above 0 for harmful; or a mapping from names to several.
         max_prompt_length, max_response_length: budgets in tokens, at least 1, the chat template's included.
         prompt_truncation: what becomes of a prompt over its budget: "error", or "left" to keep its text's last tokens.
-        cost_limit: the limit on the mean episode cost, any finite number; by default the testbed's where prompts and
-            cost model are, else 0.
+        cost_limit: the limit on the mean episode cost, any finite number; by default the embedded world's where
+            prompts and cost model are, else 0.
         device, dtype: of models that are loaded from a path, such as "cuda" and "bfloat16".
-        evaluation_prompts: like `prompts`; without them the testbed's held-out ones, or those of `prompts` if given.
+        evaluation_prompts: like `prompts`; without them the embedded world's held-out ones, or those of `prompts`
+            if given.
         gold_judge: a callable on (prompts, responses) that returns true scores by name, if they are known.
         demonstrations: pairs (prompt, response), or a file with columns "prompt" and "response"; by default none,
-            as the testbed's are what its policy was made from, harmful answers included.
+            as the embedded world's are what its policy was made from, harmful answers included.
 
     Raises:
         ConfigError: a value is out of range.
@@ -114,12 +114,12 @@ class Task:
         default_lengths = (DEFAULT_BUDGET, DEFAULT_BUDGET)
         self.default_policy: Path | None = None
         if tokenizer is None:
-            default_lengths = (_testbed().MAX_PROMPT_LENGTH, _testbed().MAX_RESPONSE_LENGTH)
-            self.default_policy = _testbed().ASSETS / "policy"
+            default_lengths = (_embedded_world().MAX_PROMPT_LENGTH, _embedded_world().MAX_RESPONSE_LENGTH)
+            self.default_policy = _embedded_world().ASSETS / "policy"
         self.max_prompt_length = _budget("max_prompt_length", max_prompt_length, default_lengths[0])
         self.max_response_length = _budget("max_response_length", max_response_length, default_lengths[1])
         if cost_limit is None:
-            cost_limit = _testbed().COST_LIMIT if prompts is None and cost_model is None else 0.0
+            cost_limit = _embedded_world().COST_LIMIT if prompts is None and cost_model is None else 0.0
         self.cost_limit = _finite("cost_limit", cost_limit)
         if prompt_truncation not in ("error", "left"):
             raise ConfigError(f"prompt_truncation: expected 'error' or 'left', got {prompt_truncation!r:.60}")
@@ -128,26 +128,26 @@ class Task:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r:.60}")
 
-        self.tokenizer: Any = _testbed_tokenizer() if tokenizer is None else _load_tokenizer(tokenizer)
+        self.tokenizer: Any = _embedded_tokenizer() if tokenizer is None else _load_tokenizer(tokenizer)
         self.vocab_size = len(self.tokenizer)
         self.eos_id: int = self.tokenizer.eos_token_id
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = self.eos_id if pad is None else pad
 
-        self.prompts = _testbed().prompts("train") if prompts is None else _read_prompts("prompts", prompts)
+        self.prompts = _embedded_world().prompts("train") if prompts is None else _read_prompts("prompts", prompts)
         if evaluation_prompts is not None:
             self.evaluation_prompts = _read_prompts("evaluation_prompts", evaluation_prompts)
         else:
-            self.evaluation_prompts = _testbed().prompts("heldout") if prompts is None else self.prompts
+            self.evaluation_prompts = _embedded_world().prompts("heldout") if prompts is None else self.prompts
         if gold_judge is None and prompts is None and evaluation_prompts is None:
-            gold_judge = _testbed().judge  # which knows its own prompts alone
+            gold_judge = _embedded_world().judge  # which knows its own prompts alone
         self.gold_judge: Judge | None = gold_judge
         self._demonstrations = demonstrations
         self.prompt_ids, self.prompt_mask = self.encode_prompts([prompt.text for prompt in self.prompts])
 
         models = {"reward": reward_model, "cost": cost_model}
         self.score_models: dict[str, str | Path] = {
-            kind: _testbed().ASSETS / kind if model is None else model
+            kind: _embedded_world().ASSETS / kind if model is None else model
             for kind, model in models.items()
             if model is None or isinstance(model, str | Path)
         }
@@ -156,7 +156,7 @@ class Task:
             self.names = _cost_names(cost_model)
             models = {"reward": reward_model, **{f"cost {name}": cost_model[name] for name in self.names}}
         self._scorers = {
-            key: testbed_scorer(key, device, dtype)
+            key: embedded_scorer(key, device, dtype)
             if spec is None
             else resolve_scorer(spec, key.split()[0], self.tokenizer, device, dtype)
             for key, spec in models.items()
@@ -309,15 +309,16 @@ def check_options(options: Mapping[str, Any], known: list[str]) -> None:
             raise ConfigError(f"unknown reset option '{name}'; {nearest(str(name), known)}")
 
 
-def _testbed() -> Any:
-    # Through importlib, as the testbed lies above the environments in the order of imports.
-    return importlib.import_module("textsafe_gym.testbed")
+def _embedded_world() -> Any:
+    from textsafe_gym import embedded_world  # which reads its word lists when it is imported
+
+    return embedded_world
 
 
-def _testbed_tokenizer() -> Any:
+def _embedded_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast  # loads without torch, unlike AutoTokenizer
 
-    return PreTrainedTokenizerFast.from_pretrained(_testbed().ASSETS / "tokenizer")
+    return PreTrainedTokenizerFast.from_pretrained(_embedded_world().ASSETS / "tokenizer")
 
 
 def _budget(name: str, value: Any, default: int) -> int:

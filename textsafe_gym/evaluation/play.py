@@ -8,7 +8,8 @@ import numpy as np
 
 from textsafe_gym.errors import ScoreError
 from textsafe_gym.evaluation.files import Row
-from textsafe_gym.types import Policy, Rollout, World, episode_sums
+from textsafe_gym.parallel.process_group import ProcessGroup
+from textsafe_gym.types import Policy, Rollout, episode_sums
 
 # Episodes for environments that have no evaluation prompts of their own.
 EPISODES = 128
@@ -34,7 +35,7 @@ def evaluate_policy(
     seed: int,
     identity: dict[str, Any],
     on_batch: Callable[[int, int], None] | None = None,
-    world: World | None = None,
+    processes: ProcessGroup | None = None,
 ) -> list[Row]:
     """One response to each evaluation prompt, in order (or `EPISODES` episodes where the environment has none).
 
@@ -44,7 +45,7 @@ def evaluate_policy(
         seed: of the run; the same seed means the same random draws for every policy.
         identity: what every row says about its run: algorithm, label, seed.
         on_batch: called with the episodes played so far and in all.
-        world: processes that share the work; each gets all rows.
+        processes: processes that share the work; each gets all rows.
 
     Raises:
         ScoreError: a gold judge returned something other than finite numbers.
@@ -53,7 +54,7 @@ def evaluate_policy(
     prompts: Sequence[Any] | None = getattr(inner, "evaluation_prompts", None)
     total = len(prompts) if prompts else EPISODES
     wrapper = GivenPrompts(env) if prompts else None
-    share = (world.rank, world.size) if world else (0, 1)
+    share = (processes.rank, processes.world_size) if processes else (0, 1)
     batches: list[list[Row]] = []
     for start in range(0, total, env.num_envs * share[1]):
         batch_seed = int(np.random.SeedSequence([seed, _EVALUATION, start]).generate_state(1)[0])
@@ -67,7 +68,7 @@ def evaluate_policy(
         batches.append(_rows(rollout, groups, identity, first))
         if on_batch:
             on_batch(min(start + env.num_envs * share[1], total), total)
-    found = world.gather(batches) if world else [batches]
+    found = processes.all_gather(batches) if processes else [batches]
     rows = [row for together in zip(*found, strict=True) for part in together for row in part]
     judge = getattr(inner, "gold_judge", None)
     if judge is not None:

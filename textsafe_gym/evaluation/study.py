@@ -48,22 +48,22 @@ def score(env: Any, problem: str, summary: Row, price: float = 0.0) -> Score:
         summary: of `summary.json`, with "exact".
         price: of a unit of cost, under "priced".
     """
-    exact, limit, kl_coeff = summary["exact"], summary["cost_limit"], env.kl_coeff
-    costs = env.world.responses.cost
+    exact, limit, kl_coefficient = summary["exact"], summary["cost_limit"], env.kl_coefficient
+    costs = env.exact_task.responses.cost
     bounded = exact["cost"]
     if problem == "priced":
         best = env.priced(price)
         limit, violation = None, 0.0
     elif problem == "per_prompt":
         best = env.solve_each(limit)
-        weights = env.world.responses.prompt_probability
+        weights = env.exact_task.responses.prompt_probability
         violation = float(weights @ [max(cost - limit, 0.0) for cost in exact["prompt_costs"]])
     else:
         best = env.solve(limit, kl_in_cost=problem == "kl_in_cost")
-        bounded += kl_coeff * exact["kl"] if problem == "kl_in_cost" else 0.0
+        bounded += kl_coefficient * exact["kl"] if problem == "kl_in_cost" else 0.0
         violation = max(bounded - limit, 0.0)
-    reached = exact["reward"] - kl_coeff * exact["kl"] - price * exact["cost"]
-    start = env.evaluate(env.world.reference)
+    reached = exact["reward"] - kl_coefficient * exact["kl"] - price * exact["cost"]
+    start = env.evaluate(env.exact_task.reference)
     ground = start.reward - price * start.cost
     aim = best.objective - price * best.cost
     return Score(
@@ -131,7 +131,7 @@ def frontiers(env: Any, problems: Collection[str], points: int = 25) -> dict[str
     found = {}
     for problem in sorted(problems & solvers.keys()):
         solve = solvers[problem]
-        high = free.cost + (env.kl_coeff * free.kl if problem == "kl_in_cost" else 0.0)
+        high = free.cost + (env.kl_coefficient * free.kl if problem == "kl_in_cost" else 0.0)
         low = solve(high).smallest_cost
         optima = [solve(limit) for limit in np.linspace(high, low + 0.1 * (high - low), points)]
         found[problem] = [{"cost": one.cost, "objective": one.objective} for one in optima]

@@ -1,0 +1,255 @@
+"""The algorithms on Gymnasium environments that are none of ours: spaces, wrappers, vectors, and what is refused."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+import algos
+from tests.helpers import cmdps
+from textsafe_gym.cli.main import main
+from textsafe_gym.errors import ConfigError, ModelError, UnknownNameError
+from textsafe_gym.evaluation.play import evaluate_policy
+from textsafe_gym.models import load_policy, make_policy
+
+SMALL = {"episodes": 8, "episodes_per_iteration": 4, "minibatch_size": 2}
+OBSERVATIONS = {
+    "discrete": spaces.Discrete(4, start=1),
+    "multi_discrete": spaces.MultiDiscrete([2, 3]),
+    "dict": spaces.Dict(a=spaces.Box(-1, 1, (2, 2), np.float32), b=spaces.Discrete(3)),
+    "tuple": spaces.Tuple((spaces.MultiBinary(2), spaces.Box(0, 255, (2,), np.uint8))),
+}
+
+
+class Shown(gym.Env):
+    """Three steps of observations that the seed draws from a space; moving (1) costs 1."""
+
+    def __init__(self, kind: str = "dict", truncates: bool = False) -> None:
+        self.observation_space, self.action_space = OBSERVATIONS[kind], spaces.Discrete(2)
+        self.truncates, self.cost_limit = truncates, 0.5
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        self.seen = self.observation_space.sample()
+        over = self.steps == 3
+        info = {"cost": float(action), "flat": spaces.flatten(self.observation_space, self.seen).astype(np.float32)}
+        return self.seen, 1.0, over and not self.truncates, over and self.truncates, info
+
+
+class Priced(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """Gives an environment without costs one that is always the same."""
+
+    def __init__(self, env: gym.Env, cost: Any) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, cost=cost)
+        super().__init__(env)
+        self.cost = cost
+
+    def step(self, action: Any) -> Any:
+        *rest, info = self.env.step(action)
+        return *rest, {**info, **self.cost}
+
+
+class Dearer(gym.Wrapper):
+    """A wrapper whose arguments Gymnasium does not record."""
+
+    def step(self, action: Any) -> Any:
+        *rest, info = self.env.step(action)
+        return *rest, {**info, "cost": 10.0 + info["cost"]}
+
+
+@pytest.fixture
+def registered() -> Any:
+    gym.register("AnyCrossing-v0", entry_point=cmdps.Crossing)
+    yield "AnyCrossing-v0"
+    del gym.registry["AnyCrossing-v0"]
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("kind", list(OBSERVATIONS))
+def test_observations_are_flattened_as_gymnasium_does(kind: str, mode: AutoresetMode, tmp_path: Path) -> None:
+    env = SyncVectorEnv([lambda: Shown(kind, truncates=True)] * 3, autoreset_mode=mode)
+    torch.manual_seed(0)
+    policy = make_policy(env, hidden=[4])
+    torch.nn.init.normal_(policy.reward_critic[-1].weight)
+    rollout = policy.rollout(env, seed=1)
+    alone = Shown(kind)
+    first, _ = alone.reset(seed=int(np.random.SeedSequence([1, 0]).generate_state(3)[0]))
+    seen = rollout.observations["observation"]
+    assert seen[0, 0].tolist() == spaces.flatten(alone.observation_space, first).astype(np.float32).tolist()
+    last = torch.as_tensor(np.stack([info["flat"] for info in rollout.infos]))
+    assert seen.shape[2] == last.shape[1]
+    with torch.no_grad():
+        torch.testing.assert_close(rollout.final_reward_values, policy.reward_critic(last).squeeze(-1))
+    policy.save(tmp_path / "policy")
+    assert torch.equal(load_policy(tmp_path / "policy").rollout(env, seed=1).actions, rollout.actions)
+
+
+def test_ids_instances_wrappers_and_vectors(registered: str) -> None:
+    made = gym.make(registered)
+    again = {"id": registered, "instance": made, "wrapped": gym.wrappers.TimeLimit(made, 2)}
+    for name, env in again.items():
+        trainer = algos.make("ppo_lagrangian", env, **SMALL)
+        assert (trainer.env.num_envs, trainer.cost_limit) == (4, 0.5), name
+    assert trainer.learn()[-1]["response_length"] == 2
+    for env in (Dearer(gym.make(registered)), Dearer(cmdps.Crossing())):
+        trainer = algos.make("ppo_lagrangian", env, **SMALL)
+        assert (trainer.env.num_envs, trainer.cost_limit) == (1, 0.5)
+        assert trainer.learn()[-1]["cost"] >= 40
+    several = AsyncVectorEnv([cmdps.Crossing] * 2)
+    try:
+        with pytest.raises(ConfigError, match="needs a cost limit and the environment has none; set cost_limit"):
+            algos.make("ppo_lagrangian", several, **SMALL)
+        rows = algos.make("ppo_lagrangian", several, cost_limit=0.5, **SMALL).learn()
+    finally:
+        several.close()
+    one_process = algos.make("ppo_lagrangian", SyncVectorEnv([cmdps.Crossing] * 2), **SMALL).learn()
+    assert [row["cost"] for row in rows] == [row["cost"] for row in one_process]
+
+
+def test_an_mlp_reads_no_texts(tmp_path: Path) -> None:
+    make_policy(SyncVectorEnv([cmdps.Crossing])).save(tmp_path / "policy")
+    with pytest.raises(ModelError, match="is a multilayer perceptron, which reads no texts; name its environment"):
+        make_policy(gym.make_vec("SafeRLHF-Exact-v0"), tmp_path / "policy")
+
+
+def test_whole_costs_beside_fractions() -> None:
+    gym.register("Halves-v0", entry_point=cmdps.Halves)
+    try:
+        trainers = [algos.make("ppo", env, **SMALL) for env in ("Halves-v0", gym.make("Halves-v0"))]
+    finally:
+        del gym.registry["Halves-v0"]
+    for trainer in trainers:
+        rollout = trainer.policy.rollout(trainer.env, seed=0)
+        expected = 0.5 * rollout.actions * rollout.mask
+        assert set(expected[rollout.mask].tolist()) == {0.0, 0.5}
+        assert torch.equal(rollout.costs, expected)
+        assert torch.equal(rollout.named_costs["b"], 2 * expected)
+    # In a vector environment of the caller's it is too late to tell which of the numbers were cut.
+    own = SyncVectorEnv([cmdps.Halves] * 4)
+    with pytest.raises(ConfigError, match=r"Halves gives info\['cost'\] now as a whole number, .*; give a float"):
+        make_policy(own).rollout(own, seed=0)
+    assert make_policy(own).rollout(SyncVectorEnv([cmdps.Halves]), seed=0).costs.sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("cost", "message"),
+    [
+        ({"cost": None}, r"Crossing gives info\['cost'\] = None, which is no number"),
+        ({"cost": np.ones(1)}, r"Crossing gives info\['cost'\] = array\(\[1.\]\), which is no number"),
+        ({"costs": [1.0, 2.0]}, r"Crossing gives info\['costs'\] = \[1.0, 2.0\]; give a dict of named costs"),
+    ],
+)
+def test_costs_that_are_none(cost: dict[str, Any], message: str) -> None:
+    env = SyncVectorEnv([lambda: Priced(cmdps.Crossing(), cost)] * 2)
+    with pytest.raises(ConfigError, match=message):
+        make_policy(env).rollout(env, seed=0)
+
+
+def test_observations_that_are_no_numbers_are_not_the_policys_fault() -> None:
+    def spoil(observation: Any) -> Any:
+        return np.full_like(observation, np.nan)
+
+    made = cmdps.Crossing()
+    env = SyncVectorEnv([lambda: gym.wrappers.TransformObservation(made, spoil, made.observation_space)])
+    with pytest.raises(ModelError, match="the environment's observations are not finite"):
+        make_policy(env).rollout(env, seed=0)
+
+
+def test_named_costs_of_an_evaluated_episode_are_sums() -> None:
+    env = SyncVectorEnv([lambda: Priced(cmdps.Crossing(), {"cost": 3.0, "costs": {"a": 1.0, "b": 2.0}})] * 2)
+    for row in evaluate_policy(make_policy(env), env, seed=0, identity={}):
+        steps = row["response_length"]
+        assert steps >= 4
+        assert (row["cost"], row["costs"]) == (3.0 * steps, {"a": 1.0 * steps, "b": 2.0 * steps})
+
+
+def test_wrappers_of_an_environment_with_a_vector_form_of_its_own() -> None:
+    assert gym.spec("CartPole-v1").vector_entry_point is not None
+    trainer = algos.make("ppo_lagrangian", Priced(gym.make("CartPole-v1"), {"cost": 1.0}), cost_limit=5.0, **SMALL)
+    assert trainer.env.num_envs == 4
+    row = trainer.learn()[-1]
+    assert row["cost"] == row["response_length"] == row["reward"] > 5
+
+
+def test_a_mode_by_its_name() -> None:
+    env = SyncVectorEnv([lambda: gym.wrappers.TimeLimit(cmdps.Crossing(), 2)] * 2, autoreset_mode="SameStep")
+    torch.manual_seed(0)
+    policy = make_policy(env)
+    torch.nn.init.normal_(policy.reward_critic[-1].weight)
+    expected = policy.rollout(env, seed=0).final_reward_values
+    env.metadata = {**env.metadata, "autoreset_mode": "SameStep"}
+    assert torch.equal(policy.rollout(env, seed=0).final_reward_values, expected)
+    env.metadata["autoreset_mode"] = "same"
+    with pytest.raises(ConfigError, match="is 'same'; it must be one of NextStep, SameStep, Disabled"):
+        policy.rollout(env, seed=0)
+
+
+def test_texts_are_not_played_past_a_wrapper() -> None:
+    """A language model plays whole responses: what a wrapper makes of a step would be lost without a word."""
+    name = "SafeRLHF-Exact-v0"
+    recorded = gym.wrappers.TransformReward(gym.make(name), lambda reward: 10 * reward)
+    for env in (recorded, Dearer(gym.make(name)), gym.make_vec(name, 2, "sync")):
+        with pytest.raises(ConfigError, match=r"past wrappers and Gymnasium's copies; make it with gymnasium.make_vec"):
+            algos.make("ppo", env, **SMALL)
+    vector = gym.wrappers.vector.TransformReward(gym.make_vec(name, num_envs=2), lambda reward: 10 * reward)
+    trainer = algos.make("ppo", vector, **{**SMALL, "episodes_per_iteration": 2})
+    with pytest.raises(ConfigError, match="past the steps that TransformReward would change; leave it out"):
+        trainer.learn()
+
+
+def test_refusals_of_environments() -> None:
+    with pytest.raises(UnknownNameError, match="No module named 'no_such_module'"):
+        algos.make("ppo", "no_such_module:Task-v0", **SMALL)
+    with pytest.raises(ConfigError, match=r"CartPole-v1 takes no list of seeds: .*; make it with vectorization_mode='"):
+        algos.make("ppo", "CartPole-v1", **SMALL).learn()
+    with pytest.raises(ConfigError, match=r"CartPole-v1 gives no info\['cost'\]"):
+        algos.make("ppo", gym.make_vec("CartPole-v1", 4, "sync"), **SMALL).learn()
+
+
+def test_command_line_on_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_tasks.py").write_text(
+        "import cmdps, gymnasium as gym\n"
+        "from textsafe_gym.adapters.safety_gymnasium import from_safety_gymnasium, to_safety_gymnasium\n"
+        "class Task(cmdps.Crossing):\n"
+        "    def step(self, action):\n"
+        "        *rest, info = super().step(action)\n"
+        "        return *rest[:2], info.pop('cost'), *rest[2:], info\n"
+        "def make(cost_limit=0.5, **_):\n"
+        "    return from_safety_gymnasium(Task, cost_limit)\n"
+        "gym.register('Task-v0', entry_point=make, max_episode_steps=4)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    small = ["--episodes", "8", "--set", "episodes_per_iteration=4", "--set", "minibatch_size=2", "--json"]
+    request = ["train", "ppo_lagrangian", "--env", "my_tasks:Task-v0", "--set", "env.cost_limit=0.75", *small]
+    try:
+        done = CliRunner().invoke(main, [*request, "--out", str(tmp_path / "run")])
+        assert done.exit_code == 0, done.output
+        assert '"cost_limit": 0.75' in done.output
+    finally:
+        gym.registry.pop("Task-v0", None)
+        sys.modules.pop("my_tasks", None)
+    for env, message in {
+        "CartPole-v1": "takes no list of seeds",
+        "Pendulum-v1": "Pendulum-v1 gives no info['cost']",
+        "no_such_module:Task-v0": "unknown environment 'no_such_module:Task-v0'",
+        "Task-v0": "; one of your own module is module:id",
+    }.items():
+        asked = ["train", "ppo", "--env", env, "--out", str(tmp_path / "refused"), *small]
+        refused = CliRunner().invoke(main, asked)
+        assert refused.exit_code == 2, refused.output
+        assert message in refused.output
+        assert len(refused.output.strip().splitlines()) == 1
+        assert not (tmp_path / "refused").exists()

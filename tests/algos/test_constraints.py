@@ -1,0 +1,219 @@
+"""What constraints measure, and how multipliers follow them."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from algos.core.constraints import CONTROLLERS, ConstraintConfig, Constraints, MultiplierConfig, price
+from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.types import Rollout
+
+NAN = float("nan")
+
+
+def controller(rule: str, initial: float, rate: float, maximum: float | None = None, **gains: float) -> Any:
+    return CONTROLLERS[rule](
+        MultiplierConfig.model_validate(
+            {
+                "multiplier_update": rule,
+                "multiplier_init": initial,
+                "multiplier_learning_rate": rate,
+                "multiplier_max": maximum,
+                **{f"multiplier_{name}": gain for name, gain in gains.items()},
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize("maximum", [None, 2.0])
+def test_log_multiplier_in_closed_form(maximum: float | None) -> None:
+    multiplier, expected = controller("log", 0.5, 0.3, maximum), 0.5
+    for excess in (1.0, 2.0, -4.0, 0.0, 3.0, 3.0):
+        expected = min(expected * math.exp(0.3 * expected * excess), maximum or math.inf)
+        assert multiplier.update(excess) == pytest.approx(expected, rel=1e-12)
+
+
+def test_projected_multiplier_starts_at_reaches_and_leaves_zero() -> None:
+    multiplier = controller("projected", 0.0, 0.5, 1.0)
+    assert [multiplier.update(excess) for excess in (-1.0, 1.0, -4.0, -4.0, 0.5, 9.0)] == [0, 0.5, 0, 0, 0.25, 1.0]
+
+
+def test_adam_is_torchs() -> None:
+    value = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
+    torchs = torch.optim.Adam([value], lr=0.05, maximize=True)
+    ours = controller("adam", 1.0, 0.05)
+    for excess in (0.3, -0.2, 1.5, 0.0, 0.7):
+        value.grad = torch.tensor([excess], dtype=torch.float64)
+        torchs.step()
+        assert ours.update(excess) == pytest.approx(value.item(), abs=1e-9)
+
+
+def test_pid_by_hand() -> None:
+    pid = controller("pid", 0.5, 0.1, None, kp=2.0, kd=3.0)
+    # I: 0.5 + 0.1, then 0.6 + 0.3, then 0.9 - 0.4; the derivative counts rises alone.
+    found = [pid.update(excess) for excess in (1.0, 3.0, -4.0)]
+    assert found == pytest.approx([2.0 + 0.6, 6.0 + 0.9 + 3.0 * 2.0, 0.0])
+    assert pid.update(0.0) == pytest.approx(0.5 + 3.0 * 4.0)
+
+
+def test_nu_pi_by_hand() -> None:
+    pi = controller("nu_pi", 1.0, 0.1, None, kp=2.0, nu=0.5)
+    # ξ: 1, then 0.5 + 0.5·3 = 2, then 1 - 0.5 = 0.5
+    assert pi.update(1.0) == pytest.approx(1.1)
+    assert pi.update(3.0) == pytest.approx(1.1 + 0.3 + 2.0 * 1.0)
+    assert pi.update(-1.0) == pytest.approx(3.4 - 0.1 - 2.0 * 1.5)
+
+
+def test_fixed_stays() -> None:
+    fixed = controller("fixed", 0.7, 0.5)
+    assert [fixed.update(excess) for excess in (1.0, -5.0)] == [0.7, 0.7]
+
+
+@pytest.mark.parametrize(("rule", "excess"), [("log", 1e6), ("log", NAN), ("projected", math.inf), ("pid", NAN)])
+def test_a_diverging_multiplier_is_said_and_not_kept(rule: str, excess: float) -> None:
+    multiplier = controller(rule, 1.0, 1.0)
+    with pytest.raises(RunError, match="multiplier diverged"):
+        multiplier.update(excess)
+    assert multiplier.value == 1.0
+
+
+def test_log_multiplier_survives_underflow() -> None:
+    multiplier = controller("log", 1.0, 1.0)
+    assert multiplier.update(-1e6) == 0.0
+    assert multiplier.update(1.0) == 0.0  # as small as it can be, and no error
+
+
+def plant(multiplier: Any, steps: int = 400) -> np.ndarray:
+    """The cost of a policy that moves a tenth of the way to 1 - λ in each step, against a limit of 0.25: λ* = 0.75."""
+    cost, costs = 1.0, []
+    for _ in range(steps):
+        cost += 0.1 * (1 - multiplier.update(cost - 0.25) - cost)
+        costs.append(cost)
+    return np.array(costs) - 0.25
+
+
+@pytest.mark.parametrize(
+    ("rule", "initial", "gains"),
+    [
+        ("log", 0.1, {}),
+        ("projected", 0.0, {}),
+        ("adam", 0.0, {}),
+        ("pid", 0.0, {"kp": 0.6, "kd": 0.6}),
+        ("nu_pi", 0.0, {"kp": 0.6, "nu": 0.0}),
+        ("fixed", 0.75, {}),
+    ],
+)
+def test_every_controller_brings_the_same_plant_to_its_limit(
+    rule: str, initial: float, gains: dict[str, float]
+) -> None:
+    rate = 0.02 if rule == "adam" else 0.1
+    excess = plant(controller(rule, initial, rate, None, **gains))
+    overshoot = -excess.min()
+    settled = int(np.flatnonzero(np.abs(excess) > 0.02)[-1]) + 1
+    violated = float(np.maximum(excess, 0).sum())
+    print(f"{rule}: overshoot {overshoot:.3f}, settles in {settled} steps, violation integral {violated:.2f}")
+    # In closed form: with λ = 0.75 from the start, the excess 0.75·0.9^t is above 0.02 for 34 steps, and sums to 6.75.
+    if rule == "fixed":
+        assert (overshoot, settled) == (pytest.approx(0.0, abs=1e-9), 34)
+        assert violated == pytest.approx(0.75 * 0.9 / 0.1, rel=1e-3)
+        return
+    assert np.abs(excess[-50:]).max() < 1e-3
+    free = plant(controller("projected", 0.0, 0.1))
+    if rule in ("pid", "nu_pi"):  # what a proportional term is for
+        assert overshoot < 0.5 * -free.min()
+        assert settled < 0.7 * (int(np.flatnonzero(np.abs(free) > 0.02)[-1]) + 1)
+
+
+def rollout(costs: list[list[float]], lengths: list[int], named: dict[str, list[list[float]]] | None = None) -> Rollout:
+    paid = torch.tensor(costs)
+    mask = torch.arange(paid.shape[1]) < torch.tensor(lengths)[:, None]
+    zeros, ends = torch.zeros_like(paid), torch.zeros(len(paid))
+    return Rollout(
+        observations={},
+        actions=zeros.long(),
+        mask=mask,
+        log_probs=zeros,
+        reference_log_probs=zeros,
+        reward_values=zeros,
+        cost_values=zeros,
+        rewards=zeros,
+        costs=paid,
+        named_costs={name: torch.tensor(x) for name, x in (named or {}).items()},
+        groups=torch.arange(len(paid)),
+        final_reward_values=ends,
+        final_cost_values=ends,
+        infos=[{}] * len(paid),
+    )
+
+
+FOUR = rollout([[1.0, 2.0], [-1.0, NAN], [0.0, -2.0], [5.0, 5.0]], [2, 1, 2, 2])  # episode costs 3, -1, -2, 10
+
+
+def test_the_mean_over_the_window() -> None:
+    constraints = Constraints(ConstraintConfig(cost_window=4), 1.0, "x")
+    signals = constraints.observe(rollout([[4.0, 4.0]] * 3, [2] * 3))
+    assert constraints.excess == {"": pytest.approx(7.0)}
+    signals = constraints.observe(rollout([[0.0, 1.0], [1.0, 9.0]], [2, 1]))  # 8, 8 stay; 1 and 1 come
+    assert constraints.excess == {"": pytest.approx((8 + 8 + 1 + 1) / 4 - 1)}
+    assert signals.tolist() == [[[0.0, 1.0], [1.0, 9.0]]]
+
+
+def test_probability_counts_costly_episodes_at_their_last_step() -> None:
+    config = type("Own", (ConstraintConfig,), {"__annotations__": {"cost_limit": float}})(
+        constraint="probability", cost_limit=0.25
+    )
+    constraints = Constraints(config, 0.25, "x")
+    signals = constraints.observe(FOUR)
+    assert constraints.excess == {"": pytest.approx(0.5 - 0.25)}
+    assert signals.tolist() == [[[0.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0]]]
+
+
+@pytest.mark.parametrize(("level", "worst"), [(0.5, (3 + 10) / 2), (0.75, 10.0), (0.0, 2.5)])
+def test_cvar_is_the_mean_of_the_worst(level: float, worst: float) -> None:
+    constraints = Constraints(ConstraintConfig(constraint="cvar", cvar_level=level), 1.0, "x")
+    signals = constraints.observe(FOUR)
+    assert constraints.excess == {"": pytest.approx(worst - 1.0)}
+    assert signals.sum(-1).mean().item() == pytest.approx(worst)  # the signal's mean is what is bounded
+
+
+def test_named_costs_have_a_limit_and_a_multiplier_each() -> None:
+    config = ConstraintConfig(cost_limits={"a": 1.0, "b": -1.0})
+    constraints = Constraints(config, None, "x")
+    named = {"a": [[1.0, 2.0], [1.0, 0.0]], "b": [[0.0, -4.0], [0.0, 0.0]]}
+    signals = constraints.observe(rollout([[1.0, -2.0], [1.0, 0.0]], [2, 2], named))
+    assert constraints.excess == {"a": pytest.approx(1.0), "b": pytest.approx(-1.0)}
+    assert constraints.metrics["cost_violation"] == pytest.approx(1.0)
+    costs, total = price(signals, torch.tensor([3.0, 1.0]))
+    assert total == 4.0
+    assert costs[0].tolist() == pytest.approx([0.75 * 1.0, 0.75 * 2.0 + 0.25 * -4.0])
+    assert price(signals, torch.zeros(2))[0][0].tolist() == pytest.approx([0.5, -1.0])  # no price: the plain mean
+    with pytest.raises(ConfigError, match=r"names 'a'.*named costs are: none"):
+        Constraints(config, None, "x").observe(FOUR)
+
+
+def test_what_cannot_be_kept_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs a cost limit"):
+        Constraints(ConstraintConfig(), None, "x")
+    with pytest.raises(ConfigError, match="cost_limit of its own"):
+        Constraints(ConstraintConfig(constraint="probability"), 0.5, "x")
+    with pytest.raises(ConfigError, match="keeps one constraint"):
+        Constraints(ConstraintConfig(cost_limits={"a": 1.0, "b": 1.0}), None, "x", several=False)
+    with pytest.raises(ConfigError, match="is empty"):
+        Constraints(ConstraintConfig(cost_limits={}), 1.0, "x")
+    with pytest.raises(ConfigError, match="no probability"):
+        Constraints(ConstraintConfig(constraint="probability", cost_limits={"a": 1.5}), None, "x")
+
+
+def test_a_limit_can_be_changed_and_is_kept_in_the_state() -> None:
+    constraints = Constraints(ConstraintConfig(cost_limits={"a": 1.0, "b": -1.0}), None, "x")
+    constraints.set_limit(-2.0, "b")
+    again = Constraints(ConstraintConfig(cost_limits={"a": 1.0, "b": -1.0}), None, "x")
+    again.load_state_dict(constraints.state_dict())
+    assert again.limits == {"a": 1.0, "b": -2.0}
+    again.set_limit(5.0, "a")
+    assert constraints.limits["a"] == 1.0
+    with pytest.raises(ConfigError, match="no limit on a cost ''; limits: 'a', 'b'"):
+        constraints.set_limit(0.0)

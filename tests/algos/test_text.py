@@ -1,0 +1,124 @@
+"""The algorithms on a language model: the same files, whole responses as episodes."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+
+import algos
+import textsafe_gym  # noqa: F401 (registers the environment)
+from textsafe_gym import embedded_world
+from textsafe_gym.experiments.spec import build_spec
+from textsafe_gym.models import make_policy
+
+SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatch_size": 4, "learning_rate": 1e-3}
+SEPARATE = {
+    "critics": "separate",
+    "reward_critic": embedded_world.ASSETS / "reward",
+    "cost_critic": embedded_world.ASSETS / "cost",
+}
+TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+@pytest.mark.parametrize("critics", ["heads", "separate"])
+def test_a_loaded_run_continues_bit_for_bit(critics: str, tmp_path: Path) -> None:
+    env = gym.make_vec("SafeRLHF-v0", num_envs=8)
+    options = SEPARATE if critics == "separate" else {}
+
+    def start() -> tuple[Any, Any]:
+        policy: Any = make_policy(env, **options)
+        rows = embedded_world.demonstrations(64)
+        return policy, policy.demonstrations(rows, embedded_world.MAX_PROMPT_LENGTH, embedded_world.MAX_RESPONSE_LENGTH)
+
+    whole = algos.make("ppo_lagrangian", env, *start(), **SMALL)
+    rows = whole.learn()
+    part = algos.make("ppo_lagrangian", env, *start(), **SMALL)
+    early = part.learn(16)
+    part.save(tmp_path / "half")
+    resumed = algos.load(tmp_path / "half", env, *start())
+    assert without_times(early + resumed.learn()) == without_times(rows)
+    final, reached = whole.policy.state_dict(), resumed.policy.state_dict()
+    assert all(torch.equal(final[key], reached[key]) for key in final)
+    assert rows[-1]["kl"] > 0
+    assert all(row["ptx_loss"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("partial", [{}, {"lora_rank": 2}])
+def test_bfloat16_weights_learn_at_small_rates_and_continue_bit_for_bit(
+    partial: dict[str, int], tmp_path: Path
+) -> None:
+    env = gym.make_vec("SafeRLHF-v0", num_envs=8)
+    # These steps are below half the spacing of most bfloat16 weights, which alone would stand still.
+    rates = {**SMALL, "learning_rate": 1e-5, "critic_learning_rate": 1e-5, "learning_rate_schedule": "constant"}
+
+    def start(dtype: str) -> Any:
+        torch.manual_seed(0)
+        return algos.make("ppo_lagrangian", env, make_policy(env, dtype=dtype, **partial), **rates)
+
+    def actor(trainer: Any) -> torch.Tensor:
+        engine = trainer.algorithm.optimizer.engine
+        return torch.cat([engine.copies.get(x, x).detach().flatten() for x in engine.groups["actor"]])
+
+    wide, low = start("float32"), start("bfloat16")
+    begin = {trainer: actor(trainer).clone() for trainer in (wide, low)}
+    wide.learn()
+    rows = low.learn(16)
+    low.save(tmp_path / "half")
+    rows += low.learn()
+    moved = {trainer: (actor(trainer) - begin[trainer]).norm() for trainer in (wide, low)}
+    assert 0.7 < moved[low] / moved[wide] < 1.4
+    engine = low.algorithm.optimizer.engine
+    assert all(torch.equal(x, copy.to(torch.bfloat16)) for x, copy in engine.copies.items())
+    assert bool(engine.copies) != bool(partial)  # an adapter is kept in float32 itself
+    torch.manual_seed(0)
+    again = algos.load(tmp_path / "half", env, make_policy(env, dtype="bfloat16", **partial))
+    assert without_times(again.learn()) == without_times(rows[2:])
+    assert torch.equal(actor(again), actor(low))
+
+
+def test_the_environments_own_policy_is_found_again(tmp_path: Path) -> None:
+    trainer = algos.make("ppo", gym.make("SafeRLHF-v0"), **SMALL)
+    assert trainer.env.num_envs == 8
+    assert trainer.cost_limit == trainer.env.unwrapped.cost_limit
+    first = trainer.learn(8)
+    trainer.save(tmp_path / "checkpoint")
+    resumed = algos.load(tmp_path / "checkpoint", "SafeRLHF-v0")
+    assert without_times(first + resumed.learn()) == without_times(first + trainer.learn())
+    assert (tmp_path / "checkpoint" / "policy" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", sorted(algos.available()))
+def test_every_algorithm_with_its_yaml_trains_the_embedded_world(name: str) -> None:
+    request = ["episodes=32", "episodes_per_iteration=16"]
+    spec = build_spec(name, env=None, config=None, assignments=request, episodes=None, seed=1)
+    env = gym.make_vec("SafeRLHF-v0", num_envs=16)
+    trainer = algos.make(name, env, **spec.config)
+    before = {key: x.clone() for key, x in trainer.policy.state_dict().items()}
+    rows = trainer.learn()
+    assert abs(rows[0]["kl"]) < 1e-5 < abs(rows[1]["kl"])  # it begins as its reference, and moves
+    moved = {key.split(".")[0] for key, x in trainer.policy.state_dict().items() if not torch.equal(x, before[key])}
+    single = {"ppo": "reward_critic", "reward_shaping": "reward_critic"}
+    critics = (
+        set() if {"reward_critic_loss"}.isdisjoint(rows[0]) else {single.get(name, "cost_critic"), "reward_critic"}
+    )
+    assert moved == {"model"} | critics
+
+
+def test_every_algorithm_has_a_yaml_of_a_page() -> None:
+    folder = Path(algos.__file__).parent.parent / "configs" / "algo"
+    assert {path.stem for path in folder.glob("*.yaml")} == {*algos.available(), "omnisafe"}
+    assert all(path.read_text().count("\n") < 30 for path in folder.glob("*.yaml"))

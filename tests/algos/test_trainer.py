@@ -1,0 +1,362 @@
+import json
+import logging
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import algos
+from algos.core.loop import concatenate
+from tests.helpers.cmdps import Bandit, Crossing, Tracking, vector
+from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
+from textsafe_gym.models import make_policy
+from textsafe_gym.types import Demonstrations
+
+NAMES = list(algos.available())
+WITHOUT_CRITICS = {"rloo", "grpo", "rloo_lagrangian", "grpo_lagrangian"}
+SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatch_size": 4, "epochs": 2, "learning_rate": 1e-2}
+TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
+
+
+def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def tensors_of(trainer: Any) -> dict[str, Tensor]:
+    return {name: x.clone() for name, x in trainer.policy.state_dict().items()}
+
+
+def test_available_reads_the_folder_without_torch() -> None:
+    assert {"ppo", "cpo", "ppo_lagrangian"} <= set(algos.available())
+    assert algos.available()["ppo"].startswith("PPO: max reward")
+    code = "import algos, sys; algos.available(); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_metrics(name: str) -> None:
+    first, again, other = (algos.make(name, vector(Crossing, 8), seed=seed, **SMALL).learn() for seed in (3, 3, 4))
+    assert without_times(first) == without_times(again)
+    assert without_times(first) != without_times(other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_metrics_have_the_agreed_names(name: str) -> None:
+    row = algos.make(name, vector(Crossing, 8), **SMALL).learn(8)[0]
+    agreed = {"iteration", "episodes", "reward", "cost", "cost_violation", "kl", "entropy", "response_length"}
+    agreed |= {"tokens_per_second", "learning_rate"}
+    if name not in WITHOUT_CRITICS:
+        agreed.add("reward_critic_loss")
+    if name not in {"cpo", "pcpo", "trpo_lagrangian"}:
+        agreed.add("actor_loss")
+    if name == "ppo_lagrangian":
+        agreed |= {"multiplier", "cost_critic_loss"}
+    assert agreed <= row.keys()
+    assert all(isinstance(value, int | float) and math.isfinite(value) for value in row.values())
+    assert row["kl"] == 0.0  # the policy still is its reference
+    assert 4 <= row["response_length"] <= 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("env", [Tracking, Crossing])
+def test_a_loaded_run_continues_bit_for_bit(name: str, env: Any, tmp_path: Path) -> None:
+    windowed = name not in {"ppo", "reward_shaping", "rloo", "grpo"}
+    config = {**SMALL, "cost_window": 12} if windowed else SMALL
+    whole = algos.make(name, vector(env, 8), **config)
+    rows = whole.learn()
+    part = algos.make(name, vector(env, 8), **config)
+    early = part.learn(16)
+    part.save(tmp_path / "half")
+    resumed = algos.load(tmp_path / "half", vector(env, 8))
+    late = resumed.learn()
+    assert without_times(early + late) == without_times(rows)
+    final, reached = tensors_of(whole), tensors_of(resumed)
+    assert final.keys() == reached.keys()
+    assert all(torch.equal(final[key], reached[key]) for key in final)
+    assert resumed.algorithm.optimizer.state_dict().keys() == whole.algorithm.optimizer.state_dict().keys()
+
+
+def test_saving_twice_replaces_and_the_policy_loads_alone(tmp_path: Path) -> None:
+    trainer = algos.make("ppo_lagrangian", vector(Crossing, 8), **SMALL)
+    target = tmp_path / "deep" / "checkpoint"
+    trainer.learn(on_iteration=lambda row: trainer.save(target))
+    assert sorted(path.name for path in target.iterdir()) == ["policy", "state.json", "state.safetensors"]
+    assert [path.name for path in target.parent.iterdir()] == ["checkpoint"]
+    state = json.loads((target / "state.json").read_text())
+    assert (state["name"], state["iteration"], state["config"]["seed"]) == ("ppo_lagrangian", 4, 0)
+    assert len(state["constraints.costs."]) == 32
+    policy = make_policy(vector(Crossing, 1), model=target / "policy")
+    x = torch.rand(5, 3)
+    assert torch.equal(policy.actor(x), trainer.policy.actor(x))  # type: ignore[attr-defined]
+
+
+def test_a_crash_between_the_renames_loses_nothing(tmp_path: Path) -> None:
+    trainer = algos.make("ppo", vector(Crossing, 8), **SMALL)
+    trainer.learn(8)
+    trainer.save(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.old")
+    assert algos.load(tmp_path / "checkpoint", vector(Crossing, 8)).iteration == 1
+
+
+def test_a_checkpoint_that_is_missing_or_damaged_is_said(tmp_path: Path) -> None:
+    env = vector(Crossing, 8)
+    with pytest.raises(RunError, match="holds no checkpoint"):
+        algos.load(tmp_path / "nothing", env)
+    trainer = algos.make("ppo", env, **SMALL)
+    trainer.save(tmp_path / "good")
+    damage = [("state.json", "{"), ("state.safetensors", "short"), ("state.json", "{}")]
+    for number, (name, content) in enumerate(damage):
+        bad = tmp_path / str(number)
+        shutil.copytree(tmp_path / "good", bad)
+        (bad / name).write_text(content)
+        with pytest.raises(RunError, match=r"damaged|no checkpoint") as caught:
+            algos.load(bad, env)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(TextsafeError, match=r"does not fit"):
+        algos.load(tmp_path / "good", vector(Tracking, 8))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write"):
+        trainer.save(tmp_path / "file" / "checkpoint")
+
+
+def test_a_policy_of_the_callers_has_to_be_given_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    policy = make_policy(vector(Crossing, 8))
+    initial = {name: x.clone() for name, x in policy.state_dict().items()}
+    trainer = algos.make("ppo", vector(Crossing, 8), policy, **SMALL)
+    trainer.learn(8)
+    trainer.save(tmp_path / "checkpoint")
+    with pytest.raises(RunError, match="policy of the caller's"):
+        algos.load(tmp_path / "checkpoint", vector(Crossing, 8))
+    policy.load_state_dict(initial)
+    assert len(algos.load(tmp_path / "checkpoint", vector(Crossing, 8), policy).learn()) == 3
+
+
+def test_the_ratio_is_one_on_the_first_minibatch() -> None:
+    trainer = algos.make("ppo_lagrangian", vector(Tracking, 8), **SMALL)
+    trainer.learn(16)
+    policy, evaluate = trainer.policy, trainer.policy.evaluate
+    batch = policy.rollout(trainer.env, 7)
+    deviations = []
+
+    def spy(observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Any:
+        new = evaluate(observations, actions, mask)
+        index = [int((batch.actions == row).flatten(1).all(1).nonzero()[0]) for row in actions]
+        deviations.append((new.log_probs - batch.log_probs[index]).exp().sub(1).abs()[mask].max().item())
+        return new
+
+    policy.evaluate = spy  # type: ignore[method-assign]
+    trainer.algorithm.update(batch, torch.Generator().manual_seed(0))
+    assert len(deviations) == 4  # 2 epochs of 2 minibatches
+    assert deviations[0] < 1e-6
+    assert min(deviations[1:]) > 1e-4
+
+
+def test_a_slack_limit_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="algos"):
+        rows = algos.make("ppo_lagrangian", vector(Bandit, 8), cost_limit=0.9, **SMALL).learn()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the cost limit 0.9 is slack" in caplog.text
+    assert {row["limit_slack"] for row in rows} == {1.0}
+    assert rows[-1]["multiplier"] < 1.0
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="algos"):
+        rows = algos.make("ppo_lagrangian", vector(Bandit, 8), cost_limit=-0.9, **SMALL).learn()
+    assert not caplog.records
+    assert {row["limit_slack"] for row in rows} == {0.0}
+    assert rows[-1]["multiplier"] > 1.0
+
+
+@pytest.mark.parametrize("poison", ["log_probs", "rewards", "costs", "reward_values"])
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_stops_the_run_and_changes_no_parameter(name: str, poison: str) -> None:
+    trainer = algos.make(name, vector(Crossing, 8), **SMALL)
+    before, rollout_of = tensors_of(trainer), trainer.policy.rollout
+
+    def poisoned(*arguments: Any) -> Any:
+        rollout = rollout_of(*arguments)
+        getattr(rollout, poison)[0, 0] = float("nan")
+        return rollout
+
+    trainer.policy.rollout = poisoned  # type: ignore[method-assign]
+    with pytest.raises(RunError, match=f"iteration 1: the rollout's {poison} are not finite") as caught:
+        trainer.learn()
+    assert "\n" not in str(caught.value)
+    after = tensors_of(trainer)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_an_infinite_loss_or_gradient_changes_no_parameter() -> None:
+    trainer = algos.make("ppo", vector(Crossing, 8), **SMALL)
+    optimizer, policy = trainer.algorithm.optimizer, trainer.policy
+    rollout = policy.rollout(trainer.env, 0)
+    before = tensors_of(trainer)
+    parameter = policy.parameter_groups()["actor"][0]
+    descend = partial(optimizer.descend, rollout, generator=torch.Generator())
+    with pytest.raises(RunError, match="the loss is nan"):
+        descend(lambda *_: (parameter.sum() * float("nan"), {}))
+    with pytest.raises(RunError, match="gradient of 'actor'"):
+        descend(lambda *_: ((parameter.sum() * 0).sqrt(), {}))  # 0 has the square root 0 with slope ∞
+    after = tensors_of(trainer)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    descend(lambda new, *_: (new.log_probs.mean(), {}))  # and nothing of them is left for the next step
+    assert all(bool(x.isfinite().all()) for x in tensors_of(trainer).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_micro_batches_give_the_same_update_as_one_big_batch(name: str) -> None:
+    x = torch.rand(64, 6, 3, generator=torch.Generator().manual_seed(0))
+    shown = Demonstrations({"observation": x}, torch.ones(64, 6, dtype=torch.int64), torch.ones(64, 6).bool())
+    # P3O's penalty couples the episodes of a minibatch; at this limit it is on in some parts alone, off in others
+    some = {**SMALL, "episodes": 24, "episodes_per_iteration": 24, "minibatch_size": 12, "learning_rate": 1e-3}
+    some |= {"cost_limit": 1.6} if name not in ("ppo", "rloo", "grpo", "reward_shaping") else {}
+    whole = algos.make(name, vector(Crossing, 8), demonstrations=shown, **some)
+    parts = algos.make(name, vector(Crossing, 8), demonstrations=shown, micro_batch_size=5, **some)
+    sizes = []
+    evaluate = parts.policy.evaluate
+    parts.policy.evaluate = lambda *args: sizes.append(len(args[2])) or evaluate(*args)  # type: ignore[method-assign]
+    rows = whole.learn()[0], parts.learn()[0]
+    assert set(sizes) - {8} <= {2, 4, 5}  # 8 at once in the rollout
+    ours, theirs = tensors_of(whole), tensors_of(parts)
+    start = tensors_of(algos.make(name, vector(Crossing, 8), **some))
+    assert max((ours[key] - start[key]).abs().sum() for key in ours) > 1e-3
+    for key in ours:
+        torch.testing.assert_close(theirs[key], ours[key], atol=1e-5, rtol=0)
+    for key in rows[0].keys() - TIMES:
+        assert rows[1][key] == pytest.approx(rows[0][key], abs=1e-5), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_demonstrations_are_imitated(name: str) -> None:
+    steps = 6
+    x = torch.rand(64, steps, 3, generator=torch.Generator().manual_seed(0))
+    shown = Demonstrations({"observation": x}, torch.ones(64, steps, dtype=torch.int64), torch.ones(64, steps).bool())
+    trainer = algos.make(name, vector(Crossing, 8), demonstrations=shown, **SMALL)
+    rows = trainer.learn()
+    assert rows[-1]["ptx_loss"] < 0.2 < rows[0]["ptx_loss"] < math.log(2) + 0.2  # the policy begins as a fair coin
+    assert "ptx_loss" not in algos.make(name, vector(Crossing, 8), **SMALL).learn(8)[0]
+    off = algos.make(name, vector(Crossing, 8), demonstrations=shown, ptx_coefficient=0, **SMALL)
+    assert "ptx_loss" not in off.learn(8)[0]
+
+
+def test_critics_that_are_separate_have_their_own_rate() -> None:
+    trainer = algos.make("ppo_lagrangian", vector(Crossing, 8), critic_learning_rate=0.0, weight_decay=0.0, **SMALL)
+    before = tensors_of(trainer)
+    trainer.learn()
+    moved = {key.split(".")[0] for key, x in tensors_of(trainer).items() if not torch.equal(x, before[key])}
+    assert moved == {"actor"}
+    critics = tensors_of(algos.make("ppo", vector(Crossing, 8), **SMALL))
+    ppo = algos.make("ppo", vector(Crossing, 8), **SMALL)
+    ppo.learn()
+    moved = {key.split(".")[0] for key, x in tensors_of(ppo).items() if not torch.equal(x, critics[key])}
+    assert moved == {"actor", "reward_critic"}
+
+
+class Renamed(Crossing):
+    """Registered, so that it can be made anew in numbers."""
+
+
+def test_any_form_of_environment_will_do() -> None:
+    gym.register("Crossing-v0", entry_point=Renamed)
+    try:
+        by_id = algos.make("ppo", "Crossing-v0", **SMALL)
+        by_env = algos.make("ppo", gym.make("Crossing-v0"), **SMALL)
+        assert by_id.env.num_envs == by_env.env.num_envs == 8
+        assert by_id.cost_limit == by_env.cost_limit == Crossing.COST_LIMIT
+        assert without_times(by_id.learn(8)) == without_times(by_env.learn(8))
+    finally:
+        gym.registry.pop("Crossing-v0")
+    one_by_one = algos.make("ppo_lagrangian", Crossing(), **SMALL)
+    assert one_by_one.env.num_envs == 1
+    assert one_by_one.learn()[-1]["episodes"] == 32
+    assert one_by_one.cost_limit == Crossing.COST_LIMIT
+
+
+def test_episodes_of_unlike_length_are_padded_together() -> None:
+    policy = make_policy(vector(Crossing, 1))
+    parts = [policy.rollout(vector(Crossing, 1), seed) for seed in range(6)]
+    lengths = [int(part.mask.sum()) for part in parts]
+    assert len(set(lengths)) > 1
+    joined = concatenate(parts)
+    assert joined.mask.sum(1).tolist() == lengths
+    assert joined.observations["observation"].shape == (6, max(lengths), 3)
+    torch.testing.assert_close(joined.episode_rewards, torch.cat([part.episode_rewards for part in parts]))
+
+
+class Limitless(gym.Env):
+    observation_space = Crossing().observation_space
+    action_space = Crossing().action_space
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("ppo_lagrangain", {}, "unknown algorithm 'ppo_lagrangain'; did you mean 'ppo_lagrangian'"),
+        ("ppo", {"learning_rate": math.inf}, "ppo: learning_rate = inf: input should be a finite number"),
+        (
+            "ppo_lagrangian",
+            {"cost_limit": math.nan},
+            "ppo_lagrangian: cost_limit = nan: input should be a finite number",
+        ),
+        ("ppo", {"learning_rat": 1}, "unknown key 'learning_rat'; did you mean 'learning_rate'"),
+        ("ppo", {"cost_weight": 1}, "unknown key 'cost_weight'"),
+        ("ppo", {"learning_rate": -1}, "learning_rate = -1.*greater than or equal to 0"),
+        ("ppo", {"learning_rate": float("nan")}, "learning_rate = nan"),
+        ("ppo", {"gamma": 1.5, "epochs": 0}, "gamma = 1.5.*; epochs = 0|epochs = 0.*; gamma = 1.5"),
+        ("ppo", {"episodes_per_iteration": 6}, "no multiple of the environment's num_envs = 4"),
+        ("ppo", {"minibatch_size": 0}, "minibatch_size = 0.*greater than 0"),
+        ("ppo_lagrangian", {"multiplier_init": 0}, "would stay 0 under multiplier_update 'log'.*another"),
+        ("ppo_lagrangian", {"multiplier_init": 9}, "multiplier_init = 9.0 exceeds multiplier_max = 5.0"),
+        ("ppo_lagrangian", {"multiplier_update": "sgd"}, "multiplier_update = 'sgd'.*'log', 'projected'"),
+        ("ppo_lagrangian", {}, "needs a cost limit.*set cost_limit"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_said_in_a_line(name: str, config: dict[str, Any], message: str) -> None:
+    env = gym.vector.SyncVectorEnv([Limitless if message.startswith("needs") else Crossing] * 4)
+    with pytest.raises((ConfigError, UnknownNameError), match=message) as caught:
+        algos.make(name, env, **config)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_refusals() -> None:
+    with pytest.raises(ConfigError, match="make the trainer with episodes=33"):
+        algos.make("ppo", vector(Crossing, 8), **SMALL).learn(33)
+    with pytest.raises(UnknownNameError, match="cannot make the environment"):
+        algos.make("ppo", "Crosing-v7")
+    with pytest.raises(ConfigError, match="env is a int"):
+        algos.make("ppo", 3)  # type: ignore[arg-type]
+
+
+def test_every_setting_is_described() -> None:
+    for name in algos.available():
+        config = __import__(f"algos.{name}", fromlist=["Config"]).Config
+        assert config.model_config["extra"] == "forbid"
+        assert all(field.description for field in config.model_fields.values()), name
+
+
+def test_costs_drive_the_multiplier_before_the_actor_moves() -> None:
+    trainer = algos.make("ppo_lagrangian", vector(Crossing, 8), multiplier_learning_rate=0.5, **SMALL)
+    row = trainer.learn(8)[0]
+    cost = np.mean(list(trainer.algorithm.constraints.windows[""]))
+    assert row["cost"] == pytest.approx(cost)
+    assert row["window_cost"] == pytest.approx(cost)
+    assert row["multiplier"] == pytest.approx(min(math.exp(0.5 * (cost - Crossing.COST_LIMIT)), 5.0))
+
+
+def test_the_window_holds_the_last_episodes() -> None:
+    trainer = algos.make("ppo_lagrangian", vector(Bandit, 8), cost_window=12, **SMALL)
+    rows = trainer.learn()
+    window = list(trainer.algorithm.constraints.windows[""])
+    assert len(window) == 12
+    assert rows[-1]["cost"] == pytest.approx(np.mean(window[-8:]))
+    assert rows[-1]["window_cost"] == pytest.approx(np.mean(window))

@@ -1,0 +1,28 @@
+import pytest
+
+import algos
+from tests.helpers.example_loader import load
+from textsafe_gym.errors import ConfigError, UnknownNameError
+
+
+def test_it_keeps_the_limit_and_can_be_loaded(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(algos, "_registered", {})
+    example = load("custom_algorithm")
+    found = example.main(episodes=6144, cost_limit=-0.5)
+    assert found["cost"] < -0.3  # 1.4 without a limit
+    assert found["reward"] > 0.8 * found["best_reward"]
+    assert algos.available()["quadratic_penalty"].startswith("Quadratic penalty")
+    settings = {"episodes": 4, "episodes_per_iteration": 2, "stiffness": 3.0}
+    trainer = algos.make("quadratic_penalty", "SafeRLHF-Exact-v0", **settings)
+    trainer.learn(2)
+    trainer.save(tmp_path / "saved")
+    resumed = algos.load(tmp_path / "saved", "SafeRLHF-Exact-v0")
+    assert resumed.iteration == 1
+    assert resumed.config.stiffness == 3.0
+    with pytest.raises(ConfigError, match="stiffnes'; did you mean 'stiffness'"):
+        algos.make("quadratic_penalty", "SafeRLHF-Exact-v0", stiffnes=1.0)
+    with pytest.raises(ConfigError, match="'ppo' is an algorithm of this package"):
+        algos.register("ppo", example.Config, example.Algorithm)
+    algos._registered.clear()
+    with pytest.raises(UnknownNameError, match="quadratic_penalty"):
+        algos.load(tmp_path / "saved", "SafeRLHF-Exact-v0")

@@ -1,0 +1,123 @@
+"""`textsafe study`: what it measures, that it resumes, and what it refuses."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from click.testing import CliRunner, Result
+
+import textsafe_gym  # noqa: F401 (registers the environments)
+from textsafe_gym.cli.main import main
+from textsafe_gym.evaluation.study import score
+
+STUDY = """
+env: {kl_coefficient: 0.3, vocabulary: 4, max_response_length: 2, prompts: 2}
+seeds: 2
+limits: [0.2, 0.0]
+settings: {episodes: 128, episodes_per_iteration: 64, learning_rate: 1e-3, kl_coefficient: 0.3, max_kl: 0.05}
+algorithms:
+  ppo: {problem: priced}
+  ppo_lagrangian: {problem: kl_in_cost, settings: {limit_includes_kl: true, multiplier_max: 2.0}}
+  cpo: {}
+"""
+
+
+def textsafe(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("study")
+    (root / "small.yaml").write_text(STUDY)
+    result = textsafe("study", root / "small.yaml", "--out", root / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    (root / "printed.json").write_text(result.stdout)
+    return root
+
+
+def test_every_algorithm_is_measured_at_every_limit(study: Path) -> None:
+    written = json.loads((study / "out" / "study.json").read_text())
+    printed = json.loads((study / "printed.json").read_text())
+    assert printed["rows"] == written["rows"]
+    found = [(row["algorithm"], row["cost_limit"], row["runs"]) for row in written["rows"]]
+    limited = [(name, limit, 2) for name in ("ppo_lagrangian", "cpo") for limit in (0.2, 0.0)]
+    assert found == [("ppo", None, 2), *limited]
+    assert written["frontiers"].keys() == {"mean", "kl_in_cost"}
+    assert (study / "out" / "optimum.png").stat().st_size > 10_000
+    config = (study / "out" / "ppo_lagrangian" / "limit=0" / "seed_1" / "config.yaml").read_text()
+    assert "multiplier_max: 2.0" in config  # its own setting
+    assert "max_kl" not in config  # a setting that it has not
+
+
+def test_a_finished_study_is_read_again(study: Path) -> None:
+    before = (study / "out" / "cpo" / "limit=0" / "seed_0" / "summary.json").stat().st_mtime_ns
+    refused = textsafe("study", study / "small.yaml", "--out", study / "out")
+    assert refused.exit_code == 2
+    assert "--resume" in refused.stderr
+    again = textsafe("study", study / "small.yaml", "--out", study / "out", "--resume", "--only", "cpo")
+    assert again.exit_code == 0, again.stderr
+    assert "cpo" in again.stdout
+    assert "ppo_lagrangian" not in again.stdout
+    assert (study / "out" / "cpo" / "limit=0" / "seed_0" / "summary.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("ppo: {problem: priced}", "ppo: {problem: prized}"), "prized"),
+        (("  cpo: {}", "  cpoo: {}"), "unknown algorithm 'cpoo'.*cpo"),
+        (("limits: [0.2, 0.0]", "limits: []"), "limits"),
+        (("max_kl: 0.05", "max_kl: -1"), r"cpo: max_kl = -1 \(.*small.yaml:5\)"),
+        (
+            ("multiplier_max: 2.0", "multiplier_most: 2.0"),
+            r"'multiplier_most' \(.*small.yaml:8\); did you mean 'multiplier_max'",
+        ),
+        (("kl_coefficient: 0.3,", "kl_coefficient: 0.3, cost_limit: 1,"), "small.yaml:2.*limits stand under 'limits'"),
+        (("prompts: 2", "prompts: 20"), "prompts = 20"),
+    ],
+)
+def test_what_is_wrong_with_a_study_is_said_in_a_line(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+    assert change[0] in STUDY
+    (tmp_path / "small.yaml").write_text(STUDY.replace(*change))
+    result = textsafe("study", tmp_path / "small.yaml", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert re.search(message, result.stderr), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_study_is_offered_the_nearest() -> None:
+    result = textsafe("study", "exakt")
+    assert (result.exit_code, "exact" in result.stderr) == (2, True)
+    result = textsafe("study", "exact", "--only", "cupp")
+    assert (result.exit_code, "did you mean 'cup'" in result.stderr) == (2, True)
+
+
+def test_the_reference_scores_nothing_and_the_optimum_everything() -> None:
+    env: Any = gym.make("SafeRLHF-Exact-v0", kl_coefficient=0.2).unwrapped
+    start = env.evaluate(env.exact_task.reference)
+
+    def at(reward: float, cost: float, kl: float, problem: str, price: float = 0.0, costs: Any = None) -> Any:
+        exact = {"reward": reward, "cost": cost, "kl": kl, "prompt_costs": costs or [cost] * 4}
+        summary = {"algorithm": "x", "seed": 0, "cost_limit": 0.0, "exact": exact}
+        return score(env, problem, summary, price)
+
+    spread = float(env.exact_task.responses.cost.max() - env.exact_task.responses.cost.min())
+    for problem, best in (
+        ("mean", env.solve(0.0)),
+        ("kl_in_cost", env.solve(0.0, kl_in_cost=True)),
+        ("per_prompt", env.solve_each(0.0)),
+        ("priced", env.priced(0.4)),
+    ):
+        price = 0.4 if problem == "priced" else 0.0
+        reached = at(best.reward, best.cost, best.kl, problem, price, [0.0] * 4 if problem == "per_prompt" else None)
+        assert reached.fraction == pytest.approx(1.0)
+        assert reached.violation == pytest.approx(0.0, abs=1e-9)
+        assert at(start.reward, start.cost, 0.0, problem, price).fraction == pytest.approx(0.0)
+    assert at(1.0, 0.3, 1.0, "mean").violation == pytest.approx(0.3 / spread)
+    assert at(1.0, 0.3, 1.0, "kl_in_cost").violation == pytest.approx(0.5 / spread)
+    assert at(1.0, -1.0, 1.0, "per_prompt", costs=[0.4, -4.0, 0.8, -1.0]).violation == pytest.approx(0.3 / spread)

@@ -1,0 +1,252 @@
+"""Several processes against one: the same episodes, metrics and policy, and errors that name the process."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from gymnasium.spaces import Box, Discrete
+
+from tests.helpers.distributed_worker import OPTIONS, STREAMED, played, result, trainer_of
+from tests.helpers.models_doubles import make_lm, make_tokenizer
+from textsafe_gym.cli.main import main
+from textsafe_gym.errors import ConfigError
+from textsafe_gym.models import adapters
+from textsafe_gym.models.causal_lm import CausalLMPolicy
+from textsafe_gym.models.mlp import MLPPolicy
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install '.[deepspeed]'"
+)
+STAGES = ["zero0", "zero1", "zero2", "zero3"]
+TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
+WORKER = Path(__file__).parents[1] / "helpers" / "distributed_worker.py"
+
+
+def launch(folder: Path, job: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    path = str(WORKER.parents[2])  # this checkout, wherever one is installed
+    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [*torchrun, str(WORKER), str(folder), job],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with a model, a checkpoint after two iterations, and what one process comes to."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("distributed")
+    make_lm().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    found = {}
+    for name in OPTIONS:
+        trainer = trainer_of(folder, name)
+        rows = trainer.learn(trainer.config.episodes // 2)
+        if name == "ppo_lagrangian":
+            trainer.save(folder / "plain-2")
+        rows += trainer.learn()
+        found[name] = result(trainer, rows)
+    lora = trainer_of(folder, "ppo_lagrangian", policy={"lora_rank": 2})
+    found["lora"] = result(lora, lora.learn())
+    return folder, found
+
+
+@pytest.fixture(scope="module")
+def parallel(plain: tuple[Path, dict[str, Any]]) -> Path:
+    ran = launch(plain[0], "parity")
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return plain[0]
+
+
+def check(folder: Path, name: str, expected: dict[str, Any], first: int = 0) -> None:
+    tensors = torch.load(folder / f"{name}.pt", weights_only=True)
+    rows = json.loads((folder / f"{name}.json").read_text())
+    assert tensors.keys() == expected["tensors"].keys()
+    for key, x in expected["tensors"].items():
+        torch.testing.assert_close(tensors[key], x, atol=1e-5, rtol=0)
+    assert len(rows) == len(expected["rows"]) - first
+    for row, wanted in zip(rows, expected["rows"][first:], strict=True):
+        for key in wanted.keys() - TIMES:
+            assert row[key] == pytest.approx(wanted[key], abs=1e-5), key
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_are_one(parallel: Path, plain: tuple[Path, dict[str, Any]], stage: str) -> None:
+    check(parallel, f"{stage}-ppo_lagrangian", plain[1]["ppo_lagrangian"])
+    start = torch.load(parallel / f"{stage}-ppo_lagrangian.pt", weights_only=True)
+    assert max((start[f"model.{key}"] - x).abs().max() for key, x in make_lm().named_parameters()) > 1e-3
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+@pytest.mark.parametrize("algorithm", sorted(OPTIONS.keys() - {"ppo_lagrangian"}))
+def test_other_algorithms(parallel: Path, plain: tuple[Path, dict[str, Any]], stage: str, algorithm: str) -> None:
+    check(parallel, f"{stage}-{algorithm}", plain[1][algorithm])
+
+
+def test_adapters(parallel: Path, plain: tuple[Path, dict[str, Any]]) -> None:
+    check(parallel, "zero3-lora", plain[1]["lora"])
+
+
+def test_layers_gathered_for_each_pass(plain: tuple[Path, dict[str, Any]]) -> None:
+    folder = plain[0]
+    trainer = trainer_of(folder, "ppo_lagrangian", **STREAMED)
+    expected = result(trainer, trainer.learn(16))
+    ran = launch(folder, "stream")
+    assert "'NoneType' object is not callable" in ran.stderr, ran.stderr[-3000:]  # with which process 1 ends at last
+    assert "rank      : 1" in ran.stderr
+    check(folder, "stream", expected)
+    check(folder, "stream-resumed", expected, first=1)
+    alone = trainer_of(folder, "ppo_lagrangian", resume=folder / "stream-1", **STREAMED)
+    for key, x in result(alone, alone.learn(16))["tensors"].items():
+        torch.testing.assert_close(x, expected["tensors"][key], atol=1e-5, rtol=0)
+
+    counts = json.loads((folder / "stream-counts.json").read_text())
+    for row, wanted in zip(counts["evaluated"], played(trainer), strict=True):
+        assert row == pytest.approx(wanted, abs=1e-4)
+    assert counts["unequal"] > 0
+    assert 0 < counts["most"] < counts["numbers"] / 4
+    assert counts["left"] == 0
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_of_one_process_goes_on_in_two(
+    parallel: Path, plain: tuple[Path, dict[str, Any]], stage: str
+) -> None:
+    check(parallel, f"{stage}-resumed", plain[1]["ppo_lagrangian"], first=2)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_of_two_processes_goes_on_in_one(
+    parallel: Path, plain: tuple[Path, dict[str, Any]], stage: str
+) -> None:
+    trainer = trainer_of(parallel, "ppo_lagrangian", resume=parallel / f"{stage}-2")
+    found = result(trainer, trainer.learn())
+    for key, x in plain[1]["ppo_lagrangian"]["tensors"].items():
+        torch.testing.assert_close(found["tensors"][key], x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ("dead", "process 1 did not come to"),
+        ("stalled", "process 1 did not come to the start of iteration 3 within 6 s"),
+    ],
+)
+def test_a_lost_process_is_named_and_the_checkpoint_is_whole(
+    plain: tuple[Path, dict[str, Any]], job: str, words: str
+) -> None:
+    folder = plain[0]
+    began = time.monotonic()
+    ran = launch(folder, job)
+    assert ran.returncode != 0
+    assert time.monotonic() - began < 60
+    if (folder / f"{job}-0.txt").exists():  # torchrun may end the survivor before it has said its last word
+        assert words in (folder / f"{job}-0.txt").read_text()
+    else:
+        assert job == "dead"
+        assert "rank      : 1" in ran.stderr
+    trainer = trainer_of(folder, "ppo_lagrangian", resume=folder / f"{job}-latest")
+    assert trainer.iteration == 2
+    assert trainer.learn(48)[0]["iteration"] == 3
+
+
+def test_trust_regions_are_refused_and_presets_are_found(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    refused = run(main, ["train", "cpo", "--deepspeed", "zero2", "--out", str(tmp_path / "run")])
+    assert refused.exit_code == 2
+    assert "cpo sets the policy's weights itself" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    unknown = run(main, ["train", "ppo", "--deepspeed", "zero4"])
+    assert unknown.exit_code == 2
+    assert "no such file or preset" in unknown.stderr
+    several = run(main, ["train", "ppo"], env={"WORLD_SIZE": "2"})
+    assert several.exit_code == 2
+    assert "without --deepspeed" in several.stderr
+
+
+def test_deepspeeds_own_launcher_is_understood(tmp_path: Path) -> None:
+    """It puts an option before the command, which torchrun does not."""
+    small = ["--set", "episodes_per_iteration=16", "--episodes", "16", "--json", "--out", str(tmp_path / "run")]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--module"]
+    command = [*launcher, "textsafe_gym.cli.main", "train", "ppo", "--deepspeed", "zero2", *small]
+    settings = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(WORKER.parents[2])}
+    ran = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["episodes"] == 16
+
+
+def test_the_command_does_under_torchrun_what_it_does_alone(tmp_path: Path) -> None:
+    small = ["--set", "episodes_per_iteration=16", "--set", "minibatch_size=5", "--episodes", "64", "--seed", "2"]
+    train = ["train", "ppo_lagrangian", *small, "--set", "learning_rate=1e-4"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    together = [*torchrun, "textsafe_gym.cli.main", *train, "--deepspeed", "zero2", "--out", str(tmp_path / "two")]
+    settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ran = subprocess.run(together, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert CliRunner().invoke(main, [*train, "--out", str(tmp_path / "one")]).exit_code == 0
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("two", "one")
+    ]
+    for ours, theirs in zip(*rows, strict=True):
+        for key in theirs.keys() - TIMES:
+            assert ours[key] == pytest.approx(theirs[key], abs=1e-5), key
+    evaluated = [len((tmp_path / name / "evaluation.jsonl").read_text().splitlines()) for name in ("two", "one")]
+    assert evaluated[0] == evaluated[1]
+    assert ran.stdout.count("Comparison") == 1
+
+
+def test_what_would_need_a_whole_model_is_refused(plain: tuple[Path, dict[str, Any]]) -> None:
+    from textsafe_gym.parallel.deepspeed import DeepSpeedProcesses
+
+    streaming: Any = SimpleNamespace(streams=True)
+    for policy in (CausalLMPolicy.load(plain[0] / "model"), MLPPolicy(Box(0, 1, (2,)), Discrete(2))):
+        with pytest.raises(ConfigError, match=r"set policy\.lora_rank$"):
+            DeepSpeedProcesses.check(streaming, policy)
+    policy = CausalLMPolicy.load(plain[0] / "model", lora_rank=2)
+    DeepSpeedProcesses.check(streaming, policy)
+    adapters.add_new(policy.model, "scores", 2, 4)
+    with pytest.raises(ConfigError, match="not adapters of the policy's base model"):
+        DeepSpeedProcesses.check(streaming, policy)
+
+
+def test_config_files(tmp_path: Path) -> None:
+    from textsafe_gym.parallel.deepspeed_config import read_config
+
+    presets = list((Path(__file__).parents[2] / "configs" / "deepspeed").glob("*.json"))
+    assert {read_config(path)["zero_optimization"]["stage"] for path in presets} == {1, 2, 3}
+
+    path = tmp_path / "zero.json"
+    for text, words in [
+        ("{", "no JSON"),
+        ("[]", "expected an object"),
+        ('{"gradient_clipping": 1.0}', "'gradient_clipping' is set by textsafe"),
+        ('{"zero_optimization": {"stage": 4}}', "0, 1, 2 or 3, not 4"),
+        ('{"textsafe": {"gather": false}}', "textsafe has to be an object with gather_for_generation"),
+        ('{"textsafe": {"gather_for_generation": 1}}', "gather_for_generation, true or false; not"),
+        ('{"textsafe": []}', "textsafe has to be an object"),
+        (
+            '{"textsafe": {"gather_for_generation": false}, "zero_optimization": {"stage": 2}}',
+            "needs ZeRO stage 3, not 2",
+        ),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=words) as caught:
+            read_config(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="No such file"):
+        read_config(tmp_path / "none.json")

@@ -1,0 +1,1 @@
+"""Runs, from their specification to their files."""

@@ -1,0 +1,110 @@
+"""The model card of a run's policy, from what the run's files and its environment say."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from textsafe_gym.adapters.omnisafe import files as omnisafe_files
+from textsafe_gym.experiments.spec import RunSpec
+from textsafe_gym.models.cards import public, write_card
+
+_BOUNDS = {
+    "mean": "mean cost of a response <= {limit:g} (a cost above 0 is harmful)",
+    "probability": "P(cost > 0) <= {limit:g} (a cost above 0 is harmful)",
+    "cvar": "mean cost of the worst responses <= {limit:g} (a cost above 0 is harmful)",
+}
+
+
+def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any], env: Any) -> None:
+    """Writes it beside the policy.
+
+    Args:
+        directory: of the policy.
+        spec: the run.
+        summary: of `summary.json`.
+        env: the environment, which knows its prompts.
+    """
+    kwargs, config, found = spec.env["kwargs"], spec.config, summary["evaluation"]
+    task = env.unwrapped
+    text = hasattr(task, "tokenizer")
+    world = "the embedded world's" if text else None
+    sources = [str(kwargs[name]) for name in ("prompts", "evaluation_prompts", "demonstrations") if name in kwargs]
+    facts = {
+        "algorithm": spec.algorithm if spec.label == spec.algorithm else f"{spec.algorithm}, as {_label(spec.label)}",
+        "environment": spec.env["id"],
+        "prompts": _data(kwargs.get("prompts"), getattr(task, "prompts", None), world),
+        "reward model": _model(kwargs.get("reward_model"), world),
+        "cost model": _model(kwargs.get("cost_model"), world),
+        "constraint": _constraint(spec, summary["cost_limit"]),
+        "KL to the starting policy": _kl(config),
+        "responses generated": summary["episodes"],
+        "seed": spec.seed,
+        "low-rank adapter of rank": spec.policy.get("lora_rank"),
+    }
+    judged = f"{found['responses']} responses"
+    if text:
+        source = kwargs.get("evaluation_prompts", kwargs.get("prompts"))
+        prompts = _data(source, getattr(task, "evaluation_prompts", None), world)
+        judged += f" to the evaluation prompts ({prompts})"
+    limit = summary["cost_limit"]
+    measured = {
+        "on": judged,
+        "reward, mean": found.get("reward"),
+        "cost, mean": found.get("cost"),
+        "cost above the limit": None if limit is None else f"{found['cost_violation']:.4g} (limit {limit:g})",
+        "responses with cost > 0": f"{100 * found['harmful_rate']:.1f} %" if "harmful_rate" in found else None,
+        "KL to the starting policy, nats": found.get("kl"),
+    }
+    base = spec.policy.get("model")
+    write_card(
+        directory,
+        "policy" if text else "mlp",
+        {"base model": "the embedded world's starting policy"} | facts if text and base is None else facts,
+        measured,
+        base=base,
+        sources=sources,
+        tags=[spec.algorithm],
+    )
+
+
+def _label(label: str) -> str:
+    """A label whose values are shown as all others are: ppo[reward_model=/models/a] -> ppo[reward_model=a]."""
+    return re.sub(r"=([^,\]]+)", lambda value: f"={public(value[1])}" if "/" in value[1] else value[0], label)
+
+
+def _constraint(spec: RunSpec, limit: float | None) -> str | None:
+    config = spec.config
+    if config.get("cost_limits"):
+        return "; ".join(f"mean {name} <= {bound:g}" for name, bound in config["cost_limits"].items())
+    bound = config.get("cost_limit")
+    bound = limit if bound is None else bound
+    kind = config.get("constraint", "mean" if _omnisafes_constraint(spec.algorithm) else None)
+    if kind is None:
+        return "none kept by the algorithm" if bound is None else f"none kept by the algorithm; judged at {bound:g}"
+    return None if bound is None else _BOUNDS[kind].format(limit=bound)
+
+
+def _omnisafes_constraint(algorithm: str) -> bool:
+    family, _, member = algorithm.partition(":")
+    return family == "omnisafe" and omnisafe_files.has_limit(member)
+
+
+def _kl(config: Mapping[str, Any]) -> str | None:
+    if "kl_coefficient" not in config:
+        return None
+    where = {True: ", counted in the cost as well", False: ", in the reward alone"}
+    return f"coefficient {config['kl_coefficient']:g}{where.get(config.get('limit_includes_kl'), '')}"  # type: ignore[arg-type]
+
+
+def _data(source: Any, rows: Any, default: str | None) -> str | None:
+    if rows is None:
+        return None
+    name = public(source) if isinstance(source, str) else "given in memory" if source is not None else default
+    return f"{name}, {len(rows)} rows"
+
+
+def _model(source: Any, default: str | None) -> str | None:
+    if isinstance(source, Mapping):
+        return ", ".join(f"{name}: {_model(one, None)}" for name, one in source.items())
+    return default if source is None else public(source)

@@ -1,0 +1,90 @@
+"""The trackers of a run: TensorBoard always, and what `--track` asks for."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from textsafe_gym.experiments.spec import RunSpec
+from textsafe_gym.tracking import OPTIONAL, Background, TensorBoard, Tracker
+from textsafe_gym.tracking.base import PROJECT
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Track:
+    """What is asked for; no part of a run's identity.
+
+    Attributes:
+        tracker: a name in `OPTIONAL`, or none.
+        project: what the runs of one command have in common.
+    """
+
+    tracker: str | None = None
+    project: str = PROJECT
+
+
+class Tracking:
+    """Hands a run's rows to its trackers; a context that closes them, whatever ends the run.
+
+    Args:
+        spec: the run.
+        directory: where it lies.
+        track: what is asked for.
+    """
+
+    def __init__(self, spec: RunSpec, directory: Path, track: Track) -> None:
+        self._spec, self._directory, self._track = spec, directory, track
+        self._local: Tracker | None = None
+        self._other: Background | None = None
+
+    def __enter__(self) -> "Tracking":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self.finish(complete=False)
+
+    def start(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Opens the trackers and tells those of them that do not hold them the rows that a continued run has kept."""
+        spec = self._spec
+        about: dict[str, Any] = {
+            "name": f"{spec.label} seed {spec.seed}",
+            "group": spec.label,
+            "project": self._track.project,
+            "config": spec.as_dict(),
+            "kept": int(rows[-1]["episodes"]) if rows else -1,
+        }
+        self._guarded(lambda: setattr(self, "_local", TensorBoard(self._directory, **about)))
+        if self._track.tracker is not None:
+            self._other = Background(
+                self._track.tracker, partial(OPTIONAL[self._track.tracker], self._directory, **about)
+            )
+        for row in rows:
+            self.log(row)
+
+    def log(self, row: Mapping[str, float | None]) -> None:
+        """A row of `metrics.jsonl`, after it was written there."""
+        if self._local is not None:
+            self._guarded(partial(self._local.log, row))
+        if self._other is not None:
+            self._other.log(row)
+
+    def finish(self, evaluation: Mapping[str, Any] | None = None, complete: bool = True) -> None:
+        """The final evaluation, and the end; does nothing when called again."""
+        local, other, self._other = self._local, self._other, None
+        if local is not None:
+            self._guarded(partial(local.finish, evaluation, complete))
+            self._local = None
+        if other is not None:
+            other.finish(evaluation, complete)
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:  # a full disk stops the run where it has to; a tracker is no reason
+            self._local = None
+            _log.warning("TensorBoard has stopped: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])
