@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from algos.core.loop import Trainer
     from textsafe_gym.parallel.process_group import ProcessGroup
-    from textsafe_gym.types import Demonstrations, Policy
+    from textsafe_gym.protocols import Actor, Critics
+    from textsafe_gym.types import Demonstrations, Preferences
 
 
 OMNISAFE = "omnisafe:"
@@ -79,6 +80,16 @@ def config_class(name: str) -> type[Any]:
     return found
 
 
+def critics_of(name: str) -> tuple[str, ...]:
+    """The critics that an algorithm uses: "reward", "cost", both or none.
+
+    Raises:
+        UnknownNameError: no such algorithm.
+    """
+    found: tuple[str, ...] = _definition(name).algorithm.critics
+    return found
+
+
 def _hint(name: str) -> str:
     from algos.omnisafe import names
 
@@ -92,7 +103,9 @@ def _definition(name: str) -> _Definition:
     if name.startswith(OMNISAFE):
         from algos.omnisafe import Algorithm, config_class
 
-        return _Definition(config_class(name), partial(Algorithm, name))
+        made: Any = partial(Algorithm, name)
+        made.source, made.critics = Algorithm.source, Algorithm.critics
+        return _Definition(config_class(name), made)
     if name not in available():
         raise UnknownNameError(f"unknown algorithm '{name}'; {_hint(name)}")
     if name in _registered:
@@ -104,9 +117,12 @@ def _definition(name: str) -> _Definition:
 def make(
     name: str,
     env: "gym.Env | gym.vector.VectorEnv | str",
-    policy: "Policy | str | Path | None" = None,
+    policy: "Actor | str | Path | None" = None,
     demonstrations: "Demonstrations | None" = None,
     processes: "ProcessGroup | None" = None,
+    *,
+    critics: "Critics | None" = None,
+    data: "Preferences | None" = None,
     **config: Any,
 ) -> "Trainer":
     """An algorithm ready to learn.
@@ -114,39 +130,54 @@ def make(
     Args:
         name: one of `available()`, or "omnisafe:PPOLag" and the like.
         env: an id, an environment or a vector environment. An id or a single registered environment is made anew as a
-            vector environment of `episodes_per_iteration`; one that is not registered, or whose wrappers cannot be made
-            again, plays one episode at a time.
-        policy: an object, or a model folder or hub id; by default the one that suits the environment.
+            vector environment of `episodes_per_iteration`; one that is not registered plays one episode at a time.
+        policy: the actor to start from: an object, or a model folder or hub id; by default the one that suits the
+            environment.
         demonstrations: supervised episodes for the PTX term; without them there is none.
         processes: those that train together, such as `textsafe_gym.parallel.deepspeed.start` gives; without them,
             this one.
+        critics: of that actor; by default the ones that the algorithm uses are made, as heads or networks of their own.
+        data: labelled pairs, for an algorithm that learns from preferences.
         **config: fields of the algorithm's `Config`.
 
     Returns:
-        A trainer: `.learn()`, `.save(directory)`, `.policy`, `.algorithm`.
+        A trainer: `.learn()`, `.save(directory)`, `.actor`, `.algorithm`.
 
     Raises:
         UnknownNameError: no such algorithm or environment.
-        ConfigError: a setting is unknown or wrong.
+        ConfigError: a setting is unknown or wrong, or what the algorithm learns from is missing.
         ModelError: the policy cannot be loaded or does not fit.
     """
-    from algos.core.loop import Trainer, plan
+    from algos.core.loop import Trainer
     from algos.core.optim import Setup
+    from algos.core.sources import Pairs, Rollouts, planned
     from textsafe_gym.config import Settings, validate
+    from textsafe_gym.envs.making import own_cost_limit, vectorised
     from textsafe_gym.parallel.process_group import SingleProcess
-    from textsafe_gym.types import own_cost_limit
+    from textsafe_gym.types import Agent
 
     own = _definition(name)
     settings = validate(own.config, Settings(config), name)
     processes = processes or SingleProcess()
     check_processes(name, processes)
-    vector = _vectorised(env, max(1, settings.episodes_per_iteration // processes.world_size))
+    offline = own.algorithm.source == "preferences"
+    if offline and data is None:
+        raise ConfigError(f"{name} learns from labelled pairs; give data=<Preferences> (--data FILE)")
+    if not offline and data is not None:
+        raise ConfigError(f"{name} learns from what it samples; leave data out, or take an algorithm such as dpo")
+    vector = vectorised(env, 1 if offline else max(1, settings.episodes_per_iteration // processes.world_size))
     own_policy = policy is None
-    if policy is None or isinstance(policy, str | Path):
-        policy = _make_policy(vector, policy, settings.seed)
+    actor, made = _actor_and_critics(vector, policy, own.algorithm.critics, settings.seed)
+    agent = Agent(actor, critics if critics is not None else made, actor.reference())
     limit = settings.cost_limit if settings.cost_limit is not None else own_cost_limit(vector)
-    algorithm = own.algorithm(Setup(policy, settings, limit, plan(settings), demonstrations, processes, vector))
-    return Trainer(name, algorithm, vector, settings, limit, own_policy)
+    iterations = planned(settings, 0 if data is None else len(data))
+    algorithm = own.algorithm(Setup(agent, settings, limit, iterations, demonstrations, processes, vector))
+    source: Any
+    if data is not None:
+        source = Pairs(data, settings)
+    else:
+        source = Rollouts(agent, vector, settings, processes, algorithm.optimizer.engine)
+    return Trainer(name, algorithm, source, settings, own_policy)
 
 
 def check_processes(name: str, processes: "ProcessGroup") -> None:
@@ -171,9 +202,12 @@ def check_processes(name: str, processes: "ProcessGroup") -> None:
 def load(
     directory: str | Path,
     env: "gym.Env | gym.vector.VectorEnv | str",
-    policy: "Policy | str | Path | None" = None,
+    policy: "Actor | str | Path | None" = None,
     demonstrations: "Demonstrations | None" = None,
     processes: "ProcessGroup | None" = None,
+    *,
+    critics: "Critics | None" = None,
+    data: "Preferences | None" = None,
 ) -> "Trainer":
     """A trainer that continues from a checkpoint as if it had never stopped.
 
@@ -183,6 +217,8 @@ def load(
         policy: what was given to `make`: the policy that training *started* from, whose frozen copy the KL is measured
             to; its trained tensors come from the checkpoint.
         demonstrations: as for `make`.
+        critics: as for `make`.
+        data: as for `make`.
         processes: as for `make`; not necessarily of as many processes as before.
 
     Raises:
@@ -197,44 +233,20 @@ def load(
         raise RunError(
             f"the run in '{directory}' began from a policy of the caller's; give the same again: load(..., policy=...)"
         )
-    trainer = make(state["name"], env, policy, demonstrations, processes, **state["config"])
+    trainer = make(state["name"], env, policy, demonstrations, processes, critics=critics, data=data, **state["config"])
     trainer.own_policy = state["own_policy"]
     trainer.restore(state)
     return trainer
 
 
-def _vectorised(env: Any, episodes: int) -> "gym.vector.VectorEnv":
-    import gymnasium as gym
-
-    from textsafe_gym.models import check_plain
-    from textsafe_gym.models.infos import make_vec
-
-    if isinstance(env, gym.vector.VectorEnv):
-        return env
-    try:
-        if isinstance(env, str):
-            return make_vec(env, episodes)
-        if isinstance(env, gym.Env):
-            # Gymnasium notes no arguments of a wrapper that is no `gymnasium.utils.RecordConstructorArgs`.
-            if env.spec is None or any(wrapper.kwargs is None for wrapper in env.spec.additional_wrappers):
-                check_plain(env.observation_space)
-                return gym.vector.SyncVectorEnv([lambda: env])
-            if not env.spec.additional_wrappers:
-                return make_vec(env.spec, episodes)
-            check_plain(env.observation_space)
-            return make_vec(env.spec, episodes, vectorization_mode="sync")  # one of its own has no place for wrappers
-    except (gym.error.Error, ModuleNotFoundError) as error:
-        if getattr(error, "name", None):
-            raise  # the module of "module:id" is there and lacks another
-        raise UnknownNameError(f"cannot make the environment: {' '.join(str(error).split())}") from None
-    raise ConfigError(f"env is a {type(env).__name__}; give an id, a gymnasium.Env or a gymnasium.vector.VectorEnv")
-
-
-def _make_policy(env: Any, model: str | Path | None, seed: int) -> "Policy":
+def _actor_and_critics(
+    env: Any, policy: "Actor | str | Path | None", kinds: tuple[str, ...], seed: int
+) -> "tuple[Actor, Critics | None]":
     import torch
 
-    from textsafe_gym.models import make_policy
+    from textsafe_gym.models import make_actor, make_critics
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a fresh network's weights
-        return make_policy(env, model=model)
+        actor = make_actor(env, policy) if policy is None or isinstance(policy, str | Path) else policy
+        return actor, make_critics(actor, env, kinds)

@@ -13,16 +13,20 @@ their limit is on an episode; the KL to the reference is in the reward, so that 
 critics that are heads on the actor's trunk are trained alone, since moving the trunk would leave the trust region.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from algos.core.settings import ConstraintConfig, CriticConfig, TrainingConfig, TrustRegionConfig
 
-from algos.core.constraints import ConstraintConfig, Constraints
-from algos.core.objectives import CriticConfig, critic_losses, estimate, shaped_rewards
-from algos.core.optim import CRITICS, Optimizer, Setup, TrainingConfig
-from algos.core.trust_region import TrustRegion, TrustRegionConfig
-from textsafe_gym.types import Evaluation, Rollout
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Evaluation, Rollout
+
 
 _TINY = 1e-8
 
@@ -32,10 +36,16 @@ class Config(TrainingConfig, CriticConfig, ConstraintConfig, TrustRegionConfig):
 
 
 class Algorithm:
-    """One policy, its optimiser and the constraint; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser and the constraint; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ("reward", "cost")
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
         self.constraints = Constraints(self.config, setup.cost_limit, "cpo", several=False)
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
@@ -46,14 +56,18 @@ class Algorithm:
         Metrics beside those of the critics and of the constraint: `recovering`, 1 where no step could keep the limit;
         `step_kl`, of the step that was taken; `step_fraction`, what the line search left of it.
         """
+        from algos.core.objectives import critic_losses, estimate, shaped_rewards
+        from algos.core.optim import CRITICS
+        from algos.core.trust_region import TrustRegion
+
         config = self.config
-        costs = self.constraints.observe(rollout)[0]
-        (excess,) = self.constraints.excess.values()
+        measured = self.constraints.measure(rollout)
+        costs, (excess,) = measured.signals[0], measured.excess.values()
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         estimates = estimate(rollout, rewards, costs, config)
 
         # The step, from its products with F⁻¹.
-        region = TrustRegion(self.policy, rollout, config, generator, config.at_once)
+        region = TrustRegion(self.agent.actor, rollout, config, generator, config.at_once)
         g, b = region.gradients(estimates.reward, estimates.cost)
         x, p = region.solve(g), region.solve(b)
         case, along_reward, along_cost = cpo_step(
@@ -70,8 +84,8 @@ class Algorithm:
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             return critic_losses(new, batch, index, estimates, config)
 
-        learned = self.optimizer.descend(rollout, losses, generator, only=CRITICS)
-        return {**learned, **self.constraints.metrics, **step}
+        learned = self.optimizer.train(rollout, losses, generator, only=CRITICS)
+        return {**learned, **estimates.metrics, **measured.metrics, **step}
 
 
 def cpo_step(q: float, r: float, s: float, c: float, max_kl: float) -> tuple[str, float, float]:

@@ -7,15 +7,19 @@ What differs: the KL to the reference is in the reward, so that the objective is
 window's mean, which smooths as their delayed moving average does.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Literal
+
 from pydantic import Field
 
-from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
-from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, mix_advantages, shaped_rewards
-from algos.core.optim import Optimizer, Setup, TrainingConfig
-from textsafe_gym.types import Rollout
+from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
@@ -26,10 +30,16 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, Multipl
 
 
 class Algorithm:
-    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ("reward", "cost")
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints, Multipliers
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
         self.constraints = Constraints(self.config, setup.cost_limit, "cppo_pid")
         self.multipliers = Multipliers(self.config, self.constraints)
@@ -37,12 +47,15 @@ class Algorithm:
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over its minibatches, λ, and the window that drove it."""
+        from algos.core.constraints import weighted_cost
+        from algos.core.objectives import clipped_losses, estimate, mix_advantages, shaped_rewards
+
         config = self.config
-        signals = self.constraints.observe(rollout)
-        costs, multiplier = price(signals, self.multipliers.update(self.constraints.excess))
+        measured = self.constraints.measure(rollout)
+        costs, multiplier = weighted_cost(measured.signals, self.multipliers.update(measured.excess))
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         estimates = estimate(rollout, rewards, costs, config)
         advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
-        losses = clipped_losses(advantages, estimates, config.clip_range_ratio, config)
-        learned = self.optimizer.descend(rollout, losses, generator)
-        return {**learned, **self.multipliers.metrics, **self.constraints.metrics}
+        losses = clipped_losses(advantages, estimates, clip=config, critics=config)
+        learned = self.optimizer.train(rollout, losses, generator, target_kl=config.target_kl)
+        return {**learned, **estimates.metrics, **self.multipliers.metrics, **measured.metrics}

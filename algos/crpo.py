@@ -8,13 +8,19 @@ step takes it.
 What differs: the KL to the reference is in the reward steps alone, so that the stationary point is that of E[R] - β·KL.
 """
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from algos.core.constraints import ConstraintConfig, Constraints
-from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, shaped_rewards
-from algos.core.optim import Optimizer, Setup, TrainingConfig
-from textsafe_gym.types import Rollout
+from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
@@ -24,23 +30,31 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
 
 
 class Algorithm:
-    """One policy, its optimiser and the constraint; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser and the constraint; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ("reward", "cost")
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
         self.constraints = Constraints(self.config, setup.cost_limit, "crpo", several=False)
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over its minibatches, the window's, and `cost_step`, 1 or 0."""
+        from algos.core.objectives import clipped_losses, estimate, shaped_rewards
+
         config = self.config
-        costs = self.constraints.observe(rollout)[0]
-        (excess,) = self.constraints.excess.values()
+        measured = self.constraints.measure(rollout)
+        costs, (excess,) = measured.signals[0], measured.excess.values()
         violated = excess > config.tolerance
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         estimates = estimate(rollout, rewards, costs, config)
         advantages = -estimates.cost if violated else estimates.reward
-        losses = clipped_losses(advantages, estimates, config.clip_range_ratio, config)
-        learned = self.optimizer.descend(rollout, losses, generator)
-        return {**learned, **self.constraints.metrics, "cost_step": float(violated)}
+        losses = clipped_losses(advantages, estimates, clip=config, critics=config)
+        learned = self.optimizer.train(rollout, losses, generator, target_kl=config.target_kl)
+        return {**learned, **estimates.metrics, **measured.metrics, "cost_step": float(violated)}

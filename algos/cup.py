@@ -11,15 +11,20 @@ What differs: their factor (1 - γ·λ_GAE) / (1 - γ) on A_C, which is infinite
 the KL to the reference is in the reward.
 """
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
-from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, masked_mean, shaped_rewards
-from algos.core.optim import Optimizer, Setup, TrainingConfig
-from algos.core.trust_region import by_episode, divergences
-from textsafe_gym.types import Evaluation, Rollout
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Evaluation, Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
@@ -29,10 +34,16 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, Multipl
 
 
 class Algorithm:
-    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ("reward", "cost")
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints, Multipliers
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup, parts=2)
         self.constraints = Constraints(self.config, setup.cost_limit, "cup")
         self.multipliers = Multipliers(self.config, self.constraints)
@@ -41,22 +52,26 @@ class Algorithm:
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over the first half's minibatches, `projection_loss` over the
         second's, ν and the window's."""
+        from algos.core.constraints import weighted_cost
+        from algos.core.objectives import clipped_losses, estimate, masked_mean, shaped_rewards
+        from algos.core.trust_region import by_episode, divergences
+
         config = self.config
-        signals = self.constraints.observe(rollout)
-        costs, multiplier = price(signals, self.multipliers.update(self.constraints.excess))
+        measured = self.constraints.measure(rollout)
+        costs, multiplier = weighted_cost(measured.signals, self.multipliers.update(measured.excess))
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         estimates = estimate(rollout, rewards, costs, config)
-        first = clipped_losses(estimates.reward, estimates, config.clip_range_ratio, config)
-        learned = self.optimizer.descend(rollout, first, generator)
-        half = by_episode(self.policy, rollout, config.at_once)
+        first = clipped_losses(estimates.reward, estimates, clip=config, critics=config)
+        learned = self.optimizer.train(rollout, first, generator, target_kl=config.target_kl)
+        half = by_episode(self.agent.actor, rollout, config.at_once)
 
         def second(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            away = divergences(self.policy, batch, [half[i] for i in index.tolist()])
+            away = divergences(self.agent.actor, batch, [half[i] for i in index.tolist()])
             ratios = (new.log_probs - batch.log_probs).masked_fill(~batch.mask, 0.0).exp()
             harm = multiplier * ratios * estimates.cost[index]
             loss = masked_mean(config.projection_weight * away + harm, batch.mask)
             return loss, {"projection_loss": loss}
 
-        projected = self.optimizer.descend(rollout, second, generator, only=("actor",))
+        projected = self.optimizer.train(rollout, second, generator, only=("actor",))
         learned["projection_loss"] = projected["projection_loss"]
-        return {**learned, **self.multipliers.metrics, **self.constraints.metrics}
+        return {**learned, **estimates.metrics, **self.multipliers.metrics, **measured.metrics}

@@ -12,15 +12,20 @@ What differs: advantages are divided by 1 + ν, as in most of their later uses, 
 the reference is in the reward.
 """
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
-from algos.core.objectives import CriticConfig, critic_losses, estimate, masked_mean, mix_advantages, shaped_rewards
-from algos.core.optim import Optimizer, Setup, TrainingConfig
-from algos.core.trust_region import by_episode, divergences
-from textsafe_gym.types import Evaluation, Rollout
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from algos.core.settings import ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Evaluation, Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ConstraintConfig, MultiplierConfig):
@@ -31,10 +36,16 @@ class Config(TrainingConfig, CriticConfig, ConstraintConfig, MultiplierConfig):
 
 
 class Algorithm:
-    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ("reward", "cost")
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints, Multipliers
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
         self.constraints = Constraints(self.config, setup.cost_limit, "focops")
         self.multipliers = Multipliers(self.config, self.constraints)
@@ -42,21 +53,25 @@ class Algorithm:
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over its minibatches, ν, the window's, and the `step_kl`."""
+        from algos.core.constraints import weighted_cost
+        from algos.core.objectives import critic_losses, estimate, masked_mean, mix_advantages, shaped_rewards
+        from algos.core.trust_region import by_episode, divergences
+
         config = self.config
-        signals = self.constraints.observe(rollout)
-        costs, multiplier = price(signals, self.multipliers.update(self.constraints.excess))
+        measured = self.constraints.measure(rollout)
+        costs, multiplier = weighted_cost(measured.signals, self.multipliers.update(measured.excess))
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         estimates = estimate(rollout, rewards, costs, config)
         advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
-        old = by_episode(self.policy, rollout, config.at_once)
+        old = by_episode(self.agent.actor, rollout, config.at_once)
 
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            away = divergences(self.policy, batch, [old[i] for i in index.tolist()])
+            away = divergences(self.agent.actor, batch, [old[i] for i in index.tolist()])
             ratios = (new.log_probs - batch.log_probs).masked_fill(~batch.mask, 0.0).exp()
             near = away.detach() <= config.state_kl
             actor = masked_mean((away - ratios * advantages[index] / config.temperature) * near, batch.mask)
             critics, parts = critic_losses(new, batch, index, estimates, config)
             return actor + critics, {"actor_loss": actor, "step_kl": masked_mean(away, batch.mask), **parts}
 
-        learned = self.optimizer.descend(rollout, losses, generator)
-        return {**learned, **self.multipliers.metrics, **self.constraints.metrics}
+        learned = self.optimizer.train(rollout, losses, generator)
+        return {**learned, **estimates.metrics, **self.multipliers.metrics, **measured.metrics}

@@ -8,13 +8,20 @@ estimates the KL's value well, but its gradient is that of KL(π_ref‖π): trai
 of E[R] - β·KL(π‖π_ref).
 """
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from algos.core.objectives import ClipConfig, clipped_surrogate_loss, group_normalised, shaped_rewards
-from algos.core.optim import Optimizer, Setup, TrainingConfig
-from textsafe_gym.types import Evaluation, Rollout, episode_sums
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from algos.core.settings import ClipConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Evaluation, Rollout
 
 
 class Config(TrainingConfig, ClipConfig):
@@ -24,22 +31,32 @@ class Config(TrainingConfig, ClipConfig):
 
 
 class Algorithm:
-    """One policy and its optimiser; the critics stay as they are. See `algos.core.optim.Setup`."""
+    """An actor and its optimiser; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ()
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
-        self.parts = {"optimizer": self.optimizer}
+        self.constraints = Constraints(None, setup.cost_limit, "grpo")
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over its minibatches."""
+        from algos.core.groups import group_normalised
+        from algos.core.objectives import actor_loss, shaped_rewards
+        from textsafe_gym.types import episode_sums
+
         config = self.config
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         advantages = group_normalised(episode_sums(rewards, rollout.mask), rollout.groups)
 
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             spread = advantages[index, None].expand_as(new.log_probs)
-            loss = clipped_surrogate_loss(new.log_probs, batch.log_probs, spread, batch.mask, config.clip_range_ratio)
-            return loss, {"actor_loss": loss}
+            return actor_loss(new, batch, spread, config)
 
-        return self.optimizer.descend(rollout, losses, generator, only=("actor",))
+        return self.optimizer.train(rollout, losses, generator, target_kl=config.target_kl)

@@ -10,21 +10,20 @@ divided by their own σ, each limit's optimum is stationary at the same λ = 1, 
 common price. The KL to the reference is in the reward, for the reason given in `algos.grpo`.
 """
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
-from algos.core.objectives import (
-    ClipConfig,
-    clipped_surrogate_loss,
-    group_centred,
-    group_normalised,
-    mix_advantages,
-    shaped_rewards,
-)
-from algos.core.optim import Optimizer, Setup, TrainingConfig
-from textsafe_gym.types import Evaluation, Rollout, episode_sums
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from algos.core.settings import ClipConfig, ConstraintConfig, MultiplierConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Evaluation, Rollout
 
 
 class Config(TrainingConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
@@ -34,10 +33,16 @@ class Config(TrainingConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
 
 
 class Algorithm:
-    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ()
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints, Multipliers
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
         self.constraints = Constraints(self.config, setup.cost_limit, "grpo_lagrangian")
         self.multipliers = Multipliers(self.config, self.constraints)
@@ -45,9 +50,14 @@ class Algorithm:
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over its minibatches, λ, and the window that drove it."""
+        from algos.core.constraints import weighted_cost
+        from algos.core.groups import group_centred, group_normalised
+        from algos.core.objectives import actor_loss, mix_advantages, shaped_rewards
+        from textsafe_gym.types import episode_sums
+
         config = self.config
-        signals = self.constraints.observe(rollout)
-        costs, multiplier = price(signals, self.multipliers.update(self.constraints.excess))
+        measured = self.constraints.measure(rollout)
+        costs, multiplier = weighted_cost(measured.signals, self.multipliers.update(measured.excess))
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         returns = [episode_sums(signal, rollout.mask) for signal in (rewards, costs)]
         reward, cost = (group_centred(own, rollout.groups) for own in returns)
@@ -55,8 +65,7 @@ class Algorithm:
 
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             spread = advantages[index, None].expand_as(new.log_probs)
-            loss = clipped_surrogate_loss(new.log_probs, batch.log_probs, spread, batch.mask, config.clip_range_ratio)
-            return loss, {"actor_loss": loss}
+            return actor_loss(new, batch, spread, config)
 
-        learned = self.optimizer.descend(rollout, losses, generator, only=("actor",))
-        return {**learned, **self.multipliers.metrics, **self.constraints.metrics}
+        learned = self.optimizer.train(rollout, losses, generator, target_kl=config.target_kl)
+        return {**learned, **self.multipliers.metrics, **measured.metrics}

@@ -8,13 +8,19 @@ What differs: outside the feasible set, where the paper's barrier does not exist
 are (A_R - price·A_C) / (1 + price); the KL to the reference is in the reward.
 """
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from algos.core.constraints import ConstraintConfig, Constraints
-from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, mix_advantages, shaped_rewards
-from algos.core.optim import Optimizer, Setup, TrainingConfig
-from textsafe_gym.types import Rollout
+from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
@@ -25,23 +31,31 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
 
 
 class Algorithm:
-    """One policy, its optimiser and the constraint; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser and the constraint; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ("reward", "cost")
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
         self.constraints = Constraints(self.config, setup.cost_limit, "ipo", several=False)
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over its minibatches, the window's, and the cost's `penalty`."""
+        from algos.core.objectives import clipped_losses, estimate, mix_advantages, shaped_rewards
+
         config = self.config
-        costs = self.constraints.observe(rollout)[0]
-        (excess,) = self.constraints.excess.values()
+        measured = self.constraints.measure(rollout)
+        costs, (excess,) = measured.signals[0], measured.excess.values()
         penalty = config.penalty_max if excess >= 0 else min(-1 / (config.barrier_t * excess), config.penalty_max)
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         estimates = estimate(rollout, rewards, costs, config)
         advantages = mix_advantages(estimates.reward, estimates.cost, penalty)
-        losses = clipped_losses(advantages, estimates, config.clip_range_ratio, config)
-        learned = self.optimizer.descend(rollout, losses, generator)
-        return {**learned, **self.constraints.metrics, "penalty": penalty}
+        losses = clipped_losses(advantages, estimates, clip=config, critics=config)
+        learned = self.optimizer.train(rollout, losses, generator, target_kl=config.target_kl)
+        return {**learned, **estimates.metrics, **measured.metrics, "penalty": penalty}

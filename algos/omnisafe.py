@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from algos import OMNISAFE
+from algos.core.constraints import Constraints
 from algos.core.loop import Stateful, Stepper
 from algos.core.objectives import shape_with_kl
 from algos.core.optim import Setup
@@ -86,22 +87,38 @@ def _fields(values: dict[str, Any], prefix: str, about: dict[str, str]) -> dict[
     return fields
 
 
+class Limit(Constraints):
+    """The limit, which OmniSafe's algorithms keep for themselves."""
+
+    def __init__(self, name: str, cost_limit: float | None, updater: Any) -> None:
+        super().__init__(None, cost_limit, name)
+        self.updater = updater
+
+    def set_limit(self, limit: float, name: str = "") -> None:
+        """See `Updater.set_limit`."""
+        self.updater.set_limit(limit, name)
+        self.cost_limit = float(limit)
+
+
 class Steps:
-    """What the training loop asks of an optimiser: who trains, and that the policy is whole. OmniSafe's step it."""
+    """What the training loop asks of an optimiser: who trains, and that the agent is whole. OmniSafe's step it."""
 
     def __init__(self, setup: Setup[Any]) -> None:
         self.processes: ProcessGroup = setup.processes
-        rates = dict.fromkeys(setup.policy.parameter_groups(), 0.0)
-        self.engine: Engine = setup.processes.engine(setup.policy, rates, 0.0)
+        rates = dict.fromkeys(setup.agent.parameter_groups(), 0.0)
+        self.engine: Engine = setup.processes.engine(setup.agent, rates, 0.0)
 
 
 class Algorithm:
-    """One policy and an OmniSafe algorithm that updates it; see `algos.core.optim.Setup`."""
+    """An agent and an OmniSafe algorithm that updates it; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ("reward", "cost")
 
     def __init__(self, name: str, setup: Setup[Any]) -> None:
         from textsafe_gym.adapters.omnisafe.updates import Updater
 
-        self.policy, self.config = setup.policy, setup.config
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer: Stepper = Steps(setup)
         self.files = tempfile.TemporaryDirectory(prefix="omnisafe-")
         settings = setup.config.model_dump(exclude=set(RunConfig.model_fields))
@@ -109,19 +126,20 @@ class Algorithm:
             name.removeprefix(OMNISAFE),
             settings,
             setup.env,
-            setup.policy,
+            setup.agent,
             cost_limit=setup.cost_limit,
             seed=setup.config.seed,
             episodes=setup.config.episodes_per_iteration,
             updates=setup.iterations,
             log_dir=self.files.name,
         )
-        self.parts: Mapping[str, Stateful] = {"omnisafe": self.updater}
+        self.constraints = Limit(name, setup.cost_limit, self.updater)
+        self.parts: Mapping[str, Stateful] = {"omnisafe": self.updater, "constraints": self.constraints}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are those of OmniSafe's log that have a name here."""
         kl = self.config.kl_coefficient
-        rewards = shape_with_kl(rollout.rewards, rollout.log_probs, rollout.reference_log_probs, -kl, float("inf"))
+        rewards = shape_with_kl(rollout.rewards, rollout.log_ratios, -kl, float("inf"))
         seed = int(torch.randint(2**31, (1,), generator=generator))
         logged = self.updater.update(rollout, rewards, rollout.costs, seed)
         return {name: logged[key] for key, name in _LOGGED.items() if key in logged}

@@ -14,22 +14,20 @@ What differs: L_C and J_C are of whole episodes, and the penalty is divided by t
 L_R, a mean over steps; the KL to the reference is in the reward.
 """
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from algos.core.constraints import ConstraintConfig, Constraints
-from algos.core.objectives import (
-    ClipConfig,
-    CriticConfig,
-    clipped_ratio_term,
-    clipped_surrogate_loss,
-    critic_losses,
-    estimate,
-    shaped_rewards,
-)
-from algos.core.optim import Optimizer, Setup, TrainingConfig
-from textsafe_gym.types import Evaluation, Rollout
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Evaluation, Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
@@ -39,29 +37,45 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
 
 
 class Algorithm:
-    """One policy, its optimiser and the constraint; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser and the constraint; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ("reward", "cost")
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
         self.constraints = Constraints(self.config, setup.cost_limit, "p3o", several=False)
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over its minibatches, the window's, and the `penalty_loss`."""
+        import torch
+
+        from algos.core.objectives import (
+            actor_loss,
+            clipped_ratio_term,
+            critic_losses,
+            estimate,
+            shaped_rewards,
+        )
+
         config, clip = self.config, self.config.clip_range_ratio
-        costs = self.constraints.observe(rollout)[0]
-        (excess,) = self.constraints.excess.values()
+        measured = self.constraints.measure(rollout)
+        costs, (excess,) = measured.signals[0], measured.excess.values()
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         estimates = estimate(rollout, rewards, costs, config)
         length = rollout.lengths.float().mean()
 
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            actor = clipped_surrogate_loss(new.log_probs, batch.log_probs, estimates.reward[index], batch.mask, clip)
+            actor, reports = actor_loss(new, batch, estimates.reward[index], config)
             rises = clipped_ratio_term(new.log_probs, batch.log_probs, estimates.cost[index], batch.mask, clip)
             penalty = config.penalty * torch.relu(rises.sum(-1).mean() + excess) / length
             critics, parts = critic_losses(new, batch, index, estimates, config)
-            return actor + penalty + critics, {"actor_loss": actor, "penalty_loss": penalty, **parts}
+            return actor + penalty + critics, {**reports, "penalty_loss": penalty, **parts}
 
-        learned = self.optimizer.descend(rollout, losses, generator, is_mean=False)
-        return {**learned, **self.constraints.metrics}
+        learned = self.optimizer.train(rollout, losses, generator, is_mean=False, target_kl=config.target_kl)
+        return {**learned, **estimates.metrics, **measured.metrics}

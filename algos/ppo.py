@@ -4,19 +4,18 @@ Source: Schulman et al., arXiv 1707.06347, in the form that RLHF uses it: whole 
 reference taken off the reward (as the single-signal algorithms of arXiv 2310.12773's official implementation do).
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from algos.core.objectives import (
-    ClipConfig,
-    CriticConfig,
-    clipped_surrogate_loss,
-    clipped_value_loss,
-    gae,
-    shape_with_kl,
-)
-from algos.core.optim import Optimizer, Setup, TrainingConfig
-from textsafe_gym.types import Evaluation, Rollout
+from typing import TYPE_CHECKING
+
+from algos.core.settings import ClipConfig, CriticConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Evaluation, Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig):
@@ -24,29 +23,32 @@ class Config(TrainingConfig, CriticConfig, ClipConfig):
 
 
 class Algorithm:
-    """One policy and its optimiser; the cost critic and the limit are not used. See `algos.core.optim.Setup`."""
+    """An agent without a cost critic, and its optimiser; the limit is not used. See `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ("reward",)
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
-        self.parts = {"optimizer": self.optimizer}
+        self.constraints = Constraints(None, setup.cost_limit, "ppo")
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over its minibatches."""
-        config, mask = self.config, rollout.mask
-        old, reference = rollout.log_probs, rollout.reference_log_probs
-        rewards = shape_with_kl(rollout.rewards, old, reference, -config.kl_coefficient, config.clip_range_score)
-        advantages, returns = gae(
-            rewards, rollout.reward_values, mask, config.gamma, config.gae_lambda, rollout.final_reward_values
-        )
+        from algos.core.objectives import actor_loss, critic_loss, estimate_one, shaped_rewards
+
+        config = self.config
+        rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
+        advantages, returns, metrics = estimate_one(rollout, rewards, "reward", config)
 
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            actor = clipped_surrogate_loss(
-                new.log_probs, batch.log_probs, advantages[index], batch.mask, config.clip_range_ratio
-            )
-            critic = clipped_value_loss(
-                new.reward_values, batch.reward_values, returns[index], batch.mask, config.clip_range_value
-            )
-            return actor + config.value_coefficient * critic, {"actor_loss": actor, "reward_critic_loss": critic}
+            actor, reports = actor_loss(new, batch, advantages[index], config)
+            critic = critic_loss(new.reward_values, batch.reward_values, returns[index], batch.mask, config)
+            return actor + config.value_coefficient * critic, {**reports, "reward_critic_loss": critic}
 
-        return self.optimizer.descend(rollout, losses, generator)
+        learned = self.optimizer.train(rollout, losses, generator, target_kl=config.target_kl)
+        return {**learned, **metrics}

@@ -9,15 +9,19 @@ that drives λ, and thereby ends where E[C] = limit and the KL weighs β·(1 + �
 too, so that the stated problem is the one that is solved; E[C] then ends β·KL below the limit.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Literal
+
 from pydantic import Field
 
-from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
-from algos.core.objectives import ClipConfig, CriticConfig, clipped_losses, estimate, mix_advantages, shape_with_kl
-from algos.core.optim import Optimizer, Setup, TrainingConfig
-from textsafe_gym.types import Rollout
+from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
@@ -32,10 +36,16 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, Multipl
 
 
 class Algorithm:
-    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ("reward", "cost")
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints, Multipliers
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
         self.constraints = Constraints(self.config, setup.cost_limit, "ppo_lagrangian")
         self.multipliers = Multipliers(self.config, self.constraints)
@@ -43,20 +53,23 @@ class Algorithm:
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over its minibatches, λ, and the window that drove it."""
+        from algos.core.constraints import weighted_cost
+        from algos.core.objectives import clipped_losses, estimate, mix_advantages, shape_with_kl
+
         config, kl, clip = self.config, self.config.kl_coefficient, self.config.clip_range_score
-        old, reference = rollout.log_probs, rollout.reference_log_probs
+        to_reference = rollout.log_ratios
 
         # The multiplier, on what the environment paid.
         included = config.limit_includes_kl and config.constraint == "mean"
-        signals = self.constraints.observe(rollout, kl * (old - reference) if included else None)
-        paid, multiplier = price(signals, self.multipliers.update(self.constraints.excess))
+        measured = self.constraints.measure(rollout, kl * to_reference if included else None)
+        paid, multiplier = weighted_cost(measured.signals, self.multipliers.update(measured.excess))
 
         # What to learn from.
-        rewards = shape_with_kl(rollout.rewards, old, reference, -kl, clip)
-        costs = shape_with_kl(paid, old, reference, 0.0 if included else kl, clip)
+        rewards = shape_with_kl(rollout.rewards, to_reference, -kl, clip)
+        costs = shape_with_kl(paid, to_reference, 0.0 if included else kl, clip)
         estimates = estimate(rollout, rewards, costs, config)
         advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
 
-        losses = clipped_losses(advantages, estimates, config.clip_range_ratio, config)
-        learned = self.optimizer.descend(rollout, losses, generator)
-        return {**learned, **self.multipliers.metrics, **self.constraints.metrics}
+        losses = clipped_losses(advantages, estimates, clip=config, critics=config)
+        learned = self.optimizer.train(rollout, losses, generator, target_kl=config.target_kl)
+        return {**learned, **estimates.metrics, **self.multipliers.metrics, **measured.metrics}

@@ -9,21 +9,19 @@ the reference is in the reward alone. As the rectified violation is never negati
 sampling noise of the group means even where every prompt keeps its limit: small groups make it too careful.
 """
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers
-from algos.core.objectives import (
-    ClipConfig,
-    CriticConfig,
-    clipped_losses,
-    estimate,
-    mix_advantages,
-    others_mean,
-    shaped_rewards,
-)
-from algos.core.optim import Optimizer, Setup, TrainingConfig
-from textsafe_gym.types import Rollout, episode_sums
+from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
@@ -33,10 +31,16 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, Multipl
 
 
 class Algorithm:
-    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ("reward", "cost")
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints, Multipliers
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
         self.constraints = Constraints(self.config, setup.cost_limit, "repo", several=False)
         self.multipliers = Multipliers(self.config, self.constraints)
@@ -45,8 +49,13 @@ class Algorithm:
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning. Metrics beside PPO-Lagrangian's: `rectified_violation`, the mean over prompts that
         drives λ, and `violating`, the share of prompts that are penalised."""
+        from algos.core.groups import others_mean
+        from algos.core.objectives import clipped_losses, estimate, mix_advantages, shaped_rewards
+        from textsafe_gym.types import episode_sums
+
         config = self.config
-        costs = self.constraints.observe(rollout)[0]
+        measured = self.constraints.measure(rollout)
+        costs = measured.signals[0]
         ((name, limit),) = self.constraints.limits.items()
         excess = others_mean(episode_sums(costs, rollout.mask), rollout.groups) - limit
         rectified = excess.clamp(min=0).mean().item()
@@ -55,7 +64,7 @@ class Algorithm:
         estimates = estimate(rollout, rewards, costs, config)
         violating = (excess > 0)[:, None]
         advantages = mix_advantages(estimates.reward, estimates.cost * violating, multiplier)
-        losses = clipped_losses(advantages, estimates, config.clip_range_ratio, config)
-        learned = self.optimizer.descend(rollout, losses, generator)
+        losses = clipped_losses(advantages, estimates, clip=config, critics=config)
+        learned = self.optimizer.train(rollout, losses, generator, target_kl=config.target_kl)
         judged = {"rectified_violation": rectified, "violating": violating.float().mean().item()}
-        return {**learned, **self.multipliers.metrics, **self.constraints.metrics, **judged}
+        return {**learned, **estimates.metrics, **self.multipliers.metrics, **measured.metrics, **judged}

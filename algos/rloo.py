@@ -5,13 +5,20 @@ LLMs", arXiv 2402.14740: the response is one action, its reward less β·KL the 
 in its group the baseline. As more than one step is made on a batch, the response's ratio is clipped as PPO's is.
 """
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from __future__ import annotations
 
-from algos.core.objectives import ClipConfig, leave_one_out, response_surrogate_loss, shaped_rewards
-from algos.core.optim import Optimizer, Setup, TrainingConfig
-from textsafe_gym.types import Evaluation, Rollout, episode_sums
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from algos.core.settings import ClipConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Evaluation, Rollout
 
 
 class Config(TrainingConfig, ClipConfig):
@@ -21,23 +28,31 @@ class Config(TrainingConfig, ClipConfig):
 
 
 class Algorithm:
-    """One policy and its optimiser; the critics stay as they are. See `algos.core.optim.Setup`."""
+    """An actor and its optimiser; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ()
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
-        self.parts = {"optimizer": self.optimizer}
+        self.constraints = Constraints(None, setup.cost_limit, "rloo")
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over its minibatches."""
+        from algos.core.groups import leave_one_out, response_loss
+        from algos.core.objectives import shaped_rewards
+        from textsafe_gym.types import episode_sums
+
         config = self.config
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         advantages = leave_one_out(episode_sums(rewards, rollout.mask), rollout.groups)
 
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            loss = response_surrogate_loss(
-                new.log_probs, batch.log_probs, advantages[index], batch.mask, config.clip_range_ratio
-            )
-            return loss, {"actor_loss": loss}
+            return response_loss(new, batch, advantages[index], config)
 
-        return self.optimizer.descend(rollout, losses, generator, only=("actor",))
+        return self.optimizer.train(rollout, losses, generator, target_kl=config.target_kl)

@@ -8,16 +8,19 @@ What differs: the KL to the reference is in the reward; critics that are heads o
 since moving the trunk would leave the trust region.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from algos.core.settings import ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig, TrustRegionConfig
 
-from algos.core.constraints import ConstraintConfig, Constraints, MultiplierConfig, Multipliers, price
-from algos.core.objectives import CriticConfig, critic_losses, estimate, mix_advantages, shaped_rewards
-from algos.core.optim import CRITICS, Optimizer, Setup, TrainingConfig
-from algos.core.trust_region import TrustRegion, TrustRegionConfig
-from textsafe_gym.types import Evaluation, Rollout
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Evaluation, Rollout
 
 
 class Config(TrainingConfig, CriticConfig, ConstraintConfig, MultiplierConfig, TrustRegionConfig):
@@ -25,10 +28,16 @@ class Config(TrainingConfig, CriticConfig, ConstraintConfig, MultiplierConfig, T
 
 
 class Algorithm:
-    """One policy, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+
+    source = "rollouts"
+    critics = ("reward", "cost")
 
     def __init__(self, setup: Setup[Config]) -> None:
-        self.policy, self.config = setup.policy, setup.config
+        from algos.core.constraints import Constraints, Multipliers
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
         self.optimizer = Optimizer(setup)
         self.constraints = Constraints(self.config, setup.cost_limit, "trpo_lagrangian")
         self.multipliers = Multipliers(self.config, self.constraints)
@@ -40,14 +49,19 @@ class Algorithm:
         Metrics beside those of the critics and of the constraint: λ; `step_kl`, of the step that was taken;
         `step_fraction`, what the line search left of it.
         """
+        from algos.core.constraints import weighted_cost
+        from algos.core.objectives import critic_losses, estimate, mix_advantages, shaped_rewards
+        from algos.core.optim import CRITICS
+        from algos.core.trust_region import TrustRegion
+
         config = self.config
-        signals = self.constraints.observe(rollout)
-        costs, multiplier = price(signals, self.multipliers.update(self.constraints.excess))
+        measured = self.constraints.measure(rollout)
+        costs, multiplier = weighted_cost(measured.signals, self.multipliers.update(measured.excess))
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         estimates = estimate(rollout, rewards, costs, config)
         advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
 
-        region = TrustRegion(self.policy, rollout, config, generator, config.at_once)
+        region = TrustRegion(self.agent.actor, rollout, config, generator, config.at_once)
         (g,) = region.gradients(advantages)
         x = region.solve(g)
         step = math.sqrt(2 * config.max_kl / max(g.dot(x).item(), 1e-8)) * x
@@ -57,5 +71,5 @@ class Algorithm:
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             return critic_losses(new, batch, index, estimates, config)
 
-        learned = self.optimizer.descend(rollout, losses, generator, only=CRITICS)
-        return {**learned, **self.multipliers.metrics, **self.constraints.metrics, **taken}
+        learned = self.optimizer.train(rollout, losses, generator, only=CRITICS)
+        return {**learned, **estimates.metrics, **self.multipliers.metrics, **measured.metrics, **taken}

@@ -1,83 +1,128 @@
-"""What passes between rooms: a policy's interface and the rollouts that it makes."""
+"""What passes between rooms: agents, what they make of given actions, rollouts, demonstrations, preferences."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-import gymnasium as gym
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.protocols import Actor, Critics, Reference
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A policy's view of given actions; everything has shape (B, T), dtype float, and means nothing outside the mask.
+    """An actor's view of given actions; everything has shape (B, T), dtype float, and means nothing outside the mask.
 
     Attributes:
-        log_probs: log π(a_t|s_t) under the distribution that the policy samples from (temperature included).
+        log_probs: log π(a_t|s_t) under the distribution that the actor samples from (temperature included).
         entropy: of that distribution, in nats.
-        reward_values, cost_values: V_R(s_t) and V_C(s_t).
+        reward_values, cost_values: V_R(s_t) and V_C(s_t); None where there is no such critic.
     """
 
     log_probs: Tensor
     entropy: Tensor
-    reward_values: Tensor
-    cost_values: Tensor
+    reward_values: Tensor | None = None
+    cost_values: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Agent:
+    """The roles that an algorithm trains and measures with.
+
+    Attributes:
+        actor: the policy being trained.
+        critics: those that the algorithm uses; None for a method without.
+        reference: the actor that training started from, frozen.
+    """
+
+    actor: Actor
+    critics: Critics | None
+    reference: Reference
+
+    def evaluate(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Evaluation:
+        """`Actor.evaluate` with this agent's critics."""
+        return self.actor.evaluate(observations, actions, mask, self.critics)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters, disjoint: "actor" and, where there are such critics, "reward_critic", "cost_critic"."""
+        return {
+            "actor": self.actor.trained_parameters(),
+            **({} if self.critics is None else self.critics.parameter_groups()),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All tensors that a resumed run needs, under "actor.", "critics." and "reference."."""
+        return {f"{role}.{name}": x for role, part in self._roles().items() for name, x in part.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for role, part in self._roles().items():
+            found = {name.removeprefix(f"{role}."): x for name, x in state.items() if name.startswith(f"{role}.")}
+            part.load_state_dict(found)
+
+    def _roles(self) -> dict[str, Any]:
+        roles = {"actor": self.actor, "critics": self.critics, "reference": self.reference}
+        return {name: part for name, part in roles.items() if part is not None}
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """B whole episodes of at most T steps, right-padded; step t is valid where `mask[b, t]`.
+    """B whole episodes in rows of T columns; column t of row b is a step of the actor where `mask[b, t]`.
 
-    What a state is, only the policy knows: `observations` is opaque to the algorithms, which index it by episode.
+    The mask may have gaps: columns that the actor did not say, such as another speaker's turn or a tool's result. What
+    a state is, only the actor knows: `observations` is opaque to the algorithms, which index it by episode.
 
     Attributes:
         observations: named tensors with leading dimension B (a language model: input_ids and attention_mask of the
-            whole sequence; an MLP: one observation a step).
+            whole sequence; an MLP: one observation a column).
         actions: (B, T) int64, or (B, T, A) float.
-        mask: (B, T) bool, true on each episode's steps, a prefix of the row.
+        mask: (B, T) bool, with at least one step in every row.
         log_probs: (B, T), of the actions under the distribution that they were sampled from.
-        reference_log_probs: (B, T), the same under the frozen reference policy.
-        reward_values, cost_values: (B, T), the critics at collection.
-        rewards, costs: (B, T), as the environment paid them.
+        rewards, costs: (B, T), what the environment paid for each step; they may be paid at any of them.
+        reference_log_probs: (B, T), as `log_probs` under the frozen reference; None where there is none.
+        reward_values, cost_values: (B, T), the critics at collection; None where there is no such critic.
         named_costs: from name to (B, T), where the environment has several costs; `costs` is their sum.
-        groups: (B,) int64; the episodes of one group began in the same state.
+        groups: (B,) int64; the episodes of one group began in the same state. By default each is a group of its own.
         final_reward_values, final_cost_values: (B,), V of the state after the last step where a limit from outside
-            cut the episode (`truncated`); 0 where the MDP ended it.
-        infos: the environment's info at the end of each episode.
+            cut the episode (`truncated`), 0 where the MDP ended it; None stands for zeros.
+        infos: the environment's info at the end of each episode; by default empty.
     """
 
     observations: Mapping[str, Tensor]
     actions: Tensor
     mask: Tensor
     log_probs: Tensor
-    reference_log_probs: Tensor
-    reward_values: Tensor
-    cost_values: Tensor
     rewards: Tensor
     costs: Tensor
-    named_costs: Mapping[str, Tensor]
-    groups: Tensor
-    final_reward_values: Tensor
-    final_cost_values: Tensor
-    infos: Sequence[Mapping[str, Any]]
+    reference_log_probs: Tensor | None = None
+    reward_values: Tensor | None = None
+    cost_values: Tensor | None = None
+    named_costs: Mapping[str, Tensor] = field(default_factory=dict)
+    groups: Tensor = None  # type: ignore[assignment]
+    final_reward_values: Tensor | None = None
+    final_cost_values: Tensor | None = None
+    infos: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        if self.groups is None:
+            object.__setattr__(self, "groups", torch.arange(len(self), device=self.mask.device))
+        if not self.infos:
+            object.__setattr__(self, "infos", [{} for _ in range(len(self))])
 
     def __len__(self) -> int:
         return int(self.mask.shape[0])
 
     def __getitem__(self, index: Tensor) -> "Rollout":
         """The episodes of an int64 index of shape (b,)."""
-        picked: dict[str, Any] = {"infos": [self.infos[i] for i in index.tolist()]}
-        for several in ("observations", "named_costs"):
-            picked[several] = {name: x[index] for name, x in getattr(self, several).items()}
-        for field in fields(self):
-            if field.name not in picked:
-                picked[field.name] = getattr(self, field.name)[index]
-        return Rollout(**picked)
+        return self._each(lambda x: x[index], [self.infos[i] for i in index.tolist()])
+
+    @property
+    def inputs(self) -> tuple[Mapping[str, Tensor], Tensor, Tensor]:
+        """What an actor evaluates: observations, actions, mask."""
+        return self.observations, self.actions, self.mask
 
     @property
     def episode_rewards(self) -> Tensor:
@@ -90,25 +135,73 @@ class Rollout:
         return episode_sums(self.costs, self.mask)
 
     @property
+    def log_ratios(self) -> Tensor:
+        """(B, T): log π_old(a_t|s_t) - log π_ref(a_t|s_t), the k1 estimate of each step's KL to the reference.
+
+        Raises:
+            ConfigError: there is no reference.
+        """
+        if self.reference_log_probs is None:
+            raise ConfigError("the rollout has no reference_log_probs; collect it with a reference")
+        return self.log_probs - self.reference_log_probs
+
+    @property
+    def episode_kl(self) -> Tensor:
+        """(B,): each episode's sum of `log_ratios`, in nats."""
+        return episode_sums(self.log_ratios, self.mask)
+
+    @property
     def lengths(self) -> Tensor:
         """(B,) int64: steps in each episode."""
         return self.mask.sum(1)
 
+    @property
+    def last_step(self) -> Tensor:
+        """(B,) int64: the column of each episode's last step."""
+        return self.mask.shape[1] - 1 - self.mask.flip(1).int().argmax(1)
+
+    def padded(self, columns: int) -> "Rollout":
+        """The same episodes in wider rows; every tensor that is (B, T, ...) is padded on its right with zeros."""
+        steps = self.mask.shape[1]
+        if steps == columns:
+            return self
+
+        def pad(x: Tensor) -> Tensor:
+            if x.ndim < 2 or x.shape[1] != steps:
+                return x
+            return torch.cat([x, x.new_zeros(x.shape[0], columns - steps, *x.shape[2:])], dim=1)
+
+        return self._each(pad, self.infos)
+
     @staticmethod
     def concatenate(parts: Sequence["Rollout"]) -> "Rollout":
-        """One rollout of all parts' episodes; the parts share T, and their groups stay apart."""
+        """One rollout of all parts' episodes, padded to the widest; their groups stay apart."""
         if len(parts) == 1:
             return parts[0]
+        widest = max(part.mask.shape[1] for part in parts)
+        parts = [part.padded(widest) for part in parts]
         joined: dict[str, Any] = {"infos": [info for part in parts for info in part.infos]}
         for several in ("observations", "named_costs"):
             names = getattr(parts[0], several)
             joined[several] = {name: torch.cat([getattr(part, several)[name] for part in parts]) for name in names}
         firsts = itertools.accumulate((int(part.groups.max()) + 1 for part in parts[:-1]), initial=0)
         joined["groups"] = torch.cat([part.groups + first for part, first in zip(parts, firsts, strict=True)])
-        for field in fields(Rollout):
-            if field.name not in joined:
-                joined[field.name] = torch.cat([getattr(part, field.name) for part in parts])
+        for own in fields(Rollout):
+            if own.name not in joined:
+                found = [getattr(part, own.name) for part in parts]
+                joined[own.name] = None if found[0] is None else torch.cat(found)
         return Rollout(**joined)
+
+    def _each(self, change: Callable[[Tensor], Tensor], infos: Sequence[Mapping[str, Any]]) -> "Rollout":
+        """`change` of every tensor."""
+        changed: dict[str, Any] = {"infos": infos}
+        for several in ("observations", "named_costs"):
+            changed[several] = {name: change(x) for name, x in getattr(self, several).items()}
+        for own in fields(self):
+            if own.name not in changed:
+                x = getattr(self, own.name)
+                changed[own.name] = None if x is None else change(x)
+        return Rollout(**changed)
 
 
 @dataclass(frozen=True)
@@ -134,6 +227,45 @@ class Demonstrations:
         return Demonstrations(observations, self.actions[index], self.mask[index])
 
 
+@dataclass(frozen=True)
+class Preferences:
+    """N pairs of responses to the same prompt, of which the first was preferred; shapes as in a `Rollout`.
+
+    Attributes:
+        observations: named tensors (2, N, ...), the preferred responses before the others.
+        actions: (2, N, T) int64.
+        mask: (2, N, T) bool.
+        reference_log_probs: (2, N), log-probability of each whole response under the frozen reference.
+        probability: (N,), that the first is preferred: 1 for a label, between 0 and 1 where it is known.
+    """
+
+    observations: Mapping[str, Tensor]
+    actions: Tensor
+    mask: Tensor
+    reference_log_probs: Tensor
+    probability: Tensor
+
+    def __len__(self) -> int:
+        return int(self.mask.shape[1])
+
+    def __getitem__(self, index: Tensor) -> "Preferences":
+        """The pairs of an int64 index of shape (n,)."""
+        observations = {name: x[:, index] for name, x in self.observations.items()}
+        actions, mask, reference = (x[:, index] for x in (self.actions, self.mask, self.reference_log_probs))
+        return Preferences(observations, actions, mask, reference, self.probability[index])
+
+    @property
+    def inputs(self) -> tuple[Mapping[str, Tensor], Tensor, Tensor]:
+        """What an actor evaluates, 2N rows: observations, actions, mask; the preferred responses come first."""
+        observations = {name: x.flatten(0, 1) for name, x in self.observations.items()}
+        return observations, self.actions.flatten(0, 1), self.mask.flatten(0, 1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) int64: steps in the longer response of each pair."""
+        return self.mask.sum(-1).amax(0)
+
+
 def episode_sums(x: Tensor, mask: Tensor) -> Tensor:
     """(B,): for each episode the sum of `x` (B, T) over its steps, whatever stands outside the mask."""
     return x.masked_fill(~mask, 0.0).sum(1)
@@ -148,56 +280,3 @@ def group_numbers(episodes: int, group_size: int) -> Tensor:
     if episodes % group_size:
         raise ConfigError(f"group_size = {group_size} does not divide the {episodes} episodes that are played at once")
     return torch.arange(episodes) // group_size
-
-
-def own_cost_limit(env: Any) -> float | None:
-    """A vector environment's own `cost_limit`, or else that of its first sub-environment or of a wrapper of it."""
-    limit = getattr(env.unwrapped, "cost_limit", None)
-    if limit is None and hasattr(env.unwrapped, "envs"):
-        first = env.unwrapped.envs[0]
-        limit = first.get_wrapper_attr("cost_limit") if first.has_wrapper_attr("cost_limit") else None
-    return None if limit is None else float(limit)
-
-
-class Policy(Protocol):
-    """An agent with two critics. Implementations are `torch.nn.Module`s; the algorithms use nothing beyond this."""
-
-    def rollout(
-        self, env: gym.vector.VectorEnv, seed: int, group_size: int = 1, share: tuple[int, int] = (0, 1)
-    ) -> Rollout:
-        """Plays `env.num_envs` whole episodes, one in each sub-environment; every draw follows from `seed`.
-
-        Sub-environments are reset alike in groups of `group_size` neighbours, which divides their number. A `share` of
-        (i, n) plays the i-th of n equal parts of what n times as many sub-environments would play.
-        """
-        ...
-
-    def evaluate(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Evaluation:
-        """Log-probs, entropy and values of given actions, with gradients; arguments as in `Rollout`."""
-        ...
-
-    def distributions(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
-        """(N, D), with gradients: the parameters of the action distribution at each of the N steps inside the mask,
-        episode after episode."""
-        ...
-
-    def divergence(self, p: Tensor, q: Tensor) -> Tensor:
-        """(N,): KL(p‖q) in nats, step by step, of distributions as `distributions` gives them."""
-        ...
-
-    def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
-        """Trainable parameters, disjoint, under "actor", "reward_critic" and "cost_critic"; critics that are heads have
-        the heads alone there, as the trunk is the actor's."""
-        ...
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """All tensors that cannot be made again from the starting model, so that a resumed run is the same run."""
-        ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
-        """The inverse of `state_dict`."""
-        ...
-
-    def save(self, directory: Path) -> None:
-        """Writes the policy alone, in its own public format (a language model: Hugging Face's)."""
-        ...

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textsafe_gym.errors import RunError
-from textsafe_gym.types import Policy
+from textsafe_gym.protocols import Actor
 
 TENSORS, VALUES, POLICY = "state.safetensors", "state.json", "policy"
 
 
-def save_checkpoint(directory: Path, policy: Policy, state: Mapping[str, Any]) -> None:
+def save_checkpoint(directory: Path, actor: Actor, state: Mapping[str, Any]) -> None:
     """Writes `policy/` in the policy's public format, and all of `state`, as one folder.
 
     The new folder is written beside the old one and renamed into its place; what a crash between the two renames
@@ -25,7 +25,7 @@ def save_checkpoint(directory: Path, policy: Policy, state: Mapping[str, Any]) -
 
     Args:
         directory: replaced where it exists.
-        policy: its own `state_dict` belongs into `state`, since the public format may leave the critics out.
+        actor: its own `state_dict` belongs into `state`, since the public format may leave something out.
         state: tensors, and values that JSON holds exactly.
 
     Raises:
@@ -40,7 +40,7 @@ def save_checkpoint(directory: Path, policy: Policy, state: Mapping[str, Any]) -
         scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         new, old = scratch / "new", _aside(directory)
         new.mkdir()
-        policy.save(new / POLICY)
+        actor.save(new / POLICY)
         save_file(tensors, new / TENSORS)
         (new / VALUES).write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
         if directory.exists():

@@ -1,55 +1,71 @@
-"""The dual side: what a cost constraint bounds, and the multipliers λ that price it."""
+"""What a cost constraint bounds, whether it is kept, and the multipliers λ that follow its excess."""
 
 import logging
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
+from algos.core.settings import ConstraintConfig, MultiplierConfig
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.types import Rollout, episode_sums
 
 
-class ConstraintConfig(BaseModel):
-    """What is bounded, beside `cost_limit`."""
+@dataclass(frozen=True)
+class Measured:
+    """What K constraints found in a rollout and in the window that it joined.
 
-    constraint: Literal["mean", "probability", "cvar"] = Field(
-        "mean", description="what cost_limit bounds: E[cost], P(cost > 0), or the mean of the worst episodes' costs"
-    )
-    cvar_level: float = Field(
-        0.9, ge=0, lt=1, description="cvar: the worst share 1 - cvar_level of the episodes counts"
-    )
-    cost_limits: dict[str, float] | None = Field(
-        None, description="from the name of a cost to its own limit, instead of cost_limit on their sum"
-    )
-    cost_window: int = Field(128, gt=0, description="episodes over which the constraint is judged")
+    Attributes:
+        signals: (K, B, T), each constraint's value, spread over the steps so that its sum over an episode is the
+            value. A "mean" is paid where the cost is, the others at the last step.
+        values: by name, (window,) float64, each episode's value.
+        excess: by name, by how much the window's mean value is above the limit; negative where the limit is kept.
+        metrics: what the windows measure, and whether the first iteration lay below every limit.
+    """
+
+    signals: Tensor
+    values: dict[str, np.ndarray]
+    excess: dict[str, float]
+    metrics: dict[str, float]
 
 
 class Constraints:
-    """The bounded quantities, measured over a window of recent episodes.
+    """The bounded quantities and their limits; an algorithm without a constraint has an empty one.
 
     With C an episode's cost, each is the mean over episodes of a value: C itself ("mean"); 1[C > 0] ("probability");
     η + (C - η)⁺ / (1 - level) with η the window's quantile ("cvar": Rockafellar & Uryasev 2000, whose minimum over η
     that quantile attains).
 
     Args:
-        config: kind, limits, window.
-        cost_limit: the environment's or the user's, where the config has no limits by name.
+        config: kind, limits, window; None: nothing is bounded.
+        cost_limit: the environment's or the user's, where the config has no limits by name; what is not bounded is
+            still judged by it.
         algorithm: for messages.
         several: whether the algorithm can keep more than one constraint.
+
+    Attributes:
+        limits: by name of the cost, "" for the sum of all.
+        cost_limit: the limit on the mean of all costs, bounded or not; None where something else is bounded.
 
     Raises:
         ConfigError: there is no limit, a limit that no policy can meet, or more limits than the algorithm can keep.
     """
 
     def __init__(
-        self, config: ConstraintConfig, cost_limit: float | None, algorithm: str, several: bool = True
+        self, config: ConstraintConfig | None, cost_limit: float | None, algorithm: str, several: bool = True
     ) -> None:
+        self.algorithm = algorithm
+        self.limits: dict[str, float] = {}
+        self.cost_limit = cost_limit
+        self.windows: dict[str, deque[float]] = {}
+        self.started = self.slack = False
+        if config is None:
+            return
         self.config = config
         if config.cost_limits is not None:
             if not config.cost_limits:
@@ -59,7 +75,7 @@ class Constraints:
                     f"{algorithm} keeps one constraint; cost_limits names {len(config.cost_limits)}: take a Lagrangian "
                     "method, or set cost_limit on the sum of all costs"
                 )
-            self.limits: dict[str, float] = dict(config.cost_limits)
+            self.limits = dict(config.cost_limits)
         elif cost_limit is None:
             raise ConfigError(f"{algorithm} needs a cost limit and the environment has none; set cost_limit")
         else:
@@ -76,7 +92,6 @@ class Constraints:
         for name, limit in self.limits.items():
             self.set_limit(limit, name)
         self.windows = {name: deque[float](maxlen=config.cost_window) for name in self.limits}
-        self.started = self.slack = False
 
     def set_limit(self, limit: float, name: str = "") -> None:
         """Changes the limit of the cost `name`, or the one limit where they have no names.
@@ -84,6 +99,8 @@ class Constraints:
         Raises:
             ConfigError: there is no limit of that name, or the new one is not finite or, of a probability, not one.
         """
+        if not self.limits:
+            raise ConfigError(f"{self.algorithm} keeps no cost limit; take an algorithm with a constraint")
         if name not in self.limits:
             known = ", ".join(f"'{own}'" for own in self.limits if own) or "the one of all costs, without a name"
             raise ConfigError(f"there is no limit on a cost '{name}'; limits: {known}")
@@ -92,17 +109,14 @@ class Constraints:
         if self.config.constraint == "probability" and not 0 <= limit <= 1:
             raise ConfigError(f"constraint = 'probability': cost_limit = {limit:g} is no probability")
         self.limits[name] = float(limit)
+        self.cost_limit = self.limits[""] if self.config.constraint == "mean" and "" in self.limits else None
 
-    def observe(self, rollout: Rollout, extra: Tensor | None = None) -> Tensor:
-        """Takes in the episodes.
+    def measure(self, rollout: Rollout, extra: Tensor | None = None) -> Measured:
+        """Takes in the episodes and holds the window to the limits.
 
         Args:
             rollout: whole episodes of the present policy.
             extra: (B, T) added to every cost before it is judged, such as a KL penalty; none: nothing.
-
-        Returns:
-            (K, B, T): each constraint's value, spread over the steps so that its sum over an episode is the value. A
-            "mean" is paid where the cost is, the others at the last step.
 
         Raises:
             ConfigError: the environment has no cost of a name that has a limit.
@@ -115,50 +129,47 @@ class Constraints:
             costs = rollout.named_costs[name] if name else rollout.costs
             steps.append(costs if extra is None else costs + extra)
             window.extend(episode_sums(steps[-1], rollout.mask).tolist())
+        values = {name: self._values(name, np.array(window)) for name, window in self.windows.items()}
+        excess = {name: float(own.mean()) - self.limits[name] for name, own in values.items()}
         if not self.started:
-            self._begin()
-        if self.config.constraint == "mean":
-            return torch.stack(steps)
-        positions = torch.arange(rollout.mask.shape[1], device=rollout.mask.device)
-        last = positions == rollout.lengths[:, None] - 1
-        values = []
-        for name, own in zip(self.windows, steps, strict=True):
-            episode = episode_sums(own, rollout.mask).double().cpu().numpy()
-            values.append(torch.as_tensor(self._values(name, episode), dtype=own.dtype, device=own.device))
-        return torch.stack([value[:, None] * last for value in values])
+            self._begin(excess)
+        return Measured(self._signals(rollout, steps), values, excess, self._metrics(excess))
 
-    @property
-    def excess(self) -> dict[str, float]:
-        """By how much the window's mean value is above each limit; negative where the limit is kept."""
-        return {name: float(values.mean()) - self.limits[name] for name, values in self.values.items()}
-
-    @property
-    def values(self) -> dict[str, np.ndarray]:
-        """Each constraint's values over the window, one an episode."""
-        return {name: self._values(name, np.array(window)) for name, window in self.windows.items()}
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """What the windows measure, and whether the first iteration lay below every limit."""
-        excess = self.excess
-        measured = {f"window_cost{_suffix(name)}": self.limits[name] + over for name, over in excess.items()}
-        if self.config.constraint != "mean" or any(self.limits):
-            # Without it the loop would report by how much the mean of all costs is above the limit.
-            measured["cost_violation"] = max(0.0, *excess.values())
-        return {**measured, "limit_slack": float(self.slack)}
+    def violation(self, rollout: Rollout) -> dict[str, float]:
+        """`cost_violation`, by how much the rollout's mean cost is above its limit; empty without such a limit."""
+        if self.cost_limit is None:
+            return {}
+        return {"cost_violation": max(rollout.episode_costs.mean().item() - self.cost_limit, 0.0)}
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""
         windows = {f"costs.{name}": list(window) for name, window in self.windows.items()}
-        return {**windows, "limits": self.limits, "started": self.started, "slack": self.slack}
+        return {
+            **windows,
+            "limits": self.limits,
+            "cost_limit": self.cost_limit,
+            "started": self.started,
+            "slack": self.slack,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         for name, window in self.windows.items():
             window.clear()
             window.extend(state[f"costs.{name}"])
-        self.limits = dict(state["limits"])
+        self.limits, self.cost_limit = dict(state["limits"]), state["cost_limit"]
         self.started, self.slack = state["started"], state["slack"]
+
+    def _signals(self, rollout: Rollout, steps: list[Tensor]) -> Tensor:
+        if self.config.constraint == "mean":
+            return torch.stack(steps)
+        columns = torch.arange(rollout.mask.shape[1], device=rollout.mask.device)
+        last = columns == rollout.last_step[:, None]
+        values = []
+        for name, own in zip(self.windows, steps, strict=True):
+            episode = episode_sums(own, rollout.mask).double().cpu().numpy()
+            values.append(torch.as_tensor(self._values(name, episode), dtype=own.dtype, device=own.device))
+        return torch.stack([value[:, None] * last for value in values])
 
     def _values(self, name: str, costs: np.ndarray) -> np.ndarray:
         if self.config.constraint == "mean":
@@ -169,9 +180,14 @@ class Constraints:
         threshold = np.quantile(np.array(self.windows[name]), level, method="inverted_cdf")
         return threshold + np.maximum(costs - threshold, 0) / (1 - level)
 
-    def _begin(self) -> None:
+    def _metrics(self, excess: Mapping[str, float]) -> dict[str, float]:
+        measured = {f"window_cost{_suffix(name)}": self.limits[name] + over for name, over in excess.items()}
+        if self.cost_limit is None:  # else `violation` has it, of the rollout's own mean
+            measured["cost_violation"] = max(0.0, *excess.values())
+        return {**measured, "limit_slack": float(self.slack)}
+
+    def _begin(self, excess: Mapping[str, float]) -> None:
         self.started = True
-        excess = self.excess
         self.slack = all(over < 0 for over in excess.values())
         if self.slack:
             name, over = next(iter(excess.items()))
@@ -183,65 +199,34 @@ class Constraints:
             )
 
 
-class MultiplierConfig(BaseModel):
-    """How λ follows the constraint's excess."""
-
-    multiplier_update: Literal["log", "projected", "adam", "pid", "nu_pi", "fixed"] = Field(
-        "projected", description="log: Safe RLHF's; projected, adam: gradient ascent, λ may be 0; pid; nu_pi; fixed"
-    )
-    multiplier_init: float = Field(0.0, ge=0, description="λ before the first update")
-    multiplier_learning_rate: float = Field(
-        0.1, ge=0, description="step of λ's update; the integral gain of pid, nu_pi"
-    )
-    multiplier_max: float | None = Field(5.0, gt=0, description="largest λ; none: unbounded")
-    multiplier_kp: float = Field(0.1, ge=0, description="proportional gain of pid and nu_pi")
-    multiplier_kd: float = Field(0.0, ge=0, description="derivative gain of pid")
-    multiplier_nu: float = Field(0.0, gt=-1, lt=1, description="nu_pi: weight of the past in the smoothed excess")
-
-    @model_validator(mode="after")
-    def _check_multiplier(self) -> "MultiplierConfig":
-        if self.multiplier_update == "log" and self.multiplier_init == 0:
-            raise ValueError(
-                "multiplier_init = 0 would stay 0 under multiplier_update 'log', which moves log λ; "
-                "use a small positive value, or another multiplier_update"
-            )
-        if self.multiplier_max is not None and self.multiplier_init > self.multiplier_max:
-            raise ValueError(f"multiplier_init = {self.multiplier_init} exceeds multiplier_max = {self.multiplier_max}")
-        return self
-
-
-class Controller(Protocol):
-    """One λ >= 0, and the rule by which it follows the excess J - limit, positive where the constraint is violated.
+class Rule:
+    """One λ >= 0, and how it follows the excess J - limit, which is positive where the constraint is violated.
 
     Attributes:
-        state: the numbers that a checkpoint keeps.
+        state: the numbers that a checkpoint keeps; λ is the first of them.
     """
 
-    state: list[float]
-
-    def __init__(self, config: MultiplierConfig) -> None: ...
+    def __init__(self, config: MultiplierConfig) -> None:
+        self.config = config
+        self.state = [config.multiplier_init]
 
     @property
     def value(self) -> float:
         """λ."""
-        ...
+        return self.state[0]
 
-    def update(self, excess: float) -> float:
-        """One step.
+    def update(self, excess: float) -> None:
+        """One step; here: λ stays as it is.
 
         Args:
             excess: J - limit, in units of the cost.
 
-        Returns:
-            The new λ.
-
         Raises:
-            RunError: it would not be finite; the old one stays.
+            RunError: the new λ would not be finite; the old one stays.
         """
-        ...
 
 
-class Log:
+class Log(Rule):
     """The Safe RLHF paper's: log λ ← log λ + η·λ·(J - limit), a gradient step on log λ.
 
     It can neither start at nor reach 0, and grows without bound in finite time where the cost stays above the limit.
@@ -257,58 +242,40 @@ class Log:
         """λ."""
         return math.exp(self.state[0])
 
-    def update(self, excess: float) -> float:
-        """See `Controller.update`."""
+    def update(self, excess: float) -> None:
+        """See `Rule.update`."""
         moved = self.state[0] + self.config.multiplier_learning_rate * self.value * excess
         most = self.config.multiplier_max
-        moved = _checked(moved, excess, None if most is None else math.log(most), 700.0)  # e^709.8: the largest double
-        self.state = [moved]
-        return self.value
+        self.state = [_checked(moved, excess, None if most is None else math.log(most), 700.0)]  # e^709.8 is the end
 
 
-class Projected:
+class Projected(Rule):
     """The textbook's projected dual ascent: λ ← (λ + η·(J - limit))⁺."""
 
-    def __init__(self, config: MultiplierConfig) -> None:
-        self.config = config
-        self.state = [config.multiplier_init]
-
-    @property
-    def value(self) -> float:
-        """λ."""
-        return self.state[0]
-
-    def update(self, excess: float) -> float:
-        """See `Controller.update`."""
+    def update(self, excess: float) -> None:
+        """See `Rule.update`."""
         moved = max(self.state[0] + self.config.multiplier_learning_rate * excess, 0.0)
         self.state = [_checked(moved, excess, self.config.multiplier_max)]
-        return self.value
 
 
-class Adam:
+class Adam(Rule):
     """Ascent on λ by Adam with its usual β, projected to λ >= 0 (as OmniSafe does by default)."""
 
     def __init__(self, config: MultiplierConfig) -> None:
         self.config = config
         self.state = [config.multiplier_init, 0.0, 0.0, 0.0]  # λ, first and second moment, steps
 
-    @property
-    def value(self) -> float:
-        """λ."""
-        return self.state[0]
-
-    def update(self, excess: float) -> float:
-        """See `Controller.update`."""
+    def update(self, excess: float) -> None:
+        """See `Rule.update`."""
         value, first, second, steps = self.state
         steps += 1
         first, second = 0.9 * first + 0.1 * excess, 0.999 * second + 0.001 * excess * excess
         scaled = first / (1 - 0.9**steps) / (math.sqrt(second / (1 - 0.999**steps)) + 1e-8)
         moved = max(value + self.config.multiplier_learning_rate * scaled, 0.0)
         self.state = [_checked(moved, excess, self.config.multiplier_max), first, second, steps]
-        return self.value
 
 
-class PID:
+class PID(Rule):
     """λ = (K_P·e + I + K_D·(J - J_previous)⁺)⁺ with I ← (I + K_I·e)⁺ and e = J - limit.
 
     Source: Stooke, Achiam & Abbeel, arXiv 2007.03964, algorithm 2. I is kept at or below the largest λ as well.
@@ -318,13 +285,8 @@ class PID:
         self.config = config
         self.state = [config.multiplier_init, config.multiplier_init, math.nan]  # λ, I, the excess before
 
-    @property
-    def value(self) -> float:
-        """λ."""
-        return self.state[0]
-
-    def update(self, excess: float) -> float:
-        """See `Controller.update`."""
+    def update(self, excess: float) -> None:
+        """See `Rule.update`."""
         config = self.config
         _, integral, before = self.state
         moved = max(integral + config.multiplier_learning_rate * excess, 0.0)
@@ -332,10 +294,9 @@ class PID:
         rise = 0.0 if math.isnan(before) else max(excess - before, 0.0)
         value = max(config.multiplier_kp * excess + integral + config.multiplier_kd * rise, 0.0)
         self.state = [_checked(value, excess, config.multiplier_max), integral, excess]
-        return self.value
 
 
-class NuPI:
+class NuPI(Rule):
     """λ ← (λ + K_I·e + K_P·(ξ - ξ_previous))⁺ with ξ ← ν·ξ + (1 - ν)·e, whose first value is e itself.
 
     Source: Sohrabi et al., arXiv 2406.04558, algorithm 1.
@@ -345,40 +306,18 @@ class NuPI:
         self.config = config
         self.state = [config.multiplier_init, math.nan]  # λ, ξ
 
-    @property
-    def value(self) -> float:
-        """λ."""
-        return self.state[0]
-
-    def update(self, excess: float) -> float:
-        """See `Controller.update`."""
+    def update(self, excess: float) -> None:
+        """See `Rule.update`."""
         config = self.config
         value, before = self.state
         smooth = excess if math.isnan(before) else config.multiplier_nu * before + (1 - config.multiplier_nu) * excess
         change = 0.0 if math.isnan(before) else smooth - before
         moved = max(value + config.multiplier_learning_rate * excess + config.multiplier_kp * change, 0.0)
         self.state = [_checked(moved, excess, config.multiplier_max), smooth]
-        return self.value
 
 
-class Fixed:
-    """λ stays as it is."""
-
-    def __init__(self, config: MultiplierConfig) -> None:
-        self.state = [config.multiplier_init]
-
-    @property
-    def value(self) -> float:
-        """λ."""
-        return self.state[0]
-
-    def update(self, excess: float) -> float:
-        """See `Controller.update`."""
-        return self.value
-
-
-CONTROLLERS: dict[str, type[Controller]] = {
-    "log": Log, "projected": Projected, "adam": Adam, "pid": PID, "nu_pi": NuPI, "fixed": Fixed,
+CONTROLLERS: dict[str, type[Rule]] = {
+    "log": Log, "projected": Projected, "adam": Adam, "pid": PID, "nu_pi": NuPI, "fixed": Rule,
 }  # fmt: skip
 
 
@@ -391,7 +330,7 @@ class Multipliers:
     """
 
     def __init__(self, config: MultiplierConfig, constraints: Constraints) -> None:
-        self.controllers = {name: CONTROLLERS[config.multiplier_update](config) for name in constraints.limits}
+        self.rules = {name: CONTROLLERS[config.multiplier_update](config) for name in constraints.limits}
 
     def update(self, excess: Mapping[str, float]) -> Tensor:
         """Moves each λ by its own excess; returns them all, (K,) float64.
@@ -399,31 +338,32 @@ class Multipliers:
         Raises:
             RunError: one is no longer finite.
         """
-        moved = [controller.update(excess[name]) for name, controller in self.controllers.items()]
-        return torch.tensor(moved, dtype=torch.float64)
+        for name, rule in self.rules.items():
+            rule.update(excess[name])
+        return torch.tensor([rule.value for rule in self.rules.values()], dtype=torch.float64)
 
     @property
     def metrics(self) -> dict[str, float]:
         """`multiplier`, the sum of all, and where they have names each one."""
-        values = {name: controller.value for name, controller in self.controllers.items()}
+        values = {name: rule.value for name, rule in self.rules.items()}
         named = {f"multiplier{_suffix(name)}": value for name, value in values.items() if name}
         return {"multiplier": math.fsum(values.values()), **named}
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values; a number that is not there yet is None."""
-        return {name: [_known(x) for x in controller.state] for name, controller in self.controllers.items()}
+        return {name: [_known(x) for x in rule.state] for name, rule in self.rules.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        for name, controller in self.controllers.items():
-            controller.state = [math.nan if x is None else x for x in state[name]]
+        for name, rule in self.rules.items():
+            rule.state = [math.nan if x is None else x for x in state[name]]
 
 
-def price(signals: Tensor, multipliers: Tensor) -> tuple[Tensor, float]:
+def weighted_cost(signals: Tensor, multipliers: Tensor) -> tuple[Tensor, float]:
     """All constraints as one: Σ λ_k·C_k = λ·C with λ = Σ λ_k and C the mean of the C_k, weighted by λ_k.
 
     Args:
-        signals: (K, B, T), as `Constraints.observe` gives them.
+        signals: (K, B, T), as `Constraints.measure` gives them.
         multipliers: (K,), at least 0.
 
     Returns:

@@ -9,28 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
+from algos.core.settings import ClipConfig, CriticConfig
+from textsafe_gym.errors import ConfigError
 from textsafe_gym.types import Evaluation, Rollout
 
-# From the policy's present view of a minibatch, and the index (b,) of its episodes, to the loss and what to report.
-Losses = Callable[[Evaluation, Rollout, Tensor], tuple[Tensor, dict[str, Tensor]]]
-
-
-class ClipConfig(BaseModel):
-    """PPO's clip."""
-
-    clip_range_ratio: float = Field(0.2, gt=0, description="PPO's clip on the ratio of new to old probability")
-
-
-class CriticConfig(BaseModel):
-    """Advantages from critics, and how critics learn; the defaults are the official Safe RLHF script's."""
-
-    gamma: float = Field(1.0, ge=0, le=1, description="discount")
-    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of generalised advantage estimation")
-    clip_range_value: float = Field(5.0, gt=0, description="how far a value may move from the old one in an update")
-    value_coefficient: float = Field(1.0, ge=0, description="weight of the critics' losses beside the actor's")
+RolloutLosses = Callable[[Evaluation, Rollout, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -46,29 +31,26 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)).mean()
 
 
-def shape_with_kl(
-    signal: Tensor, log_probs: Tensor, reference_log_probs: Tensor, coefficient: float, clip: float
-) -> Tensor:
+def shape_with_kl(signal: Tensor, log_ratios: Tensor, coefficient: float, clip: float) -> Tensor:
     """`signal` plus `coefficient` times the k1 estimate of each step's KL to the reference, clamped to ±`clip`.
 
     A reward is shaped with a negative coefficient and a cost with a positive one: both then pull to the reference.
 
     Args:
         signal: (B, T), the reward or cost that the environment paid at each step.
-        log_probs: (B, T), log π_old(a_t|s_t) of the policy that acted.
-        reference_log_probs: (B, T), log π_ref(a_t|s_t).
+        log_ratios: (B, T), log π_old(a_t|s_t) - log π_ref(a_t|s_t), as `Rollout.log_ratios`.
         coefficient: weight of the KL, signed.
         clip: bound on the magnitude of each step's sum, > 0.
 
     Returns:
         (B, T).
     """
-    return (signal + coefficient * (log_probs - reference_log_probs)).clamp(-clip, clip)
+    return (signal + coefficient * log_ratios).clamp(-clip, clip)
 
 
 def shaped_rewards(rollout: Rollout, kl_coefficient: float, clip: float) -> Tensor:
     """(B, T): the rollout's rewards less `kl_coefficient` times the KL, by `shape_with_kl`."""
-    return shape_with_kl(rollout.rewards, rollout.log_probs, rollout.reference_log_probs, -kl_coefficient, clip)
+    return shape_with_kl(rollout.rewards, rollout.log_ratios, -kl_coefficient, clip)
 
 
 def gae(
@@ -77,6 +59,8 @@ def gae(
     """Generalised advantage estimates of a reward or a cost, and the returns that its critic learns.
 
     δ_t = r_t + γ·V(s_{t+1}) - V(s_t);  A_t = δ_t + γ·λ·A_{t+1};  G_t = A_t + V(s_t).
+
+    The step after t is the row's next one inside the mask, however many columns lie between.
 
     Args:
         signal: (B, T), shaped rewards or costs.
@@ -88,20 +72,18 @@ def gae(
             MDP ended it; none stands for zeros.
 
     Returns:
-        advantages, returns: (B, T) each, without gradient, 0 after the end of an episode.
+        advantages, returns: (B, T) each, without gradient, 0 outside the mask.
     """
     signal = signal.detach().masked_fill(~mask, 0.0)
     values = values.detach().masked_fill(~mask, 0.0)
-    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
-    if final_values is not None:
-        last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
-        next_values[torch.arange(len(mask), device=last.device), last] = final_values.detach()
-    deltas = signal + gamma * next_values - values
-    advantages = torch.zeros_like(deltas)
-    running = torch.zeros_like(deltas[:, 0])
-    for t in range(deltas.shape[1] - 1, -1, -1):
-        running = deltas[:, t] + gamma * gae_lambda * running
-        advantages[:, t] = running
+    advantages = torch.zeros_like(values)
+    running = torch.zeros_like(values[:, 0])
+    next_values = torch.zeros_like(running) if final_values is None else final_values.detach()
+    for t in range(values.shape[1] - 1, -1, -1):
+        step = mask[:, t]
+        stepped = signal[:, t] + gamma * next_values - values[:, t] + gamma * gae_lambda * running
+        running, next_values = torch.where(step, stepped, running), torch.where(step, values[:, t], next_values)
+        advantages[:, t] = stepped.masked_fill(~step, 0.0)
     return advantages, advantages + values
 
 
@@ -132,22 +114,6 @@ def clipped_ratio_term(
     return torch.maximum(ratios * advantages, ratios.clamp(1.0 - clip, 1.0 + clip) * advantages).masked_fill(~mask, 0.0)
 
 
-def response_surrogate_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float
-) -> Tensor:
-    """`clipped_surrogate_loss` of whole episodes: ρ is the product over an episode's steps.
-
-    Args:
-        log_probs: (B, T), as for that.
-        old_log_probs: (B, T), as for that.
-        advantages: (B,), one an episode.
-        mask: (B, T) bool.
-        clip: half-width of the trusted interval of ratios.
-    """
-    new, old = ((x.masked_fill(~mask, 0.0)).sum(1, keepdim=True) for x in (log_probs, old_log_probs))
-    return clipped_surrogate_loss(new, old, advantages[:, None], torch.ones_like(new, dtype=torch.bool), clip)
-
-
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
     """A critic's loss, ½·mean max((V - G)², (clip(V, V_old ± `clip`) - G)²).
 
@@ -167,23 +133,49 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask
 
 @dataclass(frozen=True)
 class Estimates:
-    """Advantages of both signals, and what their critics learn; each (B, T), without gradient, 0 outside the mask."""
+    """Advantages of both signals, and what their critics learn; each (B, T), without gradient, 0 outside the mask.
+
+    Attributes:
+        metrics: the explained variance of each critic's values at collection.
+    """
 
     reward: Tensor
     reward_returns: Tensor
     cost: Tensor
     cost_returns: Tensor
+    metrics: dict[str, float]
 
 
 def estimate(rollout: Rollout, rewards: Tensor, costs: Tensor, config: CriticConfig) -> Estimates:
     """`gae` of shaped rewards and costs (B, T) with the rollout's own values; discount and λ are the config's."""
-    reward, reward_returns = gae(
-        rewards, rollout.reward_values, rollout.mask, config.gamma, config.gae_lambda, rollout.final_reward_values
-    )
-    cost, cost_returns = gae(
-        costs, rollout.cost_values, rollout.mask, config.gamma, config.gae_lambda, rollout.final_cost_values
-    )
-    return Estimates(reward, reward_returns, cost, cost_returns)
+    reward, reward_returns, reward_metrics = estimate_one(rollout, rewards, "reward", config)
+    cost, cost_returns, cost_metrics = estimate_one(rollout, costs, "cost", config)
+    return Estimates(reward, reward_returns, cost, cost_returns, {**reward_metrics, **cost_metrics})
+
+
+def estimate_one(
+    rollout: Rollout, signal: Tensor, kind: str, config: CriticConfig
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """`gae` of one shaped signal (B, T) with the values of its critic, "reward" or "cost".
+
+    Returns:
+        advantages (B, T), returns (B, T), and the metric `KIND_explained_variance`.
+    """
+    found = {"reward": rollout.reward_values, "cost": rollout.cost_values}[kind]
+    finals = {"reward": rollout.final_reward_values, "cost": rollout.final_cost_values}[kind]
+    if found is None:
+        raise ConfigError(f"the rollout has no {kind}_values; collect it with that critic")
+    advantages, returns = gae(signal, found, rollout.mask, config.gamma, config.gae_lambda, finals)
+    return advantages, returns, {f"{kind}_explained_variance": explained_variance(found, returns, rollout.mask)}
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var[G - V] / Var[G] over all steps: 1 for a perfect critic, 0 for a constant one, below 0 for a worse one.
+
+    NaN where the returns do not vary.
+    """
+    missed, spread = (returns - values)[mask].double(), returns[mask].double()
+    return float("nan") if len(spread) < 2 or spread.var() == 0 else 1 - (missed.var() / spread.var()).item()
 
 
 def critic_losses(
@@ -192,7 +184,7 @@ def critic_losses(
     """Both critics' `clipped_value_loss` on a minibatch of b episodes.
 
     Args:
-        new: the policy's present view of the minibatch; carries the gradient.
+        new: the agent's present view of the minibatch; carries the gradient.
         batch: the minibatch, with the values at collection.
         index: (b,) int64, its episodes among those of `estimates`.
         estimates: of the whole rollout.
@@ -201,31 +193,83 @@ def critic_losses(
     Returns:
         Their weighted sum, a scalar, and each for itself, to report.
     """
-    clip = config.clip_range_value
-    reward = clipped_value_loss(
-        new.reward_values, batch.reward_values, estimates.reward_returns[index], batch.mask, clip
-    )
-    cost = clipped_value_loss(new.cost_values, batch.cost_values, estimates.cost_returns[index], batch.mask, clip)
+    reward = critic_loss(new.reward_values, batch.reward_values, estimates.reward_returns[index], batch.mask, config)
+    cost = critic_loss(new.cost_values, batch.cost_values, estimates.cost_returns[index], batch.mask, config)
     return config.value_coefficient * (reward + cost), {"reward_critic_loss": reward, "cost_critic_loss": cost}
 
 
-def clipped_losses(advantages: Tensor, estimates: Estimates, clip: float, config: CriticConfig) -> Losses:
+def critic_loss(
+    values: Tensor | None, old_values: Tensor | None, returns: Tensor, mask: Tensor, config: CriticConfig
+) -> Tensor:
+    """`clipped_value_loss` of a critic that has to be there."""
+    if values is None or old_values is None:
+        raise ConfigError("the rollout was collected without this critic's values")
+    return clipped_value_loss(values, old_values, returns, mask, config.clip_range_value)
+
+
+def actor_loss(
+    new: Evaluation, batch: Rollout, advantages: Tensor, config: ClipConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's `clipped_surrogate_loss` on a minibatch, less the entropy where it has a weight.
+
+    Args:
+        new: the agent's present view of the minibatch; carries the gradient.
+        batch: the minibatch.
+        advantages: (b, T), of its episodes.
+        config: the clip and the entropy's weight.
+
+    Returns:
+        The loss; and to report, `actor_loss` without the entropy and `clip_fraction`, the share of steps whose ratio
+        lies outside the clip.
+    """
+    clip = config.clip_range_ratio
+    surrogate = clipped_surrogate_loss(new.log_probs, batch.log_probs, advantages, batch.mask, clip)
+    reports = {
+        "actor_loss": surrogate,
+        "clip_fraction": clip_fraction(new.log_probs, batch.log_probs, batch.mask, clip),
+    }
+    return with_entropy(surrogate, new, batch.mask, config), reports
+
+
+def with_entropy(loss: Tensor, new: Evaluation, mask: Tensor, config: ClipConfig) -> Tensor:
+    """A loss less `entropy_coefficient` times the mean entropy of a step."""
+    if config.entropy_coefficient == 0:
+        return loss
+    return loss - config.entropy_coefficient * masked_mean(new.entropy, mask)
+
+
+@torch.no_grad()
+def clip_fraction(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, clip: float) -> Tensor:
+    """A scalar: the mean over episodes of the share of steps whose ratio is farther than `clip` from 1."""
+    ratios = (log_probs - old_log_probs).masked_fill(~mask, 0.0).exp()
+    return masked_mean(((ratios - 1).abs() > clip).float(), mask)
+
+
+@torch.no_grad()
+def approximate_kl(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """A scalar in nats: the mean over episodes and steps of (ρ - 1) - log ρ, an estimate of KL(old‖new) that is never
+    negative (Schulman, "Approximating KL Divergence", 2020)."""
+    logs = (log_probs - old_log_probs).masked_fill(~mask, 0.0)
+    return masked_mean(logs.expm1() - logs, mask)
+
+
+def clipped_losses(advantages: Tensor, estimates: Estimates, clip: ClipConfig, critics: CriticConfig) -> RolloutLosses:
     """PPO's losses on a minibatch: the clipped surrogate of the advantages, and both critics'.
 
     Args:
         advantages: (B, T), of the whole rollout.
         estimates: of the whole rollout, for the critics.
-        clip: half-width of the trusted interval of ratios.
-        config: of the critics.
+        clip: of the actor.
+        critics: of the critics.
 
     Returns:
-        What `Optimizer.descend` takes.
+        What `Optimizer.train` takes.
     """
 
     def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        actor = clipped_surrogate_loss(new.log_probs, batch.log_probs, advantages[index], batch.mask, clip)
-        critics, parts = critic_losses(new, batch, index, estimates, config)
-        return actor + critics, {"actor_loss": actor, **parts}
+        actor, reports = actor_loss(new, batch, advantages[index], clip)
+        critic, parts = critic_losses(new, batch, index, estimates, critics)
+        return actor + critic, {**reports, **parts}
 
     return losses
 
@@ -239,51 +283,3 @@ def mix_advantages(reward: Tensor, cost: Tensor, multiplier: float) -> Tensor:
         multiplier: λ >= 0.
     """
     return (reward - multiplier * cost) / (1.0 + multiplier)
-
-
-def others_mean(returns: Tensor, groups: Tensor) -> Tensor:
-    """(B,): for each episode, the mean of `returns` (B,) over the others of its group."""
-    sizes, sums = _group_sums(returns, groups)
-    return (sums - returns) / (sizes - 1)
-
-
-def leave_one_out(returns: Tensor, groups: Tensor) -> Tensor:
-    """Each episode's return less the mean of the others in its group (RLOO: Ahmadian et al., arXiv 2402.14740).
-
-    Args:
-        returns: (B,), one an episode.
-        groups: (B,) int64, at least two episodes in each.
-
-    Returns:
-        (B,), without bias as an advantage, since no episode is in its own baseline.
-    """
-    return returns - others_mean(returns, groups)
-
-
-def group_centred(returns: Tensor, groups: Tensor) -> Tensor:
-    """(B,): each episode's return (B,) less the mean of its group."""
-    sizes, sums = _group_sums(returns, groups)
-    return returns - sums / sizes
-
-
-def group_normalised(returns: Tensor, groups: Tensor) -> Tensor:
-    """Each episode's return in standard deviations from its group's mean (GRPO: Shao et al., arXiv 2402.03300).
-
-    Args:
-        returns: (B,), one an episode.
-        groups: (B,) int64, at least two episodes in each.
-
-    Returns:
-        (B,); 0 in a group whose returns are all the same.
-    """
-    centred = group_centred(returns, groups)
-    sizes, squares = _group_sums(centred.square(), groups)
-    return centred / ((squares / (sizes - 1)).sqrt() + 1e-6)
-
-
-def _group_sums(x: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """For each episode (B,): the size of its group, and the group's sum of `x`."""
-    count = int(groups.max()) + 1
-    sums = x.new_zeros(count).index_add_(0, groups, x)
-    sizes = torch.bincount(groups, minlength=count).to(x)
-    return sizes[groups], sums[groups]

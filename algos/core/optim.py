@@ -1,70 +1,34 @@
-"""What all algorithms share of stepping a policy: settings, minibatches and their parts, schedule, AdamW, PTX."""
+"""What all algorithms share of stepping an agent: minibatches and their parts, the schedule, AdamW, PTX."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from algos.core.objectives import Losses, masked_mean
+from algos.core.objectives import approximate_kl, masked_mean
+from algos.core.settings import StepConfig
 from textsafe_gym.parallel.process_group import ProcessGroup, SingleProcess
-from textsafe_gym.types import Demonstrations, Evaluation, Policy, Rollout
+from textsafe_gym.types import Agent, Demonstrations, Evaluation, Preferences, Rollout
 
 CRITICS = ("reward_critic", "cost_critic")
-OwnConfig = TypeVar("OwnConfig", bound="TrainingConfig")
+OwnConfig = TypeVar("OwnConfig", bound=StepConfig)
 
 
-class TrainingConfig(BaseModel):
-    """Budget, batches, optimiser and KL; the defaults are the official Safe RLHF script's, on its eight devices."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    seed: int = Field(0, ge=0, lt=2**63, description="all randomness of a run follows from it")
-    episodes: int = Field(
-        4096, gt=0, description="episodes in all, rounded up to whole iterations; the learning rate spans them"
-    )
-    episodes_per_iteration: int = Field(128, gt=0, description="episodes collected before each update")
-    group_size: int = Field(1, gt=0, description="episodes that begin in the same state, as answers to one prompt")
-    epochs: int = Field(1, gt=0, description="passes over an iteration's episodes")
-    minibatch_size: int = Field(128, gt=0, description="episodes in one optimiser step, at most")
-    micro_batch_size: int | None = Field(
-        None, gt=0, description="episodes in one pass of it, at most; gradients add up to the same step; none: all"
-    )
-    learning_rate: float = Field(1e-5, ge=0, description="AdamW's, for the actor")
-    critic_learning_rate: float = Field(5e-6, ge=0, description="AdamW's, for critics, be they models or heads")
-    learning_rate_schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
-    warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the iterations in which the rate rises")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm of each parameter group is clipped to it")
-    ptx_coefficient: float = Field(16.0, ge=0, description="weight of the cross-entropy on demonstrations, where given")
-    kl_coefficient: float = Field(0.02, ge=0, description="weight of each step's KL, taken off the reward")
-    clip_range_score: float = Field(50.0, gt=0, description="bound on each step's shaped reward and cost")
-    cost_limit: float | None = Field(None, description="largest allowed mean episode cost; none: the environment's own")
-
-    @property
-    def at_once(self) -> int:
-        """Episodes in one pass of the policy."""
-        return min(self.micro_batch_size or self.minibatch_size, self.minibatch_size)
-
-    @model_validator(mode="after")
-    def _check_groups(self) -> "TrainingConfig":
-        if self.episodes_per_iteration % self.group_size:
-            raise ValueError(
-                f"group_size = {self.group_size} does not divide episodes_per_iteration = {self.episodes_per_iteration}"
-            )
-        return self
+Batch = TypeVar("Batch", Rollout, Preferences)
+Losses = Callable[[Evaluation, Batch, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""From an agent's view of a minibatch, the minibatch and the index (b,) of its rows to the loss and what to report."""
 
 
-def minibatches(count: int, config: TrainingConfig, generator: torch.Generator) -> Iterator[Tensor]:
-    """Int64 indices of each minibatch: `config.epochs` random orders of `count` episodes, each cut near-equally."""
-    for _ in range(config.epochs):
-        yield from torch.randperm(count, generator=generator).tensor_split(math.ceil(count / config.minibatch_size))
+def minibatches(count: int, epochs: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Int64 indices of each minibatch: `epochs` random orders of `count` rows, each cut evenly to at most `size`."""
+    for _ in range(epochs):
+        yield from torch.randperm(count, generator=generator).tensor_split(math.ceil(count / size))
 
 
-def schedule(iteration: int, iterations: int, config: TrainingConfig) -> float:
+def schedule(iteration: int, iterations: int, config: StepConfig) -> float:
     """Factor on the rates in `iteration` (from 0) of `iterations`: linear warm-up, then cosine to 0 or constant."""
     warmup = math.ceil(config.warmup_ratio * iterations)
     if iteration < warmup:
@@ -79,16 +43,16 @@ class Setup(Generic[OwnConfig]):
     """What every algorithm is made from.
 
     Attributes:
-        policy: actor and two critics; an algorithm without critics leaves them as they are.
+        agent: the actor, the critics that the algorithm has declared, and the reference.
         config: settings.
         cost_limit: the largest allowed mean episode cost; none: there is no limit, which a constrained method refuses.
         iterations: how many updates are planned; the learning rate is scheduled over them.
         demonstrations: for the PTX term; without them there is none.
         processes: the processes that train together.
-        env: what the policy plays in, for an algorithm that has to know its spaces.
+        env: what the actor plays in, for an algorithm that has to know its spaces.
     """
 
-    policy: Policy
+    agent: Agent
     config: OwnConfig
     cost_limit: float | None
     iterations: int
@@ -98,43 +62,47 @@ class Setup(Generic[OwnConfig]):
 
 
 class Optimizer:
-    """Walks a policy down losses, minibatch by minibatch, at scheduled rates.
+    """Steps an agent down losses, minibatch by minibatch, at scheduled rates.
 
     Args:
-        setup: policy, rates, minibatches, schedule and demonstrations.
-        parts: how often an iteration calls `descend`.
+        setup: agent, rates, minibatches, schedule and demonstrations.
+        parts: how often an iteration calls `train`.
     """
 
     def __init__(self, setup: Setup[Any], parts: int = 1) -> None:
         config = setup.config
         self.config = config
         self.iterations = parts * setup.iterations
-        self.demonstrations = setup.demonstrations if config.ptx_coefficient > 0 else None
+        self.demonstrations = setup.demonstrations if setup.demonstrations and config.ptx_coefficient > 0 else None
         self.iteration = 0
         self.processes = setup.processes
-        rates = {"actor": config.learning_rate, **dict.fromkeys(CRITICS, config.critic_learning_rate)}
-        self.engine = setup.processes.engine(setup.policy, rates, config.weight_decay)
+        groups = setup.agent.parameter_groups()
+        rates = {name: config.critic_learning_rate if name in CRITICS else config.learning_rate for name in groups}
+        self.engine = setup.processes.engine(setup.agent, rates, config.weight_decay)
 
-    def descend(
+    def train(
         self,
-        rollout: Rollout,
-        losses: Losses,
+        batch: Batch,
+        losses: Losses[Batch],
         generator: torch.Generator,
         only: Collection[str] = (),
         is_mean: bool = True,
+        target_kl: float | None = None,
     ) -> dict[str, float]:
         """An iteration's steps: for each minibatch one down the loss, then one on demonstrations.
 
         Args:
-            rollout: what the minibatches are taken from.
-            losses: called with the policy's view of each minibatch, or of each of its parts.
+            batch: what the minibatches are taken from: a rollout, or preferences.
+            losses: called with the agent's view of each minibatch, or of each of its parts.
             generator: draws the minibatches and the demonstrations.
             only: parameter groups to train on the loss, where not all.
             is_mean: the loss is a mean over episodes, so that those of a minibatch's parts add up to it. One that is
                 not costs a minibatch in parts a second forward pass.
+            target_kl: no further step is made once the approximate KL to the policy that played exceeds 1.5 times it.
 
         Returns:
-            Means over the minibatches of what `losses` reports, of `entropy` and `ptx_loss`, and the `learning_rate`.
+            Means over the minibatches of what `losses` reports, of `entropy`, `approximate_kl`, `ptx_loss` and each
+            group's `GROUP_grad_norm` before clipping; the `learning_rate`; with `target_kl`, the `steps` made.
 
         Raises:
             RunError: a loss or gradient is not finite.
@@ -144,18 +112,23 @@ class Optimizer:
             group["lr"] = factor * group["rate"]
         self.engine.zero_grad()  # of a step that was refused
         rows: list[dict[str, float]] = []
-        for index in minibatches(len(rollout), self.config, generator):
+        epochs = self.config.epochs if isinstance(batch, Rollout) else 1  # preferences come anew in each iteration
+        for index in minibatches(len(batch), epochs, self.config.minibatch_size, generator):
             at_once = len(index) <= self.config.at_once and self.processes.world_size == 1
-            gather = self._gather if is_mean or at_once else self._gather_whole
+            accumulate = self._accumulate if is_mean or at_once else self._accumulate_coupled
             with self.engine.training(only):
-                row = gather(rollout, losses, index)
-                self.engine.step(self.config.max_grad_norm)
+                row = accumulate(batch, losses, index)
+                if rows and target_kl is not None and row["approximate_kl"] > 1.5 * target_kl:
+                    self.engine.zero_grad()
+                    break
+                row |= {f"{name}_grad_norm": norm for name, norm in self.engine.step(self.config.max_grad_norm).items()}
             if self.demonstrations is not None:
                 row["ptx_loss"] = self._imitate(self.demonstrations, len(index), generator)
             rows.append(row)
         self.iteration += 1
         means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        return {**means, "learning_rate": factor * self.config.learning_rate}
+        steps = {} if target_kl is None else {"steps": float(len(rows))}
+        return {**means, **steps, "learning_rate": factor * self.config.learning_rate}
 
     def state_dict(self) -> dict[str, Any]:
         """The engine's tensors and the number of iterations done."""
@@ -178,44 +151,44 @@ class Optimizer:
         parts = mine.tensor_split(count)
         return [(part, len(part) / len(index)) if len(part) else (index[:1], 0.0) for part in parts]
 
-    def _gather(self, rollout: Rollout, losses: Losses, index: Tensor) -> dict[str, float]:
+    def _accumulate(self, batch: Batch, losses: Losses[Batch], index: Tensor) -> dict[str, float]:
         """Adds up the gradient of the loss on the minibatch `index`; returns what it reports."""
         row: dict[str, float] = {}
-        parts = self._parts(rollout.lengths.cpu(), index)
+        parts = self._parts(batch.lengths.cpu(), index)
         for number, (part, weight) in enumerate(parts):
-            batch = rollout[part]
-            new = self.engine.evaluate(batch.observations, batch.actions, batch.mask, number == len(parts) - 1)
-            loss, reports = losses(new, batch, part)
+            own = batch[part]
+            new = self.engine.evaluate(*own.inputs, number == len(parts) - 1)
+            loss, reports = losses(new, own, part)
             self.engine.backward(loss * weight)
-            reports = {**reports, "entropy": masked_mean(new.entropy.detach(), batch.mask)}
-            for name, value in reports.items():
+            for name, value in {**reports, **_of_the_actor(new, own)}.items():
                 row[name] = row.get(name, 0.0) + weight * value.item()
         return self.processes.all_reduce(row)
 
-    def _gather_whole(self, rollout: Rollout, losses: Losses, index: Tensor) -> dict[str, float]:
-        """`_gather` for a loss that couples the episodes of a minibatch.
+    def _accumulate_coupled(self, batch: Batch, losses: Losses[Batch], index: Tensor) -> dict[str, float]:
+        """`_accumulate` for a loss that couples the rows of a minibatch.
 
-        All of it is evaluated first, the loss is differentiated by what the policy said of each step, and a second
+        All of it is evaluated first, the loss is differentiated by what the agent said of each step, and a second
         pass carries that to the parameters.
         """
-        batch = rollout[index]
+        whole = batch[index]
         with torch.no_grad():
-            seen = [self._view(rollout[part], True) for part in index.split(self.config.at_once)]
-        leaves = [torch.cat(column).requires_grad_() for column in zip(*seen, strict=True)]
-        loss, reports = losses(Evaluation(*leaves), batch, index)
-        slopes = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-        parts = self._parts(rollout.lengths.cpu(), index)
+            seen = [self._view(batch[part], True) for part in index.split(self.config.at_once)]
+        leaves = {name: torch.cat([view[name] for view in seen]).requires_grad_() for name in seen[0]}
+        loss, reports = losses(Evaluation(**leaves), whole, index)
+        slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        parts = self._parts(batch.lengths.cpu(), index)
         for number, (part, weight) in enumerate(parts):
             rows = (part[:, None] == index).int().argmax(1)
-            again = self._view(rollout[part], number == len(parts) - 1)
+            again = self._view(batch[part], number == len(parts) - 1).values()
             carried = torch.stack([(x * slope[rows]).sum() for x, slope in zip(again, slopes, strict=True)])
             self.engine.backward(carried.sum() * float(weight > 0))
-        row = {name: value.item() for name, value in reports.items()}
-        return {**row, "entropy": masked_mean(leaves[1].detach(), batch.mask).item()}
+        detached = Evaluation(**{name: x.detach() for name, x in leaves.items()})
+        return {name: value.item() for name, value in {**reports, **_of_the_actor(detached, whole)}.items()}
 
-    def _view(self, batch: Rollout, last: bool) -> tuple[Tensor, ...]:
-        new = self.engine.evaluate(batch.observations, batch.actions, batch.mask, last)
-        return new.log_probs, new.entropy, new.reward_values, new.cost_values
+    def _view(self, batch: Any, last: bool) -> dict[str, Tensor]:
+        observations, actions, mask = batch.inputs
+        new = self.engine.evaluate(observations, actions, mask, last)
+        return {name: x for name, x in vars(new).items() if x is not None}
 
     def _imitate(self, demonstrations: Demonstrations, count: int, generator: torch.Generator) -> float:
         index = torch.randint(len(demonstrations), (count,), generator=generator)
@@ -230,3 +203,10 @@ class Optimizer:
                 total += weight * loss.item()
             self.engine.step(self.config.max_grad_norm)
         return self.processes.all_reduce({"loss": total})["loss"]
+
+
+def _of_the_actor(new: Evaluation, batch: Rollout | Preferences) -> dict[str, Tensor]:
+    entropy = {"entropy": masked_mean(new.entropy.detach(), batch.inputs[2])}
+    if not isinstance(batch, Rollout):
+        return entropy
+    return {**entropy, "approximate_kl": approximate_kl(new.log_probs, batch.log_probs, batch.mask)}

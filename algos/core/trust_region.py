@@ -12,45 +12,35 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
+from algos.core.settings import TrustRegionConfig
 from textsafe_gym.errors import RunError
-from textsafe_gym.types import Policy, Rollout
+from textsafe_gym.protocols import Actor
+from textsafe_gym.types import Rollout
 
 # Length of the finite difference, relative to that of the parameters.
 _DIFFERENCE = 1e-4
-
-
-class TrustRegionConfig(BaseModel):
-    """Size of the region and effort spent on its step; the defaults are the literature's."""
-
-    max_kl: float = Field(0.01, gt=0, description="δ: bound on the mean KL(old‖new) of a step's distributions, in nats")
-    damping: float = Field(0.1, ge=0, description="added to the Fisher matrix's diagonal")
-    conjugate_gradient_steps: int = Field(10, gt=0, description="of solving F·x = g, at most")
-    fisher_episodes: int = Field(32, gt=0, description="episodes that the Fisher matrix is measured on, at most")
-    backtracks: int = Field(15, gt=0, description="shorter steps that the line search tries")
-    backtrack_factor: float = Field(0.8, gt=0, lt=1, description="each one's length relative to the last")
 
 
 class TrustRegion:
     """An actor's parameters θ as one vector, around the policy that played a rollout.
 
     Args:
-        policy: as it played the rollout.
+        actor: as it played the rollout.
         rollout: whole episodes.
         config: sizes.
         generator: chooses the episodes that the Fisher matrix is measured on.
-        at_once: episodes in one pass of the policy; matters for memory alone.
+        at_once: episodes in one pass of the actor; matters for memory alone.
     """
 
     def __init__(
-        self, policy: Policy, rollout: Rollout, config: TrustRegionConfig, generator: torch.Generator, at_once: int
+        self, actor: Actor, rollout: Rollout, config: TrustRegionConfig, generator: torch.Generator, at_once: int
     ) -> None:
-        self.policy = policy
+        self.actor = actor
         self.config = config
         self.rollout = rollout
-        self.parameters = policy.parameter_groups()["actor"]
+        self.parameters = actor.trained_parameters()
         self.start = torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
         self.chunks = list(torch.arange(len(rollout)).split(at_once))
         self.sample = torch.randperm(len(rollout), generator=generator)[: config.fisher_episodes].split(at_once)
@@ -132,14 +122,14 @@ class TrustRegion:
 
     def _distributions(self, index: Tensor) -> Tensor:
         part = self.rollout[index]
-        return self.policy.distributions(part.observations, part.actions, part.mask)
+        return self.actor.distributions(part.observations, part.actions, part.mask)
 
     def _divergence(self, index: Tensor, old: Tensor) -> Tensor:
-        return self.policy.divergence(old, self._distributions(index)).sum()
+        return self.actor.divergence(old, self._distributions(index)).sum()
 
     def _surrogates(self, index: Tensor, advantages: Sequence[Tensor]) -> list[Tensor]:
         part = self.rollout[index]
-        new = self.policy.evaluate(part.observations, part.actions, part.mask).log_probs
+        new = self.actor.evaluate(part.observations, part.actions, part.mask).log_probs
         ratios = (new - part.log_probs).masked_fill(~part.mask, 0.0).exp()
         return [((ratios - 1) * own[index]).sum() / len(self.rollout) for own in advantages]
 
@@ -151,26 +141,26 @@ class TrustRegion:
 
 
 @torch.no_grad()
-def by_episode(policy: Policy, rollout: Rollout, at_once: int) -> list[Tensor]:
+def by_episode(actor: Actor, rollout: Rollout, at_once: int) -> list[Tensor]:
     """For each of B episodes, `at_once` in a pass, the parameters of the present policy's distributions, (steps, D)."""
     found: list[Tensor] = []
     for index in torch.arange(len(rollout)).split(at_once):
         part = rollout[index]
-        together = policy.distributions(part.observations, part.actions, part.mask)
+        together = actor.distributions(part.observations, part.actions, part.mask)
         found += together.split(part.lengths.tolist())
     return found
 
 
-def divergences(policy: Policy, batch: Rollout, others: list[Tensor]) -> Tensor:
+def divergences(actor: Actor, batch: Rollout, others: list[Tensor]) -> Tensor:
     """(B, T), with gradients, 0 outside the mask: each step's KL(present‖other) in nats.
 
     Args:
-        policy: the present one.
+        actor: the present one.
         batch: B episodes.
         others: the other policy's distributions, as from `by_episode`.
     """
-    present = policy.distributions(batch.observations, batch.actions, batch.mask)
-    apart = policy.divergence(present, torch.cat(others))
+    present = actor.distributions(batch.observations, batch.actions, batch.mask)
+    apart = actor.divergence(present, torch.cat(others))
     return apart.new_zeros(batch.mask.shape).masked_scatter(batch.mask, apart)
 
 

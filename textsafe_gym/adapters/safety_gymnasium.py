@@ -11,8 +11,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from textsafe_gym.envs.infos import autoreset_mode, of_six_values
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.models.infos import autoreset_mode, of_six_values
 
 SixTuple = tuple[Any, Any, Any, Any, Any, dict[str, Any]]
 

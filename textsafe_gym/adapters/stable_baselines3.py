@@ -13,8 +13,9 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from textsafe_gym.envs import ENVIRONMENTS
+from textsafe_gym.envs.infos import InfoReader, autoreset_mode, info_row
+from textsafe_gym.envs.making import make_vec
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.models.infos import InfoReader, autoreset_mode, info_row, make_vec
 
 try:
     from stable_baselines3.common.callbacks import BaseCallback

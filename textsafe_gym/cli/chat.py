@@ -31,16 +31,18 @@ def chat(source: str, env: str | None, assignments: tuple[str, ...], seed: int, 
     from textsafe_gym.errors import ConfigError
     from textsafe_gym.evaluation.play import GivenPrompts
     from textsafe_gym.experiments.saved import open_saved, saved_spec
+    from textsafe_gym.protocols import PromptTask
+    from textsafe_gym.rollouts import collect
 
-    vector, policy = open_saved(source, saved_spec(source, env, assignments), num_envs=1)
-    if not hasattr(vector.unwrapped, "tokenizer"):
+    vector, actor, _ = open_saved(source, saved_spec(source, env, assignments), num_envs=1)
+    if not isinstance(vector.unwrapped, PromptTask):
         raise ConfigError("chat needs a text environment, such as SafeRLHF-v0")
     given = GivenPrompts(vector)
     limit = vector.unwrapped.cost_limit
     for number, prompt in enumerate(_prompts()):
         given.prompts = [prompt]
         try:
-            rollout = policy.rollout(given, seed + number)
+            rollout = collect(actor, given, seed + number)
         except DataError as error:
             if not sys.stdin.isatty():
                 raise DataError(f"line {number + 1}: {error}") from None

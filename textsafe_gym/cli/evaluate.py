@@ -67,17 +67,16 @@ def evaluate(
     with Progress(console=console, transient=True, disable=not is_live(console)) as bars:
         for source, spec in zip(sources, specs, strict=True):
             task = bars.add_task(spec.label.replace("[", r"\["), total=None)
-            vector, policy = open_saved(source, spec)
+            vector, actor, reference = open_saved(source, spec)
             identity = {"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed}
             rows = evaluate_policy(
-                policy,
+                actor,
                 vector,
                 spec.seed,
                 identity,
+                None if spec.algorithm == MODEL else reference,
                 _shown_on(bars, task),
             )
-            if spec.algorithm == MODEL:
-                rows = [{name: value for name, value in row.items() if name != "kl"} for row in rows]
             limit = cost_limit_of(spec, vector)
             results.append((spec, rows, {**identity, "cost_limit": limit, "evaluation": summarise(rows, limit)}))
             vector.close()

@@ -8,8 +8,11 @@ import numpy as np
 
 from textsafe_gym.errors import ScoreError
 from textsafe_gym.evaluation.files import Row
+from textsafe_gym.models import task_of
 from textsafe_gym.parallel.process_group import ProcessGroup
-from textsafe_gym.types import Policy, Rollout, episode_sums
+from textsafe_gym.protocols import Actor, Judge, PromptTask, Reference
+from textsafe_gym.rollouts import collect
+from textsafe_gym.types import Rollout, episode_sums
 
 # Episodes for environments that have no evaluation prompts of their own.
 EPISODES = 128
@@ -30,28 +33,30 @@ class GivenPrompts(gym.vector.VectorWrapper):
 
 
 def evaluate_policy(
-    policy: Policy,
+    actor: Actor,
     env: gym.vector.VectorEnv,
     seed: int,
     identity: dict[str, Any],
+    reference: Reference | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     processes: ProcessGroup | None = None,
 ) -> list[Row]:
     """One response to each evaluation prompt, in order (or `EPISODES` episodes where the environment has none).
 
     Args:
-        policy: is played as it is; it samples at its own temperature.
+        actor: is played as it is; it samples at its own temperature.
         env: fixes the batch size; a text environment's `evaluation_prompts` and `gold_judge` are used.
         seed: of the run; the same seed means the same random draws for every policy.
         identity: what every row says about its run: algorithm, label, seed.
+        reference: what the rows' `kl` is measured to; without it they have none.
         on_batch: called with the episodes played so far and in all.
         processes: processes that share the work; each gets all rows.
 
     Raises:
         ScoreError: a gold judge returned something other than finite numbers.
     """
-    inner = env.unwrapped
-    prompts: Sequence[Any] | None = getattr(inner, "evaluation_prompts", None)
+    task = task_of(env)
+    prompts: Sequence[Any] = task.evaluation_prompts if isinstance(task, PromptTask) else ()
     total = len(prompts) if prompts else EPISODES
     wrapper = GivenPrompts(env) if prompts else None
     share = (processes.rank, processes.world_size) if processes else (0, 1)
@@ -63,23 +68,22 @@ def evaluate_policy(
         episodes = range(first, first + env.num_envs)
         if prompts and wrapper:
             wrapper.prompts = [prompts[i % total].text for i in episodes]
-        rollout = policy.rollout(wrapper or env, batch_seed, share=share)
+        rollout = collect(actor, wrapper or env, batch_seed, reference=reference, share=share)
         groups = [prompts[i].group if prompts else "" for i in episodes if i < total]
         batches.append(_rows(rollout, groups, identity, first))
         if on_batch:
             on_batch(min(start + env.num_envs * share[1], total), total)
     found = processes.all_gather(batches) if processes else [batches]
     rows = [row for together in zip(*found, strict=True) for part in together for row in part]
-    judge = getattr(inner, "gold_judge", None)
-    if judge is not None:
-        _add_gold(rows, judge)
+    if isinstance(task, PromptTask) and task.gold_judge is not None:
+        _add_gold(rows, task.gold_judge)
     return rows
 
 
 def _rows(rollout: Rollout, groups: Sequence[str], identity: dict[str, Any], start: int) -> list[Row]:
     rewards = rollout.episode_rewards.double().tolist()
     paid = rollout.episode_costs.double().tolist()
-    kls = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).double().tolist()
+    kls = None if rollout.reference_log_probs is None else rollout.episode_kl.double().tolist()
     named = {name: episode_sums(x, rollout.mask).double().tolist() for name, x in rollout.named_costs.items()}
     rows = []
     for i, group in enumerate(groups):
@@ -93,12 +97,14 @@ def _rows(rollout: Rollout, groups: Sequence[str], identity: dict[str, Any], sta
         row |= {"reward": rewards[i], "cost": paid[i]}
         if named:
             row["costs"] = {name: costs[i] for name, costs in named.items()}
-        row |= {"response_length": int(rollout.lengths[i]), "kl": kls[i]}
+        row["response_length"] = int(rollout.lengths[i])
+        if kls is not None:
+            row["kl"] = kls[i]
         rows.append(row)
     return rows
 
 
-def _add_gold(rows: list[Row], judge: Callable[[list[str], list[str]], dict[str, Any]]) -> None:
+def _add_gold(rows: list[Row], judge: Judge) -> None:
     scores = judge([row["prompt"] for row in rows], [row["response"] for row in rows])
     for name, values in scores.items():
         array = np.asarray(values, dtype=np.float64)

@@ -93,7 +93,7 @@ def _rollout(sizes: Sizes, device: str, dtype: str) -> Timed:
 
     from textsafe_gym.models.sampling import generate
 
-    policy, plain = policy_of(sizes, device, dtype), model_of(sizes, device, dtype)
+    actor, plain = actor_of(sizes, device, dtype), model_of(sizes, device, dtype)
     ids = torch.randint(3, sizes.vocab, (sizes.batch, sizes.prompt_length), device=device)
     mask = torch.ones_like(ids)
     settings = GenerationConfig(
@@ -102,7 +102,7 @@ def _rollout(sizes: Sizes, device: str, dtype: str) -> Timed:
 
     def ours() -> None:
         seeds = range(sizes.batch)
-        generate(policy.model, ids, mask, sizes.response_length, 2, seeds, 1.0, sizes.vocab, keep_states=True)
+        generate(actor.model, ids, mask, sizes.response_length, 2, seeds, 1.0, sizes.vocab, keep_states=True)
 
     def theirs() -> None:
         plain.generate(ids, attention_mask=mask, generation_config=settings)
@@ -116,7 +116,7 @@ def _iteration(sizes: Sizes, algorithm: str, device: str, dtype: str, compile: b
     trainer = algos.make(
         algorithm,
         env_of(sizes, device, dtype),
-        policy=policy_of(sizes, device, dtype, compile),
+        policy=actor_of(sizes, device, dtype, compile),
         episodes=10**9,
         episodes_per_iteration=sizes.batch,
         epochs=_EPOCHS,
@@ -132,14 +132,14 @@ def _iteration(sizes: Sizes, algorithm: str, device: str, dtype: str, compile: b
 
 
 def _env(sizes: Sizes, device: str, dtype: str) -> Timed:
-    from textsafe_gym.models.acting import TokenActor
+    from textsafe_gym.models.acting import TokenSampler
     from textsafe_gym.models.sampling import generate
 
-    policy, env = policy_of(sizes, device, dtype), env_of(sizes, device, dtype)
+    actor, env = actor_of(sizes, device, dtype), env_of(sizes, device, dtype)
     task = env.unwrapped
 
     def steps() -> None:
-        act = TokenActor(policy, sizes.prompt_length)
+        act = TokenSampler(actor, sizes.prompt_length)
         observation, _ = env.reset(seed=0)
         for _ in range(sizes.response_length):
             observation = env.step(act(observation)[0])[0]
@@ -149,7 +149,7 @@ def _env(sizes: Sizes, device: str, dtype: str) -> Timed:
         ids, mask = (
             torch.as_tensor(observation[name][:, : sizes.prompt_length]) for name in ("input_ids", "attention_mask")
         )
-        said = generate(policy.model, ids, mask, sizes.response_length, 2, range(sizes.batch), 1.0, sizes.vocab)
+        said = generate(actor.model, ids, mask, sizes.response_length, 2, range(sizes.batch), 1.0, sizes.vocab)
         task.play(said.tokens.cpu().numpy(), said.lengths.cpu().numpy())
 
     return {"steps": steps, "generation": at_once}
@@ -231,12 +231,12 @@ def model_of(sizes: Sizes, device: str, dtype: str) -> Any:
     return model.eval().to(getattr(torch, dtype))
 
 
-def policy_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32", compile: bool = False) -> Any:
-    """A random policy with two critics on its trunk."""
-    from textsafe_gym.models.causal_lm import CausalLMPolicy
+def actor_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32", compile: bool = False) -> Any:
+    """A random language model as an actor."""
+    from textsafe_gym.models.causal_lm import CausalLMActor
 
     torch.manual_seed(0)
-    return CausalLMPolicy(model_of(sizes, device, dtype), tokenizer_of(sizes), compile=compile)
+    return CausalLMActor(model_of(sizes, device, dtype), tokenizer_of(sizes), compile=compile)
 
 
 def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from textsafe_gym.adapters.omnisafe import files as omnisafe_files
 from textsafe_gym.experiments.spec import RunSpec
 from textsafe_gym.models.cards import public, write_card
+from textsafe_gym.protocols import TextTask
 
 _BOUNDS = {
     "mean": "mean cost of a response <= {limit:g} (a cost above 0 is harmful)",
@@ -27,7 +28,7 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
     """
     kwargs, config, found = spec.env["kwargs"], spec.config, summary["evaluation"]
     task = env.unwrapped
-    text = hasattr(task, "tokenizer")
+    text = isinstance(task, TextTask)
     world = "the embedded world's" if text else None
     sources = [str(kwargs[name]) for name in ("prompts", "evaluation_prompts", "demonstrations") if name in kwargs]
     facts = {

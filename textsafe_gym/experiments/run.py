@@ -23,7 +23,9 @@ from textsafe_gym.experiments.cards import write_policy_card
 from textsafe_gym.experiments.spec import INITIAL, RunSpec, call
 from textsafe_gym.experiments.tracking import Track, Tracking
 from textsafe_gym.presets import presets
+from textsafe_gym.protocols import Enumerable
 from textsafe_gym.registry import nearest
+from textsafe_gym.rollouts import collect
 
 if TYPE_CHECKING:
     from textsafe_gym.parallel.process_group import ProcessGroup
@@ -32,6 +34,8 @@ CHECKPOINT = Path("checkpoints") / "latest"
 CHECKPOINT_EVERY = 10  # iterations; a killed run repeats at most so many
 # Below so many parameters a second thread costs more than it gives, and one thread makes results repeat exactly.
 _SMALL = 10_000_000
+
+CRITIC_OPTIONS = ("critics", "reward_critic", "cost_critic")  # those of the policy's that are its critics'
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -45,7 +49,7 @@ def make_env(spec: RunSpec, num_envs: int) -> Any:
     import gymnasium as gym
 
     from textsafe_gym.envs import ENVIRONMENTS
-    from textsafe_gym.models.infos import make_vec
+    from textsafe_gym.envs.making import make_vec
 
     env_id, kwargs = spec.env["id"], spec.env["kwargs"]
     try:
@@ -92,7 +96,7 @@ def _takes(env_id: str) -> list[str]:
     return [taken.name for taken in takes if taken.kind is not taken.VAR_KEYWORD]
 
 
-def make_policy(spec: RunSpec, env: Any, processes: "ProcessGroup | None" = None) -> Any:
+def make_actor(spec: RunSpec, env: Any, processes: "ProcessGroup | None" = None) -> Any:
     """The starting policy of a run; on the CPU where no device is to hold it whole.
 
     Raises:
@@ -103,34 +107,62 @@ def make_policy(spec: RunSpec, env: Any, processes: "ProcessGroup | None" = None
     from textsafe_gym import models
 
     torch.manual_seed(spec.seed)  # a fresh MLP's weights; a language model draws nothing
-    streamed = processes is not None and processes.streams_layers and "device" in spec.policy
-    options = {**spec.policy, "device": "cpu"} if streamed else spec.policy
-    policy: Any = call(models.make_policy, "policy", options, env)
+    options = {name: value for name, value in spec.policy.items() if name not in CRITIC_OPTIONS}
+    if processes is not None and processes.streams_layers and "device" in options:
+        options["device"] = "cpu"
+    actor: Any = call(models.make_actor, "policy", options, env)
     # All of them, as an adapter of few parameters may sit on a large model.
-    if sum(parameter.numel() for parameter in policy.parameters()) < _SMALL:
+    if sum(parameter.numel() for parameter in actor.parameters()) < _SMALL:
         torch.set_num_threads(1)
-    return policy
+    return actor
 
 
-def make_trainer(spec: RunSpec, env: Any, policy: Any, processes: "ProcessGroup | None" = None) -> Any:
-    """The algorithm at work on a policy, in this process or in several.
+def make_trainer(spec: RunSpec, env: Any, actor: Any, processes: "ProcessGroup | None" = None) -> Any:
+    """The algorithm at work on an actor, in this process or in several.
 
     Raises:
-        TextsafeError: settings, policy and environment do not go together.
+        TextsafeError: settings, actor and environment do not go together.
     """
     import algos
 
-    shown = demonstrations(spec, env, policy)
-    return algos.make(spec.algorithm, env, policy, shown, processes, **spec.config)
+    return algos.make(
+        spec.algorithm,
+        env,
+        actor,
+        demonstrations(spec, env, actor),
+        processes,
+        critics=make_critics(spec, env, actor),
+        **spec.config,
+    )
 
 
-def demonstrations(spec: RunSpec, env: Any, policy: Any) -> Any:
-    """The environment's supervised pairs in the policy's form, if it has some and the algorithm wants them."""
-    if not spec.config.get("ptx_coefficient") or not hasattr(policy, "demonstrations"):
-        return None
+def make_critics(spec: RunSpec, env: Any, actor: Any) -> Any:
+    """The critics that the algorithm uses, as the policy's options have them; none where it uses none.
+
+    Raises:
+        TextsafeError: an option does not fit.
+    """
+    import algos
+    from textsafe_gym import models
+
+    options = {name: spec.policy[name] for name in CRITIC_OPTIONS if name in spec.policy}
+    return models.make_critics(actor, env, algos.critics_of(spec.algorithm), **options)
+
+
+def demonstrations(spec: RunSpec, env: Any, actor: Any) -> Any:
+    """The environment's supervised pairs in the actor's form, if it has some and the algorithm wants them."""
+    from textsafe_gym.models.causal_lm import CausalLMActor
+    from textsafe_gym.protocols import PromptTask
+
     task = env.unwrapped
-    rows = getattr(task, "demonstrations", None)
-    return policy.demonstrations(rows, task.max_prompt_length, task.max_response_length) if rows else None
+    if (
+        not spec.config.get("ptx_coefficient")
+        or not isinstance(actor, CausalLMActor)
+        or not isinstance(task, PromptTask)
+    ):
+        return None
+    rows = task.demonstrations
+    return actor.demonstrations(rows, task.max_prompt_length, task.max_response_length) if rows else None
 
 
 def cost_limit_of(spec: RunSpec, env: Any) -> float | None:
@@ -138,7 +170,7 @@ def cost_limit_of(spec: RunSpec, env: Any) -> float | None:
 
     None without one, and where the algorithm bounds something else than the mean of all costs.
     """
-    from textsafe_gym.types import own_cost_limit
+    from textsafe_gym.envs.making import own_cost_limit
 
     if spec.config.get("constraint", "mean") != "mean" or spec.config.get("cost_limits"):
         return None
@@ -175,17 +207,17 @@ def check(spec: RunSpec, played: set[str] | None = None, processes: "ProcessGrou
 def _try_out(spec: RunSpec, played: set[str] | None, processes: "ProcessGroup | None") -> None:
     env = make_env(spec, int(spec.config.get("group_size", 1)))
     try:
-        policy = make_policy(spec, env, processes)
+        actor = make_actor(spec, env, processes)
         if processes is not None:
-            processes.check(policy)
+            processes.check(actor)
         if spec.algorithm != INITIAL:
-            make_trainer(spec, env, policy)
+            make_trainer(spec, env, actor)
         if processes is not None and processes.streams_layers:
             return  # a model that no process holds alone, so that none can try it out
         key = repr((spec.env, spec.policy))
         named = spec.config.get("cost_limits") or {}
         if played is None or named or key not in played:
-            rollout = policy.rollout(env, 0)
+            rollout = collect(actor, env, 0)
             unknown = sorted(named.keys() - rollout.named_costs.keys())
             if unknown:
                 known = ", ".join(rollout.named_costs) or "none"
@@ -330,20 +362,22 @@ def _finished(path: Path) -> dict[str, Any]:
 
 
 def saved_trainer(
-    spec: RunSpec, env: Any, policy: Any, checkpoint: Path, processes: "ProcessGroup | None" = None
+    spec: RunSpec, env: Any, actor: Any, checkpoint: Path, processes: "ProcessGroup | None" = None
 ) -> Any:
-    """The algorithm as a checkpoint holds it; `policy` is the one that the run started from.
+    """The algorithm as a checkpoint holds it; `actor` is the one that the run started from.
 
     Raises:
         RunError: the checkpoint is missing or damaged.
     """
     import algos
 
-    return algos.load(checkpoint, env, policy, demonstrations(spec, env, policy), processes)
+    return algos.load(
+        checkpoint, env, actor, demonstrations(spec, env, actor), processes, critics=make_critics(spec, env, actor)
+    )
 
 
 def _train(
-    spec: RunSpec, env: Any, policy: Any, directory: Path, report: Report, processes: "ProcessGroup", tracking: Tracking
+    spec: RunSpec, env: Any, actor: Any, directory: Path, report: Report, processes: "ProcessGroup", tracking: Tracking
 ) -> tuple[Any, list[Any]]:
     """Trains from the last checkpoint, or from the start, to the end of the budget.
 
@@ -353,9 +387,9 @@ def _train(
     checkpoint, path = directory / CHECKPOINT, directory / "metrics.jsonl"
     aside = checkpoint.with_name(f".{checkpoint.name}.old")  # where a kill in the midst of saving leaves the old one
     if checkpoint.exists() or aside.exists():
-        trainer = saved_trainer(spec, env, policy, checkpoint, processes)
+        trainer = saved_trainer(spec, env, actor, checkpoint, processes)
     else:
-        trainer = make_trainer(spec, env, policy, processes)
+        trainer = make_trainer(spec, env, actor, processes)
     rows = read_rows(path, drop_torn_tail=True)[: trainer.iteration] if path.exists() else []
     if len(rows) < trainer.iteration:
         raise RunError(f"{path}: {len(rows)} rows, but the checkpoint is of iteration {trainer.iteration}")
@@ -390,11 +424,12 @@ def _execute(
 
     started = time.perf_counter()
     env = make_env(spec, int(spec.config["episodes_per_iteration"]) // processes.world_size)
-    policy = make_policy(spec, env, processes)
+    actor = make_actor(spec, env, processes)
+    reference = actor.reference()
     metrics: list[dict[str, Any]] = []
     playing: AbstractContextManager[None] = nullcontext()
     if spec.algorithm != INITIAL:
-        trainer, metrics = _train(spec, env, policy, directory, report, processes, tracking)
+        trainer, metrics = _train(spec, env, actor, directory, report, processes, tracking)
         playing = trainer.algorithm.optimizer.engine.generating()
     elif processes.rank == 0:
         tracking.start([])
@@ -404,10 +439,11 @@ def _execute(
         report({"done": done, "total": total, "evaluating": True})
 
     with playing:
-        rows = evaluate_policy(policy, env, spec.seed, identity, on_batch, processes)
+        rows = evaluate_policy(actor, env, spec.seed, identity, reference, on_batch, processes)
     limit = cost_limit_of(spec, env)
-    exact = getattr(env.unwrapped, "evaluate", None)  # an enumerable environment knows a policy's expectations
-    exactly = {"exact": exact(policy.model)._asdict()} if exact and policy.temperature == 1 else {}
+    # An enumerable environment knows a policy's expectations, at the temperature that its reference has.
+    enumerable = isinstance(env.unwrapped, Enumerable) and actor.temperature == 1
+    exactly = {"exact": env.unwrapped.evaluate(actor.model)._asdict()} if enumerable else {}
     env.close()
     speeds = [row["tokens_per_second"] for row in metrics if row.get("tokens_per_second")]
     summary = {

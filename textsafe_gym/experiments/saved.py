@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from textsafe_gym.config import Settings, merge, parse_assignments, read_yaml, validate
 from textsafe_gym.errors import ConfigError, ModelError
-from textsafe_gym.experiments.run import CHECKPOINT, make_env, make_policy, saved_trainer
+from textsafe_gym.experiments.run import CHECKPOINT, make_actor, make_env, saved_trainer
 from textsafe_gym.experiments.spec import INITIAL, PolicyOptions, RunSpec, resolve_env
 from textsafe_gym.registry import nearest
 
@@ -90,8 +90,8 @@ def read_spec(path: Path) -> RunSpec:
     return RunSpec(**run.model_dump())
 
 
-def open_saved(source: str, spec: RunSpec, num_envs: int | None = None) -> tuple[Any, Any]:
-    """The environment and the trained policy, whose reference is the one that training started from.
+def open_saved(source: str, spec: RunSpec, num_envs: int | None = None) -> tuple[Any, Any, Any]:
+    """The environment, the trained actor, and the reference: the policy that training started from.
 
     Args:
         source: as for `saved_spec`.
@@ -102,7 +102,9 @@ def open_saved(source: str, spec: RunSpec, num_envs: int | None = None) -> tuple
         TextsafeError: something is missing or damaged.
     """
     env = make_env(spec, num_envs or int(spec.config["episodes_per_iteration"]))
-    policy = make_policy(spec, env)
+    actor = make_actor(spec, env)
+    reference = actor.reference()
     if spec.algorithm not in (INITIAL, MODEL):
-        policy = saved_trainer(spec, env, policy, Path(source) / CHECKPOINT).policy
-    return env, policy
+        agent = saved_trainer(spec, env, actor, Path(source) / CHECKPOINT).algorithm.agent
+        actor, reference = agent.actor, agent.reference
+    return env, actor, reference

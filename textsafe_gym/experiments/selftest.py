@@ -44,17 +44,17 @@ def training() -> str:
     try:
         make: dict[str, Any] = {"episodes": _ITERATIONS * 16, "seed": 0, **_SMALL}
         trainer = algos.make("ppo_lagrangian", "SafeRLHF-v0", **make)
-        before = {name: x.clone() for name, x in trainer.policy.state_dict().items()}
+        before = {name: x.clone() for name, x in trainer.actor.state_dict().items()}
         rows = trainer.learn()
         odd = sorted({name for row in rows for name, value in row.items() if not math.isfinite(value)})
         if len(rows) != _ITERATIONS or odd:
             raise Wrong(f"{len(rows)} iterations, not finite: {', '.join(odd) or 'nothing'}")
-        after = trainer.policy.state_dict()
+        after = trainer.actor.state_dict()
         if all(torch.equal(before[name], x) for name, x in after.items()):
             raise Wrong("training changed nothing")
         with tempfile.TemporaryDirectory() as folder:
             trainer.save(Path(folder) / "saved")
-            loaded = algos.load(Path(folder) / "saved", "SafeRLHF-v0").policy.state_dict()
+            loaded = algos.load(Path(folder) / "saved", "SafeRLHF-v0").actor.state_dict()
         apart = [name for name, x in after.items() if not torch.equal(loaded[name], x)]
         if apart:
             raise Wrong(f"loading the checkpoint changed {', '.join(apart[:3])}")

@@ -1,74 +1,117 @@
-"""Policies and score models; importing this loads no model library."""
+"""Actors, critics and score models; importing this loads no model library."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textsafe_gym.errors import ConfigError, ModelError
+from textsafe_gym.protocols import PromptTask
 
 if TYPE_CHECKING:
-    from textsafe_gym.types import Policy
+    from textsafe_gym.protocols import Actor, Critics
+
+CRITICS = ("heads", "separate")
 
 
-def make_policy(env: Any, model: str | Path | None = None, **options: Any) -> "Policy":
-    """The policy that suits an environment.
+def make_actor(env: Any, model: str | Path | None = None, **options: Any) -> "Actor":
+    """The actor that suits an environment.
 
     Args:
-        env: a vector environment; one whose base has a `tokenizer` gets a language model, any other an MLP.
+        env: a vector environment; one whose observations are tokens gets a language model, any other an MLP.
         model: the language model's folder or hub id; by default the environment's own `default_policy`.
-        **options: of `CausalLMPolicy.load` or of `MLPPolicy`. Separate critics of a language model begin as the
-            environment's own reward and cost model unless others are named.
+        **options: of `CausalLMActor.load` or of `MLPActor`.
 
     Raises:
         ModelError: there is no model to load, it does not fit, or an MLP was asked to load one.
-        ConfigError: an option is wrong, or the spaces are for no policy.
+        ConfigError: an option is wrong, or the spaces are for no actor.
     """
-    from textsafe_gym.models.mlp import CONFIG, MLPPolicy
+    from textsafe_gym.models.mlp import CONFIG, MLPActor
 
-    task = env.unwrapped
-    if hasattr(task, "tokenizer"):
-        from textsafe_gym.models.causal_lm import CausalLMPolicy
+    if reads_tokens(env):
+        from textsafe_gym.models.causal_lm import CausalLMActor
 
-        source = model if model is not None else task.default_policy
+        task = task_of(env)
+        source = task.default_policy if model is None and isinstance(task, PromptTask) else model
         if source is None:
             raise ModelError("this environment brings no policy of its own; give a model's folder or hub id")
-        if options.get("critics") == "separate":
-            own = {f"{kind}_critic": scores for kind, scores in task.score_models.items()}
-            options = own | {name: value for name, value in options.items() if value is not None}
         if isinstance(source, tuple):
             begin, tokenizer = source
-            return CausalLMPolicy(copy.deepcopy(begin), tokenizer, **options)
+            return CausalLMActor(copy.deepcopy(begin), tokenizer, **options)
         if Path(source, CONFIG).is_file():
             raise ModelError(
                 f"policy '{source}' is a multilayer perceptron, which reads no texts; name its environment"
             )
-        return CausalLMPolicy.load(source, **options)
-    check_plain(env.single_observation_space)
+        return CausalLMActor.load(source, **options)
     if model is not None:
-        return MLPPolicy.load(model, **options)
-    return MLPPolicy(env.single_observation_space, env.single_action_space, **options)
+        return MLPActor.load(model, **options)
+    return MLPActor(env.single_observation_space, env.single_action_space, **options)
 
 
-def check_plain(observation_space: Any) -> None:
-    """Refuses a text environment in a form that no language model plays.
+def make_critics(
+    actor: "Actor",
+    env: Any,
+    kinds: Sequence[str],
+    critics: str = "heads",
+    reward_critic: Any = None,
+    cost_critic: Any = None,
+) -> "Critics | None":
+    """The critics that suit an actor; none where no kind is asked for.
+
+    Args:
+        actor: made by `make_actor`, or by hand.
+        env: a vector environment, whose reward and cost model separate critics of a language model begin as.
+        kinds: "reward", "cost", both or none.
+        critics: of a language model: "heads" on its trunk, or "separate" models.
+        reward_critic: a score model, or where one lies, that a separate critic begins as instead.
+        cost_critic: likewise.
 
     Raises:
-        ConfigError: the space has token ids.
+        ConfigError: an option is wrong.
+        ModelError: a separate critic has no model to begin as, or one that does not fit.
     """
-    # Without importing gymnasium here; a Dict is the only space with named parts.
-    if "input_ids" in getattr(observation_space, "spaces", ()):
-        raise ConfigError(
-            "a language model plays a text environment's own vector form, past wrappers and Gymnasium's copies; make "
-            "it with gymnasium.make_vec(id, num_envs=...), and change what it pays by its reward_model and cost_model"
-        )
+    if not kinds:
+        return None
+    from textsafe_gym.models.mlp import MLPActor, MLPCritics
+
+    given = {"reward": reward_critic, "cost": cost_critic}
+    if isinstance(actor, MLPActor):
+        if critics != "heads" or any(source is not None for source in given.values()):
+            raise ConfigError("critics, reward_critic and cost_critic are for language models; an MLP's are MLPs")
+        return MLPCritics(actor, kinds)
+    from textsafe_gym.models.critics import HeadCritics, SeparateCritics
+
+    language_actor: Any = actor
+    if critics == "heads":
+        if reward_critic is not None or cost_critic is not None:
+            raise ModelError("critics='heads' takes no reward_critic or cost_critic; set critics='separate'")
+        return HeadCritics(language_actor, kinds)
+    if critics != "separate":
+        raise ModelError(f"critics='{critics}' is unknown; known: {', '.join(CRITICS)}")
+    task = task_of(env)
+    own = task.score_models if isinstance(task, PromptTask) else {}
+    sources = {kind: own.get(kind) if given[kind] is None else given[kind] for kind in kinds}
+    return SeparateCritics(language_actor, sources)
 
 
-def load_policy(source: str | Path, **options: Any) -> "Policy":
-    """Loads what a policy's `save` wrote, whichever kind it is.
+def reads_tokens(env: Any) -> bool:
+    """Whether a vector environment's observations are texts in tokens, in their own batched form or copied."""
+    # A Dict is the only space with named parts; Gymnasium need not be imported to see it.
+    return "input_ids" in getattr(env.single_observation_space, "spaces", ())
+
+
+def task_of(env: Any) -> Any:
+    """The base of a vector environment, or of the first of its sub-environments where it is Gymnasium's own."""
+    base = env.unwrapped
+    return base.envs[0].unwrapped if hasattr(base, "envs") else base
+
+
+def load_policy(source: str | Path, **options: Any) -> "Actor":
+    """Loads what an actor's `save` wrote, whichever kind it is.
 
     Args:
         source: its folder or hub id; of a run, `RUN/checkpoints/latest/policy`.
-        **options: of `CausalLMPolicy.load` or of `MLPPolicy.load`.
+        **options: of `CausalLMActor.load` or of `MLPActor.load`.
 
     Raises:
         ModelError: missing or corrupt.
@@ -77,7 +120,7 @@ def load_policy(source: str | Path, **options: Any) -> "Policy":
     from textsafe_gym.models.files import find_file
 
     if find_file(source, mlp.CONFIG) is not None:
-        return mlp.MLPPolicy.load(source, **options)
-    from textsafe_gym.models.causal_lm import CausalLMPolicy
+        return mlp.MLPActor.load(source, **options)
+    from textsafe_gym.models.causal_lm import CausalLMActor
 
-    return CausalLMPolicy.load(source, **options)
+    return CausalLMActor.load(source, **options)

@@ -1,14 +1,19 @@
-"""A language model that acts one token at a time on batched observations and keeps its cache between the steps."""
+"""A language model that acts one token at a time on batched observations, with a cache that lives across steps."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from textsafe_gym.models.sampling import draw, last, model_inputs, packing
+from textsafe_gym.errors import ModelError
+from textsafe_gym.models import reads_tokens, task_of
+from textsafe_gym.models.encoding import same_vocabulary, vocabularies_differ
+from textsafe_gym.models.sampling import draw, last, model_inputs, packing, states_at
+from textsafe_gym.protocols import TextTask
 
 
 class _RowLayer(DynamicLayer):
@@ -40,20 +45,20 @@ class _RowLayer(DynamicLayer):
         self.at, self.end = at, end
 
 
-class TokenActor:
+class TokenSampler:
     """Samples the next token of every row of a text vector environment.
 
     Rows may be anywhere in their responses and may begin anew at any step, as autoreset has it; only what is new in an
     observation goes through the model.
 
     Args:
-        policy: a `CausalLMPolicy`; its temperature is used.
+        actor: a `CausalLMActor`; its temperature is used.
         max_prompt_length: the environment's, where responses begin in an observation.
         seed: all draws follow from it.
     """
 
-    def __init__(self, policy: Any, max_prompt_length: int, seed: int = 0) -> None:
-        self.policy = policy
+    def __init__(self, actor: Any, max_prompt_length: int, seed: int = 0) -> None:
+        self.actor = actor
         self.prompt = max_prompt_length
         self.generator = np.random.default_rng(seed)
         self.ids = np.zeros((0, 0), dtype=np.int64)
@@ -72,7 +77,7 @@ class TokenActor:
         """
         ids, mask = observation["input_ids"], observation["attention_mask"]
         lengths = mask[:, self.prompt :].sum(1, dtype=np.int64)
-        model = self.policy.model
+        model = self.actor.model
         if ids.shape != self.ids.shape:
             self.layers = [_RowLayer(*ids.shape) for _ in range(model.config.num_hidden_layers)]
             self.cache = DynamicCache()
@@ -82,7 +87,7 @@ class TokenActor:
             goes_on = (self.mask[:, self.prompt :].sum(1) + 1 == lengths) & ((ids == self.ids) | (self.mask == 0)).all(
                 1
             )
-        device = self.policy.device
+        device = self.actor.device
         states = torch.as_tensor(ids, device=device), torch.as_tensor(mask, dtype=torch.int64, device=device)
         logits = torch.empty(len(ids), model.config.vocab_size, device=device, dtype=model.dtype)
         if goes_on.any():
@@ -92,12 +97,12 @@ class TokenActor:
             logits[rows] = self._read(*states, rows, self.prompt + int(length))
         self.ids, self.mask = ids.copy(), mask.copy()
         chance = torch.as_tensor(self.generator.random(len(ids)), device=device)
-        actions, log_probs = draw(logits[:, : self.policy.vocab_size], chance, self.policy.temperature)
+        actions, log_probs = draw(logits[:, : self.actor.vocab_size], chance, self.actor.temperature)
         return actions.cpu().numpy(), log_probs.cpu().numpy()
 
     def _read(self, ids: Tensor, mask: Tensor, rows: Tensor, end: int) -> Tensor:
         """Logits (n, V) of rows whose first `end` columns are read anew."""
-        model = self.policy.model
+        model = self.actor.model
         past: Any = DynamicCache()
         inputs = model_inputs(model, ids[rows, :end], mask[rows, :end])
         with packing(model, last):
@@ -108,7 +113,7 @@ class TokenActor:
 
     def _step(self, ids: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
         """Logits (B, V) after the last token of each row; what rows that do not go on write here is overwritten."""
-        model = self.policy.model
+        model = self.actor.model
         at = self.prompt - 1 + lengths
         end = int(at.max()) + 1
         for layer in self.layers:
@@ -120,6 +125,68 @@ class TokenActor:
             past_key_values=self.cache,
             use_cache=True,
         ).logits[:, -1]
+
+
+class TokenPlayer:
+    """Implements `textsafe_gym.protocols.Player` for text environments that are stepped token by token.
+
+    Args:
+        actor: a `CausalLMActor`.
+        env: a vector environment with token observations.
+        seed: of all draws.
+
+    Raises:
+        ModelError: the environment's observations are no tokens, or its vocabulary is not the actor's.
+    """
+
+    def __init__(self, actor: Any, env: gym.vector.VectorEnv, seed: int) -> None:
+        if not reads_tokens(env):
+            raise ModelError(
+                f"a language model needs a text environment, whose observations have input_ids and attention_mask; "
+                f"{type(env.unwrapped).__name__} has {env.single_observation_space}"
+            )
+        task = task_of(env)
+        if isinstance(task, TextTask) and not same_vocabulary(actor.tokenizer, task.tokenizer):
+            raise ModelError(vocabularies_differ(actor.tokenizer, task.tokenizer))
+        self._actor, self._seed = actor, seed
+        self._prompt = task.max_prompt_length if isinstance(task, TextTask) else 0
+        self._sampler: TokenSampler | None = None
+        self._done: list[np.ndarray] = []
+        self._last = {name: np.zeros(()) for name in ("input_ids", "attention_mask")}
+
+    def act(self, observation: Any) -> np.ndarray:
+        """See `Player.act`."""
+        if self._sampler is None:
+            # Prompts are padded on the left, so that a response begins after the last column that is attended to.
+            prompt = self._prompt or int(np.flatnonzero(observation["attention_mask"].any(0))[-1]) + 1
+            self._sampler = TokenSampler(self._actor, prompt, self._seed)
+            self._last = {name: np.array(observation[name]) for name in self._last}
+        actions, _ = self._sampler(observation)
+        self._done.append(actions)
+        return actions
+
+    def end(self, row: int, observation: Any) -> None:
+        """See `Player.end`."""
+        for name, ends in self._last.items():
+            ends[row] = observation[name]
+
+    def episodes(self) -> tuple[dict[str, Tensor], Tensor]:
+        """See `Player.episodes`: `input_ids` and `attention_mask`, (n, P + T), and actions (n, T)."""
+        assert self._sampler is not None
+        columns = self._sampler.prompt + len(self._done)
+        device = self._actor.device
+        seen = {name: torch.as_tensor(x[:, :columns]).long().to(device) for name, x in self._last.items()}
+        return seen, torch.as_tensor(np.stack(self._done, 1)).to(device)
+
+    @torch.no_grad()
+    def final_values(self, critics: Any) -> dict[str, Tensor]:
+        """See `Player.final_values`."""
+        ids, attention = (torch.as_tensor(x).long().to(self._actor.device) for x in self._last.values())
+        end = ids.shape[1] - 1 - attention.flip(1).argmax(1)
+        where = torch.arange(ids.shape[1], device=ids.device) == end[:, None]
+        model = self._actor.model
+        hidden = states_at(model, where, **model_inputs(model, ids, attention), use_cache=False)
+        return critics.values(hidden, ids, attention, where)
 
 
 def _visible(model: Any, mask: Tensor) -> Any:

@@ -28,15 +28,15 @@ textsafe chat {name} --env ENV.yaml
 ```
 
 ```python
-from textsafe_gym.models.causal_lm import CausalLMPolicy
+from textsafe_gym.models.causal_lm import CausalLMActor
 
-policy = CausalLMPolicy.load("{name}")
+policy = CausalLMActor.load("{name}")
 ```
 {plain}""",
     "mlp": """```python
-from textsafe_gym.models.mlp import MLPPolicy
+from textsafe_gym.models.mlp import MLPActor
 
-policy = MLPPolicy.load("{name}")
+policy = MLPActor.load("{name}")
 ```
 """,
     "score": """```

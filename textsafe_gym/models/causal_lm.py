@@ -1,46 +1,43 @@
-"""A causal language model as a policy over tokens, with two critics and a frozen reference."""
+"""A causal language model as an actor over tokens, and the frozen reference that its KL is measured to."""
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from textsafe_gym.errors import ConfigError, ModelError
+from textsafe_gym.errors import ModelError
 from textsafe_gym.models import adapters
 from textsafe_gym.models.cards import write_card
-from textsafe_gym.models.encoding import encode_prompts, pad, rows_at_once, same_vocabulary
+from textsafe_gym.models.critics import LanguageCritics
+from textsafe_gym.models.encoding import encode_prompts, pad, rows_at_once
 from textsafe_gym.models.files import new_directory, quiet
 from textsafe_gym.models.layers import compile_layers, fuse_norms, recompute_activations, train_last
 from textsafe_gym.models.likelihood import LinearStatistics, has_linear_head, statistics
-from textsafe_gym.models.sampling import generate, logits_at, model_inputs, states_at
-from textsafe_gym.models.score import Critic, ScoreModel
+from textsafe_gym.models.sampling import logits_at, model_inputs, states_at
 from textsafe_gym.models.texts import encode
-from textsafe_gym.types import Demonstrations, Evaluation, Rollout, group_numbers
+from textsafe_gym.protocols import Player
+from textsafe_gym.types import Demonstrations, Evaluation
 
 _KEY = "textsafe_policy"
 _ADAPTER = "policy"
 
 
-class CausalLMPolicy(nn.Module):
-    """Implements `textsafe_gym.types.Policy` over token actions.
+class CausalLMActor(nn.Module):
+    """Implements `textsafe_gym.protocols.Actor` over token actions.
 
     Observations of a rollout are `input_ids` and `attention_mask`, each (B, P + T) int64: prompts left-padded to P,
-    responses right-padded to T, so that action t stands in column P + t of every row.
+    responses to the right of them, so that action t stands in column P + t of every row.
 
     Args:
         model: a Hugging Face causal LM.
         tokenizer: its tokenizer; ids beyond it (padded embeddings) are never sampled.
         temperature: of the softmax that actions are sampled from; log-probs and entropy are of the same distribution.
-        critics: "heads": two heads on the policy's trunk, whose values begin at zero; "separate": two models that begin
-            as copies of `reward_critic` and `cost_critic` (arXiv 2310.12773), which must have the policy's vocabulary.
-        reward_critic, cost_critic: score models, or where they lie.
         lora_rank: trains a low-rank adapter of that rank and no weight of the model; the reference is the model without
             it, so that there is no second copy.
         lora_alpha: the adapter's weight is lora_alpha / lora_rank; by default twice the rank, a weight of 2.
@@ -57,9 +54,6 @@ class CausalLMPolicy(nn.Module):
         model: Any,
         tokenizer: Any,
         temperature: float = 1.0,
-        critics: str = "heads",
-        reward_critic: ScoreModel | str | Path | None = None,
-        cost_critic: ScoreModel | str | Path | None = None,
         lora_rank: int | None = None,
         lora_alpha: int | None = None,
         last_layers: int | None = None,
@@ -82,22 +76,6 @@ class CausalLMPolicy(nn.Module):
         self.tokenizer = tokenizer
         self.temperature = float(temperature)
         self.vocab_size = len(tokenizer)
-        self.reward_critic: nn.Module
-        self.cost_critic: nn.Module
-        if critics == "heads":
-            if reward_critic is not None or cost_critic is not None:
-                raise ModelError("critics='heads' takes no reward_critic or cost_critic; set critics='separate'")
-            size = model.get_output_embeddings().weight.shape[1]
-            self.reward_critic = _value_head(size, embeddings.device)
-            self.cost_critic = _value_head(size, embeddings.device)
-        elif critics == "separate":
-            self.reward_critic = self._separate_critic(reward_critic, "reward")
-            self.cost_critic = self._separate_critic(cost_critic, "cost")
-        else:
-            raise ModelError(f"critics='{critics}' is unknown; known: heads, separate")
-        self.critics = critics
-        for module in (self.reward_critic, self.cost_critic):
-            module.requires_grad_(True)
         if lora_rank is not None and last_layers is not None:
             raise ModelError("lora_rank and last_layers exclude each other; set one of them")
         if lora_rank is not None:
@@ -113,15 +91,13 @@ class CausalLMPolicy(nn.Module):
             model.requires_grad_(True)
         self.lora = lora_rank is not None
         self.lockstep = False  # set by an engine that gathers layers for each pass: all processes make the same passes
-        # In a tuple, so that the module does not count the reference's tensors among its own.
-        self._reference: tuple[Any, ...] = () if self.lora else (_frozen_copy(model),)
         self._linear_head = has_linear_head(model)
-        trunks = [x.trunk for x in (self.reward_critic, self.cost_critic) if isinstance(x, Critic)]
-        for trained in (model, *trunks):
-            if compile:
-                compile_layers(trained)
-            if gradient_checkpointing:
-                recompute_activations(trained)
+        self.gradient_checkpointing, self.compiled = gradient_checkpointing, compile
+        self._initial: tuple[Any, ...] = () if self.lora else (_frozen_copy(model),)  # no tensors of the module's own
+        if compile:
+            compile_layers(model)
+        if gradient_checkpointing:
+            recompute_activations(model)
         self.eval()
 
     @classmethod
@@ -132,7 +108,7 @@ class CausalLMPolicy(nn.Module):
         dtype: str = "float32",
         temperature: float | None = None,
         **options: Any,
-    ) -> "CausalLMPolicy":
+    ) -> "CausalLMActor":
         """Loads a policy from a folder in Hugging Face format or from the hub.
 
         Args:
@@ -161,103 +137,18 @@ class CausalLMPolicy(nn.Module):
         """Where the parameters are."""
         return self.model.get_input_embeddings().weight.device
 
-    def train(self, mode: bool = True) -> "CausalLMPolicy":
+    def train(self, mode: bool = True) -> "CausalLMActor":
         """Always eval mode: with dropout on, the ratio of new to old probabilities would be noise."""
         return super().train(False)
 
-    @torch.no_grad()
-    def rollout(
-        self, env: gym.vector.VectorEnv, seed: int, group_size: int = 1, share: tuple[int, int] = (0, 1)
-    ) -> Rollout:
-        """Samples one whole response in each sub-environment; see `Policy.rollout`.
-
-        Raises:
-            ModelError: the environment is not a batched text environment, or its vocabulary is not the policy's.
-            ConfigError: a wrapper changes its steps.
-        """
-        task: Any = env.unwrapped
-        if not hasattr(task, "play"):
-            raise ModelError(
-                f"a language model needs a text vector environment that plays whole responses, which "
-                f"{type(task).__name__} is not; make it with gymnasium.make_vec('SafeRLHF-v0', num_envs=...)"
-            )
-        layer: Any = env
-        while layer is not task:
-            if type(layer).step is not gym.vector.VectorWrapper.step:
-                raise ConfigError(
-                    f"a language model plays whole responses, past the steps that {type(layer).__name__} would change; "
-                    "leave it out, and change what the environment pays by its reward_model and cost_model"
-                )
-            layer = layer.env
-        if not same_vocabulary(self.tokenizer, task.tokenizer):
-            raise ModelError(
-                f"the policy's tokenizer {_name(self.tokenizer)} and the environment's {_name(task.tokenizer)} differ; "
-                "give both the same one, for example tokenizer=<the policy's folder>"
-            )
-        groups = group_numbers(env.num_envs, group_size)
-        together = share[1] * env.num_envs
-        mine = slice(share[0] * env.num_envs, (share[0] + 1) * env.num_envs)
-        starts, rows = (np.random.SeedSequence([seed, stream]).generate_state(together) for stream in (0, 1))
-        env_seeds, row_seeds = starts[group_numbers(together, group_size).numpy()][mine].tolist(), rows[mine].tolist()
-        observation, _ = env.reset(seed=env_seeds)
-        width, budget = task.max_prompt_length, task.max_response_length
-        prompt = {name: torch.as_tensor(np.asarray(observation[name])[:, :width]) for name in observation}
-        # In lower precision the cache's rounding would show in the ratios, so that a pass as in training has to tell.
-        exact = self.model.dtype == torch.float32
-        said = generate(
-            self.model,
-            prompt["input_ids"],
-            prompt["attention_mask"],
-            budget,
-            self.tokenizer.eos_token_id,
-            row_seeds,
-            self.temperature,
-            self.vocab_size,
-            keep_states=exact and self.critics == "heads",
-            lockstep=self.lockstep,
-        )
-        tokens, lengths = said.tokens, said.lengths
-        played = task.play(tokens.cpu().numpy(), lengths.cpu().numpy())
-        observations = {
-            "input_ids": torch.as_tensor(played.input_ids).long().to(self.device),
-            "attention_mask": torch.as_tensor(played.attention_mask).long().to(self.device),
-        }
-        mask = torch.arange(budget, device=self.device) < lengths[:, None]
-        if said.states is not None:
-            log_probs, values = said.log_probs, self._head_values(said.states)
-        else:
-            old = self._evaluate_in_chunks(observations, tokens, mask)
-            log_probs, values = old.log_probs, (old.reward_values, old.cost_values)
-        with self._acting_as_reference():
-            reference = self._evaluate_in_chunks(observations, tokens, mask, values=False)
-        last = mask & (torch.arange(budget, device=self.device) == lengths[:, None] - 1)
-
-        def paid(scores: np.ndarray) -> Tensor:
-            return torch.as_tensor(scores, dtype=torch.float32, device=self.device)[:, None] * last
-
-        # A response ends by EOS or by its budget, and both end the MDP: no state comes after, so its value is 0.
-        final = torch.zeros(len(tokens), device=self.device)
-        return Rollout(
-            observations=observations,
-            actions=tokens,
-            mask=mask,
-            log_probs=log_probs,
-            reference_log_probs=reference.log_probs,
-            reward_values=values[0].masked_fill(~mask, 0.0),
-            cost_values=values[1].masked_fill(~mask, 0.0),
-            rewards=paid(played.rewards),
-            costs=paid(played.costs),
-            named_costs={name: paid(costs) for name, costs in played.named_costs.items()},
-            groups=groups.to(self.device),
-            final_reward_values=final,
-            final_cost_values=final.clone(),
-            infos=played.infos,
-        )
-
     def evaluate(
-        self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, values: bool = True
+        self,
+        observations: Mapping[str, Tensor],
+        actions: Tensor,
+        mask: Tensor,
+        critics: LanguageCritics | None = None,
     ) -> Evaluation:
-        """Teacher-forced log-probs, entropy and values; see `Policy.evaluate`.
+        """Teacher-forced log-probs, entropy and values; see `Actor.evaluate`.
 
         Only what some row needs is computed: the batch is trimmed to its longest prompt and its longest response, and
         logits and values to the positions inside the mask.
@@ -266,7 +157,7 @@ class CausalLMPolicy(nn.Module):
             observations: `input_ids` and `attention_mask`, (B, P + T).
             actions: (B, T) int64.
             mask: (B, T) bool.
-            values: whether to compute values; else they are 0.
+            critics: on this actor's trunk, or models of their own.
 
         Raises:
             ModelError: the logits or values are not finite.
@@ -282,32 +173,59 @@ class CausalLMPolicy(nn.Module):
         else:
             scaled, hidden = self._logits(ids, attention, where)
             log_probs, entropy = statistics(scaled, actions[mask])
-        columns = [log_probs, entropy]
-        if not values:
-            columns += [torch.zeros_like(entropy)] * 2
-        elif self.critics == "heads":
-            columns += self._head_values(hidden)
-        else:
-            for critic in (self.reward_critic, self.cost_critic):
-                columns.append(critic(where, **model_inputs(critic.trunk, ids, attention)))
-        if not all(bool(torch.isfinite(column).all()) for column in columns):
+        columns = {"log_probs": log_probs, "entropy": entropy}
+        if critics is not None:
+            values = critics.values(hidden, ids, attention, where)
+            columns |= {f"{kind}_values": x for kind, x in values.items()}
+        if not all(bool(torch.isfinite(column).all()) for column in columns.values()):
             raise ModelError("the policy's logits or values are not finite; it has diverged or its weights are damaged")
-        spread = [column.new_zeros(mask.shape).masked_scatter(mask, column) for column in columns]
-        return Evaluation(*spread)
+        return Evaluation(**{name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in columns.items()})
+
+    @torch.no_grad()
+    def evaluate_in_chunks(
+        self,
+        observations: Mapping[str, Tensor],
+        actions: Tensor,
+        mask: Tensor,
+        critics: LanguageCritics | None = None,
+    ) -> Evaluation:
+        """`evaluate` without gradients, a few episodes of like length at a time."""
+        size = rows_at_once(observations["input_ids"].shape[1], self.device)
+        parts = observations["attention_mask"].sum(1).argsort(stable=True).split(size)
+        found = [
+            self.evaluate({name: x[part] for name, x in observations.items()}, actions[part], mask[part], critics)
+            for part in parts
+        ]
+        back = torch.cat(parts).argsort()
+        columns = {name: [x for part in found if (x := getattr(part, name)) is not None] for name in vars(found[0])}
+        return Evaluation(**{name: torch.cat(xs)[back] for name, xs in columns.items() if xs})
 
     def distributions(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
-        """(N, V) float32 logits, scaled by the temperature; see `Policy.distributions`."""
+        """(N, V) float32 logits, scaled by the temperature; see `Actor.distributions`."""
         return self._logits(*self._trimmed(observations, actions.to(self.device), mask.to(self.device)))[0]
 
     def divergence(self, p: Tensor, q: Tensor) -> Tensor:
-        """KL of two categorical distributions given by logits (N, V); see `Policy.divergence`."""
+        """KL of two categorical distributions given by logits (N, V); see `Actor.divergence`."""
         log_p, log_q = torch.log_softmax(p, -1), torch.log_softmax(q, -1)
         return torch.linalg.vecdot(log_p.exp(), log_p - log_q)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """See `Policy.parameter_groups`."""
-        modules = {"actor": self.model, "reward_critic": self.reward_critic, "cost_critic": self.cost_critic}
-        return {name: [x for x in module.parameters() if x.requires_grad] for name, module in modules.items()}
+    def player(self, env: gym.vector.VectorEnv, seed: int) -> Player:
+        """See `Actor.player`.
+
+        Raises:
+            ModelError: the environment's observations are no tokens, or its vocabulary is not the actor's.
+        """
+        from textsafe_gym.models.acting import TokenPlayer
+
+        return TokenPlayer(self, env, seed)
+
+    def reference(self) -> "CausalLMReference":
+        """The model as it was when this actor was made, whose tensors it shares where they are not trained."""
+        return CausalLMReference(self, *self._initial)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """See `Actor.trained_parameters`."""
+        return [x for x in self.model.parameters() if x.requires_grad]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The tensors that are trained, each once: safetensors refuses two names for one tensor."""
@@ -391,57 +309,38 @@ class CausalLMPolicy(nn.Module):
         # Widened before the division, as in `draw`: the sampler's distribution in bfloat16 as well.
         return logits[:, : self.vocab_size].float() / self.temperature, hidden
 
-    def _head_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (...) float32 of both heads for states (..., H)."""
-        hidden = hidden.to(next(self.reward_critic.parameters()).dtype)  # float32, unless an engine stores them in less
-        return self.reward_critic(hidden).squeeze(-1).float(), self.cost_critic(hidden).squeeze(-1).float()
 
-    def _separate_critic(self, source: ScoreModel | str | Path | None, kind: str) -> Critic:
-        if source is None:
-            raise ModelError(
-                f"critics='separate' needs {kind}_critic: a score model or its folder to start from; "
-                "the environment has no folder of one"
-            )
-        if not isinstance(source, ScoreModel):
-            dtype = str(self.model.dtype).removeprefix("torch.")
-            source = ScoreModel.load(source, kind, str(self.device), dtype)
-        if source.kind != kind:
-            raise ModelError(f"{kind}_critic is a {source.kind} model; are the two swapped?")
-        if not same_vocabulary(self.tokenizer, source.tokenizer):
-            raise ModelError(
-                f"the policy's tokenizer {_name(self.tokenizer)} and {kind}_critic's {_name(source.tokenizer)} differ, "
-                "but a separate critic reads the policy's tokens; use critics='heads' or a model with that vocabulary"
-            )
-        return Critic(source).to(self.device)
+class CausalLMReference:
+    """Implements `textsafe_gym.protocols.Reference`: the starting model, evaluated by the same code as the actor.
 
-    @contextmanager
-    def _acting_as_reference(self) -> Iterator[None]:
-        """Swaps the reference in, so that exactly the same code evaluates it."""
-        if self.lora:
-            with adapters.acting_as(self.model, None):
-                yield
-            return
-        model = self.model
-        self.model = self._reference[0]
+    Args:
+        actor: evaluates.
+        model: the starting model; none: the actor's without its adapter.
+    """
+
+    def __init__(self, actor: CausalLMActor, model: Any = None) -> None:
+        self._actor, self._model = actor, model
+
+    def log_probs(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
+        """See `Reference.log_probs`."""
+        actor, trained = self._actor, self._actor.model
+        without: AbstractContextManager[Any] = nullcontext()
+        if self._model is None:
+            without = adapters.acting_as(trained, None)
+        else:
+            actor.model = self._model
         try:
-            yield
+            with without:
+                return actor.evaluate_in_chunks(observations, actions, mask).log_probs
         finally:
-            self.model = model
+            actor.model = trained
 
-    @torch.no_grad()
-    def _evaluate_in_chunks(
-        self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, values: bool = True
-    ) -> Evaluation:
-        """`evaluate`, a few episodes of like length at a time."""
-        size = rows_at_once(observations["input_ids"].shape[1], self.device)
-        parts = observations["attention_mask"].sum(1).argsort(stable=True).split(size)
-        found = [
-            self.evaluate({name: x[part] for name, x in observations.items()}, actions[part], mask[part], values)
-            for part in parts
-        ]
-        back = torch.cat(parts).argsort()
-        names = ("log_probs", "entropy", "reward_values", "cost_values")
-        return Evaluation(*(torch.cat([getattr(part, name) for part in found])[back] for name in names))
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the starting model can be loaded again."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
 
 
 def _frozen_copy(model: Any) -> Any:
@@ -450,22 +349,7 @@ def _frozen_copy(model: Any) -> Any:
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
-def _value_head(size: int, device: torch.device) -> nn.Sequential:
-    """Two layers, as the trunk's last state is made for the next token and shows little else to a linear head."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        hidden, value = nn.Linear(size, 2 * size), nn.Linear(2 * size, 1)
-    nn.init.zeros_(value.weight)
-    nn.init.zeros_(value.bias)
-    return nn.Sequential(hidden, nn.Tanh(), value).to(device)
-
-
 def pad_to(padded: tuple[Tensor, Tensor], width: int) -> tuple[Tensor, Tensor]:
     """Widens left-padded ids and mask (n, L) to (n, width); what is added stands outside the mask."""
     ids, mask = (nn.functional.pad(x, (width - x.shape[1], 0)) for x in padded)
     return ids, mask
-
-
-def _name(tokenizer: Any) -> str:
-    where = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-    return f"'{where}' ({len(tokenizer.get_vocab())} tokens)"

@@ -68,6 +68,20 @@ def same_vocabulary(one: Any, other: Any) -> bool:
     return one.eos_token_id == other.eos_token_id and one.get_vocab() == other.get_vocab()
 
 
+def vocabulary_name(tokenizer: Any) -> str:
+    """A tokenizer's origin and size, for messages."""
+    where = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    return f"'{where}' ({len(tokenizer.get_vocab())} tokens)"
+
+
+def vocabularies_differ(policy: Any, env: Any) -> str:
+    """What to say of a policy whose tokenizer is not the environment's."""
+    return (
+        f"the policy's tokenizer {vocabulary_name(policy)} and the environment's {vocabulary_name(env)} differ; "
+        "give both the same one, for example tokenizer=<the policy's folder>"
+    )
+
+
 def rows_at_once(length: int, device: torch.device) -> int:
     """How many sequences of so many tokens a pass without gradients takes best: what a cache holds, or fills a GPU."""
     return max(1, (2**11 if device.type == "cpu" else 2**15) // length)

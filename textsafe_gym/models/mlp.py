@@ -1,4 +1,4 @@
-"""A multilayer perceptron as a policy for observations that are vectors or make one, with two critics."""
+"""Multilayer perceptrons as actor, critics and reference, for observations that are vectors or make one."""
 
 import copy
 import json
@@ -10,7 +10,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
@@ -18,14 +17,13 @@ from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.files import find_file, new_directory, one_line
-from textsafe_gym.models.infos import InfoReader, autoreset_mode, of_six_values
-from textsafe_gym.types import Evaluation, Rollout, group_numbers
+from textsafe_gym.types import Evaluation
 
 CONFIG, WEIGHTS = "mlp_policy.json", "mlp_policy.safetensors"
 
 
-class MLPPolicy(nn.Module):
-    """Implements `textsafe_gym.types.Policy` with an actor and two critics, each a network of its own.
+class MLPActor(nn.Module):
+    """Implements `textsafe_gym.protocols.Actor` with a network of its own.
 
     Discrete actions are categorical; Box actions a diagonal Gaussian with a log-std that no state changes. A Box
     action is clipped to its bounds on the way to the environment only, so log-probs are those of the Gaussian.
@@ -38,8 +36,6 @@ class MLPPolicy(nn.Module):
     Raises:
         ConfigError: another kind of space.
     """
-
-    reference_log_std: Tensor
 
     def __init__(
         self, observation_space: gym.Space[Any], action_space: gym.Space[Any], hidden: Sequence[int] = (64, 64)
@@ -58,137 +54,55 @@ class MLPPolicy(nn.Module):
         self.observation_space = observation_space
         self.action_space = action_space
         self.hidden = tuple(hidden)
-        inputs = int(np.prod(observation_space.shape))
-        self.actor = _network(inputs, self.hidden, outputs, last_scale=0.01)
+        self.inputs = int(np.prod(observation_space.shape))
+        self.network = _network(self.inputs, self.hidden, outputs, last_scale=0.01)
         if isinstance(action_space, gym.spaces.Box):
             self.log_std = nn.Parameter(torch.zeros(outputs))
-        self.reward_critic = _network(inputs, self.hidden, 1, last_scale=0.0)
-        self.cost_critic = _network(inputs, self.hidden, 1, last_scale=0.0)
-        # Part of the module's state, unlike a language model's: a random start can be had from nowhere else.
-        self.reference = copy.deepcopy(self.actor).requires_grad_(False)
-        self.register_buffer("reference_log_std", self._spread().detach().clone())
 
-    def rollout(
-        self, env: gym.vector.VectorEnv, seed: int, group_size: int = 1, share: tuple[int, int] = (0, 1)
-    ) -> Rollout:
-        """Plays one whole episode in each sub-environment, under any autoreset mode; see `Policy.rollout`.
-
-        Raises:
-            ConfigError: the environment's info lacks a cost, its spaces are not the policy's, or a share is asked for.
-            ModelError: an observation or the policy's output is not finite.
-        """
-        if share[1] > 1:
-            raise ConfigError("an MLP policy is too small to be trained in several processes; start one")
-        space = env.single_observation_space
-        if (as_box(space), env.single_action_space) != (self.observation_space, self.action_space):
-            raise ConfigError(
-                f"the policy was made for {self.observation_space} and {self.action_space}, the environment has "
-                f"{space} and {env.single_action_space}"
-            )
-        groups = group_numbers(env.num_envs, group_size)
-        seeds = np.random.SeedSequence([seed, 0]).generate_state(env.num_envs)[groups.numpy()].tolist()
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
-        mode = autoreset_mode(env)
-        read = InfoReader(env)
-        try:
-            observation, _ = env.reset(seed=seeds)
-        except gym.error.Error as error:  # some vector environments of Gymnasium's own take one seed alone
-            raise ConfigError(
-                f"{read.name} takes no list of seeds: {one_line(error)}; make it with vectorization_mode='sync'"
-            ) from None
-        current = vectors(env, observation)
-        running = np.ones(env.num_envs, bool)
-        final = np.zeros((env.num_envs, *self.observation_space.shape), np.float32)
-        truncated = np.zeros(env.num_envs, bool)
-        infos: list[dict[str, Any]] = [{} for _ in running]
-        steps: dict[str, list[Any]] = {name: [] for name in ("observation", "action", "mask", "reward", "cost")}
-        named: list[list[dict[str, float]]] = []
-        while running.any():
-            before = current
-            action = self._sample(self._tensor(before), generator)
-            try:
-                observation, reward, terminations, truncations, info = env.step(self._to_env(action))
-            except (gym.error.Error, ValueError) as error:
-                if not of_six_values(error):
-                    raise
-                raise ConfigError(
-                    f"{read.name}: step returns more than five values; if the cost is among them, adapt the "
-                    "environment with textsafe_gym.adapters.safety_gymnasium.from_safety_gymnasium"
-                ) from None
-            current = vectors(env, observation)
-            over = terminations | truncations
-            costs, parts = np.zeros(env.num_envs), [dict[str, float]() for _ in running]
-            for i in np.flatnonzero(running).tolist():
-                # SAME_STEP hands the last observation and info of an ended episode over apart from the new one's.
-                moved = mode == AutoresetMode.SAME_STEP and over[i]
-                own = read(info["final_info"] if moved else info, i)
-                costs[i], parts[i] = own["cost"], own.get("costs", {})
-                if over[i]:
-                    infos[i] = own
-                    final[i] = flat_vector(space, info["final_obs"][i]) if moved else current[i]
-                    truncated[i] = truncations[i] and not terminations[i]
-            for name, value in zip(steps, (before, action, running.copy(), reward, costs), strict=True):
-                steps[name].append(value)
-            named.append(parts)
-            running &= ~over
-            if mode == AutoresetMode.DISABLED and over.any() and running.any():
-                # Ended sub-environments may not be stepped, so they play on unrecorded.
-                current = vectors(env, env.reset(options={"reset_mask": over})[0])
-        observations = {"observation": self._tensor(np.stack(steps["observation"], 1))}
-        actions, mask = torch.stack(steps["action"], 1), torch.as_tensor(np.stack(steps["mask"], 1))
-        with torch.no_grad():
-            now = self.evaluate(observations, actions, mask)
-            initial = self._distribution(observations["observation"], self.reference, self.reference_log_std)
-            bootstrap = torch.as_tensor(truncated)
-            ends = [critic(self._tensor(final)).squeeze(-1) * bootstrap for critic in self._critics()]
-        rewards, costs_paid = (torch.as_tensor(np.stack(steps[name], 1)).float() * mask for name in ("reward", "cost"))
-        names = sorted({name for parts in named for part in parts for name in part})
-        return Rollout(
-            observations=observations,
-            actions=actions,
-            mask=mask,
-            log_probs=now.log_probs,
-            reference_log_probs=initial.log_prob(actions) * mask,
-            reward_values=now.reward_values,
-            cost_values=now.cost_values,
-            rewards=rewards,
-            costs=costs_paid,
-            named_costs={
-                name: torch.tensor([[part.get(name, 0.0) for part in parts] for parts in named]).T.float()
-                for name in names
-            },
-            groups=groups,
-            final_reward_values=ends[0],
-            final_cost_values=ends[1],
-            infos=infos,
-        )
-
-    def evaluate(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Evaluation:
-        """Log-probs, entropy and values; see `Policy.evaluate`. `observations["observation"]` is (B, T, D)."""
+    def evaluate(
+        self,
+        observations: Mapping[str, Tensor],
+        actions: Tensor,
+        mask: Tensor,
+        critics: "MLPCritics | None" = None,
+    ) -> Evaluation:
+        """Log-probs, entropy and values; see `Actor.evaluate`. `observations["observation"]` is (B, T, D)."""
         x = observations["observation"]
-        distribution = self._distribution(x, self.actor, self._spread())
+        distribution = self._of_parameters(self._outputs(x))
         log_probs = distribution.log_prob(actions)
         if not bool(torch.isfinite(log_probs[mask]).all()):
             raise ModelError("the policy's log-probabilities are not finite; it has diverged: lower the learning rate")
-        values = (critic(x).squeeze(-1) * mask for critic in self._critics())
-        return Evaluation(log_probs * mask, distribution.entropy() * mask, *values)
+        values = {} if critics is None else {f"{kind}_values": v * mask for kind, v in critics.values(x).items()}
+        return Evaluation(log_probs * mask, distribution.entropy() * mask, **values)
 
     def distributions(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
-        """See `Policy.distributions`: logits (N, n), or means and log-stds (N, 2·A)."""
-        out = self.actor(observations["observation"][mask])
-        if isinstance(self.action_space, gym.spaces.Discrete):
-            return out
-        return torch.cat([out, self._spread().expand_as(out)], -1)
+        """See `Actor.distributions`: logits (N, n), or means and log-stds (N, 2·A)."""
+        return self._outputs(observations["observation"][mask])
 
     def divergence(self, p: Tensor, q: Tensor) -> Tensor:
-        """See `Policy.divergence`."""
-        return kl_divergence(self._from_parameters(p), self._from_parameters(q))
+        """See `Actor.divergence`."""
+        return kl_divergence(self._of_parameters(p), self._of_parameters(q))
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """See `Policy.parameter_groups`."""
-        actor = [*self.actor.parameters(), *([self.log_std] if hasattr(self, "log_std") else [])]
-        critics = {"reward_critic": self.reward_critic, "cost_critic": self.cost_critic}
-        return {"actor": actor, **{name: list(critic.parameters()) for name, critic in critics.items()}}
+    def reference(self) -> "MLPReference":
+        """See `Actor.reference`."""
+        return MLPReference(self)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """See `Actor.trained_parameters`."""
+        return [*self.network.parameters(), *([self.log_std] if self.is_gaussian else [])]
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether actions are those of a Box."""
+        return isinstance(self.action_space, gym.spaces.Box)
+
+    def player(self, env: gym.vector.VectorEnv, seed: int) -> "MLPPlayer":
+        """See `Actor.player`.
+
+        Raises:
+            ConfigError: the environment's spaces are not the actor's.
+        """
+        return MLPPlayer(self, env, seed)
 
     def save(self, directory: str | Path) -> None:
         """Writes the networks as safetensors and the spaces as JSON, whole or not at all."""
@@ -203,8 +117,8 @@ class MLPPolicy(nn.Module):
             write_card(scratch, "mlp")
 
     @classmethod
-    def load(cls, source: str | Path) -> "MLPPolicy":
-        """The inverse of `save`, from the folder or the hub; what was saved becomes the reference.
+    def load(cls, source: str | Path) -> "MLPActor":
+        """The inverse of `save`, from the folder or the hub.
 
         Raises:
             ModelError: a file is missing or corrupt.
@@ -215,55 +129,137 @@ class MLPPolicy(nn.Module):
             raise ModelError(f"cannot load an MLP policy from '{source}': there is no {missing}")
         try:
             config = json.loads(described.read_text())
-            policy = cls(_space(config["observation_space"]), _space(config["action_space"]), config["hidden"])
-            policy.load_state_dict(load_file(weights))
+            actor = cls(_space(config["observation_space"]), _space(config["action_space"]), config["hidden"])
+            actor.load_state_dict(load_file(weights))
         except Exception as error:
             # JSON, safetensors and torch raise unrelated types; to a user all mean that this is no saved policy.
             raise ModelError(f"cannot load an MLP policy from '{source}': {one_line(error)}") from error
-        policy.reference.load_state_dict(policy.actor.state_dict())
-        policy.reference_log_std.copy_(policy._spread().detach())
-        return policy
+        return actor
 
-    def _critics(self) -> tuple[nn.Module, nn.Module]:
-        return self.reward_critic, self.cost_critic
+    def _outputs(self, x: Tensor) -> Tensor:
+        out = self.network(x)
+        return torch.cat([out, self.log_std.expand_as(out)], -1) if self.is_gaussian else out
 
-    def _spread(self) -> Tensor:
-        return self.log_std if hasattr(self, "log_std") else torch.zeros(0)
-
-    def _distribution(self, x: Tensor, actor: nn.Module, log_std: Tensor) -> Any:
-        out = actor(x)
-        if isinstance(self.action_space, gym.spaces.Discrete):
-            return self._from_parameters(out)
-        return self._from_parameters(torch.cat([out, log_std.expand_as(out)], -1))
-
-    def _from_parameters(self, parameters: Tensor) -> Any:
-        if isinstance(self.action_space, gym.spaces.Discrete):
+    def _of_parameters(self, parameters: Tensor) -> Any:
+        if not self.is_gaussian:
             return Categorical(logits=parameters, validate_args=False)
         mean, log_std = parameters.chunk(2, -1)
         return Independent(Normal(mean, log_std.exp(), validate_args=False), 1, validate_args=False)
 
+
+class MLPPlayer:
+    """Implements `textsafe_gym.protocols.Player`.
+
+    Args:
+        actor: acts.
+        env: its sub-environments are played in.
+        seed: of all draws.
+
+    Raises:
+        ConfigError: the environment's spaces are not the actor's.
+    """
+
+    def __init__(self, actor: MLPActor, env: gym.vector.VectorEnv, seed: int) -> None:
+        space = env.single_observation_space
+        if (as_box(space), env.single_action_space) != (actor.observation_space, actor.action_space):
+            raise ConfigError(
+                f"the policy was made for {actor.observation_space} and {actor.action_space}, the environment has "
+                f"{space} and {env.single_action_space}"
+            )
+        self._actor, self._env = actor, env
+        self._generator = torch.Generator().manual_seed(seed)
+        self._seen: list[np.ndarray] = []
+        self._done: list[Tensor] = []
+        self._last = np.zeros((env.num_envs, *actor.observation_space.shape), np.float32)
+
     @torch.no_grad()
-    def _sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        out = self.actor(x)
+    def act(self, observation: Any) -> np.ndarray:
+        """See `Player.act`.
+
+        Raises:
+            ModelError: an observation or the network's output is not finite.
+        """
+        actor = self._actor
+        seen = vectors(self._env, observation)
+        x = self._flat(seen)
+        out = actor.network(x)
         if not bool(torch.isfinite(out).all()):
             if not bool(torch.isfinite(x).all()):
                 raise ModelError("the environment's observations are not finite, so that the policy cannot act on them")
             raise ModelError("the policy's outputs are not finite; it has diverged: lower the learning rate")
-        if isinstance(self.action_space, gym.spaces.Discrete):
-            return torch.multinomial(torch.softmax(out, -1), 1, generator=generator).squeeze(-1)
-        return out + self._spread().exp() * torch.randn(out.shape, generator=generator)
+        if actor.is_gaussian:
+            action = out + actor.log_std.exp() * torch.randn(out.shape, generator=self._generator)
+        else:
+            action = torch.multinomial(torch.softmax(out, -1), 1, generator=self._generator).squeeze(-1)
+        self._seen.append(seen)
+        self._done.append(action)
+        space = actor.action_space
+        if isinstance(space, gym.spaces.Discrete):
+            return action.numpy() + space.start
+        assert isinstance(space, gym.spaces.Box)
+        return np.clip(action.numpy(), space.low, space.high).astype(space.dtype)
 
-    def _to_env(self, action: Tensor) -> np.ndarray:
-        if isinstance(self.action_space, gym.spaces.Discrete):
-            return action.numpy() + self.action_space.start
-        assert isinstance(self.action_space, gym.spaces.Box)
-        bounded = np.clip(action.numpy(), self.action_space.low, self.action_space.high)
-        return bounded.astype(self.action_space.dtype)
+    def end(self, row: int, observation: Any) -> None:
+        """See `Player.end`."""
+        self._last[row] = flat_vector(self._env.single_observation_space, observation)
 
-    def _tensor(self, observations: np.ndarray) -> Tensor:
+    def episodes(self) -> tuple[dict[str, Tensor], Tensor]:
+        """See `Player.episodes`: "observation" (n, T, D), and actions (n, T) or (n, T, A)."""
+        return {"observation": self._flat(np.stack(self._seen, 1))}, torch.stack(self._done, 1)
+
+    @torch.no_grad()
+    def final_values(self, critics: "MLPCritics") -> dict[str, Tensor]:
+        """See `Player.final_values`."""
+        return critics.values(self._flat(self._last))
+
+    def _flat(self, observations: np.ndarray) -> Tensor:
         """Flattens each observation; the leading dimensions stay."""
-        lead = observations.shape[: observations.ndim - len(self.observation_space.shape)]
+        lead = observations.shape[: observations.ndim - len(self._actor.observation_space.shape)]
         return torch.as_tensor(observations, dtype=torch.float32).reshape(*lead, -1)
+
+
+class MLPCritics(nn.Module):
+    """Implements `textsafe_gym.protocols.Critics` with a network a kind, of the actor's widths; values begin at zero.
+
+    Args:
+        actor: whose observations they read.
+        kinds: "reward", "cost" or both.
+    """
+
+    def __init__(self, actor: MLPActor, kinds: Sequence[str]) -> None:
+        super().__init__()
+        self.kinds = tuple(kinds)
+        for kind in self.kinds:
+            self.add_module(f"{kind}_critic", _network(actor.inputs, actor.hidden, 1, last_scale=0.0))
+
+    def values(self, x: Tensor) -> dict[str, Tensor]:
+        """By kind, values (...) of flattened observations (..., D)."""
+        return {kind: self.get_submodule(f"{kind}_critic")(x).squeeze(-1) for kind in self.kinds}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """See `Critics.parameter_groups`."""
+        return {f"{kind}_critic": list(self.get_submodule(f"{kind}_critic").parameters()) for kind in self.kinds}
+
+
+class MLPReference:
+    """Implements `textsafe_gym.protocols.Reference` by a frozen copy, which a checkpoint keeps: a random start can be
+    had from nowhere else."""
+
+    def __init__(self, actor: MLPActor) -> None:
+        self._actor = copy.deepcopy(actor).requires_grad_(False)
+
+    @torch.no_grad()
+    def log_probs(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
+        """See `Reference.log_probs`."""
+        return self._actor.evaluate(observations, actions, mask).log_probs
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The copy's."""
+        return self._actor.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._actor.load_state_dict(state_dict)
 
 
 def as_box(space: gym.Space[Any]) -> gym.spaces.Box:

@@ -24,7 +24,7 @@ import torch.distributed as td
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.parallel.deepspeed_config import GATHER, choose_accelerator
 from textsafe_gym.parallel.zero_engine import ZeroEngine
-from textsafe_gym.types import Policy
+from textsafe_gym.types import Agent
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _ROLL_CALL = 10.0  # seconds to answer after an exchange has failed
@@ -83,27 +83,27 @@ class DeepSpeedProcesses:
         self._store = td.PrefixStore("textsafe", td.distributed_c10d._get_default_store())
         self._meetings = 0
 
-    def check(self, policy: Any) -> None:
-        """Refuses a policy of which more than layers would be whole, or whose passes differ, where layers are gathered.
+    def check(self, actor: Any) -> None:
+        """Refuses an actor of which more than layers would be whole, or whose passes differ, where layers are gathered.
 
         Raises:
             ConfigError: see above.
         """
         if not self.streams_layers:
             return
-        if not getattr(policy, "lora", False):
+        if not getattr(actor, "lora", False):
             raise ConfigError(
                 f"{GATHER} = false needs a language model whose reference is no second model; set policy.lora_rank"
             )
-        if len(policy.model.peft_config) > 1:
+        if len(actor.model.peft_config) > 1:
             raise ConfigError(
                 f"{GATHER} = false needs score models with weights of their own, not adapters of the policy's base "
                 "model, which would make other passes in each process; give whole models"
             )
 
-    def engine(self, policy: Policy, rates: Mapping[str, float], weight_decay: float) -> "ZeroEngine":
-        """Steps a policy's parameter groups; the policy's weights are DeepSpeed's from now on."""
-        return ZeroEngine(policy, rates, weight_decay, self)
+    def engine(self, agent: Agent, rates: Mapping[str, float], weight_decay: float) -> "ZeroEngine":
+        """Steps an agent's parameter groups; its weights are DeepSpeed's from now on."""
+        return ZeroEngine(agent, rates, weight_decay, self)
 
     def all_gather(self, mine: Any) -> list[Any]:
         """What every process has, by rank."""

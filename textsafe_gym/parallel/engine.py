@@ -1,5 +1,6 @@
-"""What steps a policy's parameters: what is asked of it, and the one of a single process."""
+"""What steps an agent's parameters: what is asked of it, and the one of a single process."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -8,36 +9,40 @@ import torch
 from torch import Tensor
 
 from textsafe_gym.errors import RunError
-from textsafe_gym.types import Evaluation, Policy
+from textsafe_gym.types import Agent, Evaluation
 
 BETAS = (0.9, 0.95)
 ADVICE = "no parameter was changed by this step; look at rewards and costs, or lower learning_rate"
 
 
 class Engine(Protocol):
-    """Steps a policy's parameters; in many processes each has a part of the work and all end with the same policy."""
+    """Steps an agent's parameters; in many processes each has a part of the work and all end with the same agent."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """AdamW's, under the names of `Policy.parameter_groups`: "name", "rate" (given) and "lr" (to be set)."""
+        """AdamW's, under the names of `Agent.parameter_groups`: "name", "rate" (given) and "lr" (to be set)."""
         ...
 
     def evaluate(
         self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, last: bool = True
     ) -> Evaluation:
-        """`Policy.evaluate`; `last` tells that no further part of the minibatch comes before the step."""
+        """`Agent.evaluate`; `last` tells that no further part of the minibatch comes before the step."""
         ...
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of this process's part of a loss; the parts of all processes add up."""
         ...
 
-    def step(self, max_norm: float) -> None:
-        """One step down the gathered gradient, each group's clipped to `max_norm`; refuses what is not finite."""
+    def step(self, max_norm: float) -> dict[str, float]:
+        """One step down the accumulated gradient, each group's clipped to `max_norm`; refuses what is not finite.
+
+        Returns:
+            The norms before clipping, of the groups that learn.
+        """
         ...
 
     def zero_grad(self) -> None:
-        """Forgets what has been gathered."""
+        """Forgets what has been accumulated."""
         ...
 
     def training(self, only: Collection[str]) -> AbstractContextManager[None]:
@@ -67,9 +72,9 @@ class SingleProcessEngine:
     Parameters of less than float32 are stepped in a float32 copy, as steps are smaller than such numbers' spacing.
     """
 
-    def __init__(self, policy: Policy, rates: Mapping[str, float], weight_decay: float) -> None:
-        self.policy = policy
-        self.groups = policy.parameter_groups()
+    def __init__(self, agent: Agent, rates: Mapping[str, float], weight_decay: float) -> None:
+        self.agent = agent
+        self.groups = agent.parameter_groups()
         self.parameters = [x for parameters in self.groups.values() for x in parameters]
         wide = {x: torch.promote_types(x.dtype, torch.float32) for x in self.parameters}
         self.copies = {x: x.detach().to(wide[x]) for x in self.parameters if x.dtype != wide[x]}
@@ -87,11 +92,11 @@ class SingleProcessEngine:
     def evaluate(
         self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, last: bool = True
     ) -> Evaluation:
-        """`Policy.evaluate`."""
-        return self.policy.evaluate(observations, actions, mask)
+        """`Agent.evaluate`."""
+        return self.agent.evaluate(observations, actions, mask)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds a loss's gradient to what has been gathered since the last step.
+        """Adds a loss's gradient to what has been accumulated since the last step.
 
         Raises:
             RunError: the loss is not finite.
@@ -105,25 +110,29 @@ class SingleProcessEngine:
                 copy.grad = grad if copy.grad is None else copy.grad.add_(grad)
                 parameter.grad = None
 
-    def step(self, max_norm: float) -> None:
-        """One step down the gathered gradient, clipped by group.
+    def step(self, max_norm: float) -> dict[str, float]:
+        """See `Engine.step`.
 
         Raises:
-            RunError: it is not finite; no parameter has been changed by this step.
+            RunError: a gradient is not finite; no parameter has been changed by this step.
         """
+        norms: dict[str, float] = {}
         for group in self.adam.param_groups:
-            norm = torch.nn.utils.clip_grad_norm_(group["params"], max_norm, foreach=True)
-            if not torch.isfinite(norm):
-                raise RunError(f"the gradient of '{group['name']}' has norm {norm.item()}; {ADVICE}")
+            norm = torch.nn.utils.clip_grad_norm_(group["params"], max_norm, foreach=True).item()
+            if not math.isfinite(norm):
+                raise RunError(f"the gradient of '{group['name']}' has norm {norm}; {ADVICE}")
+            if any(x.grad is not None for x in group["params"]):
+                norms[group["name"]] = norm
         self.adam.step()
         with torch.no_grad():
             for parameter, copy in self.copies.items():
                 if copy.grad is not None:
                     parameter.copy_(copy)
         self.zero_grad()
+        return norms
 
     def zero_grad(self) -> None:
-        """Forgets what has been gathered."""
+        """Forgets what has been accumulated."""
         self.adam.zero_grad(set_to_none=True)
         for parameter in self.copies:
             parameter.grad = None

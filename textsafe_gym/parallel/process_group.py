@@ -5,7 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 from textsafe_gym.parallel.engine import Engine, SingleProcessEngine
-from textsafe_gym.types import Policy
+from textsafe_gym.protocols import Actor
+from textsafe_gym.types import Agent
 
 Thing = TypeVar("Thing")
 
@@ -18,16 +19,16 @@ class ProcessGroup(Protocol):
     streams_layers: bool
     """Whether a policy's layers are gathered for each pass, which all processes have to make together."""
 
-    def check(self, policy: Policy) -> None:
-        """Refuses a policy that these processes cannot train.
+    def check(self, actor: Actor) -> None:
+        """Refuses an actor that these processes cannot train.
 
         Raises:
             ConfigError: see above.
         """
         ...
 
-    def engine(self, policy: Policy, rates: Mapping[str, float], weight_decay: float) -> Engine:
-        """Steps a policy's parameter groups with AdamW at the given rates."""
+    def engine(self, agent: Agent, rates: Mapping[str, float], weight_decay: float) -> Engine:
+        """Steps an agent's parameter groups with AdamW at the given rates."""
         ...
 
     def all_gather(self, mine: Any) -> list[Any]:
@@ -60,12 +61,12 @@ class SingleProcess:
 
     rank, world_size, streams_layers = 0, 1, False
 
-    def check(self, policy: Policy) -> None:
-        """Any policy will do."""
+    def check(self, actor: Actor) -> None:
+        """Any actor will do."""
 
-    def engine(self, policy: Policy, rates: Mapping[str, float], weight_decay: float) -> "SingleProcessEngine":
-        """Steps a policy's parameter groups at the given rates."""
-        return SingleProcessEngine(policy, rates, weight_decay)
+    def engine(self, agent: Agent, rates: Mapping[str, float], weight_decay: float) -> "SingleProcessEngine":
+        """Steps an agent's parameter groups at the given rates."""
+        return SingleProcessEngine(agent, rates, weight_decay)
 
     def all_gather(self, mine: Thing) -> list[Thing]:
         """What every process has, by rank."""

@@ -31,14 +31,14 @@ class _GroupAdamW(torch.optim.AdamW):
 class _Forward(nn.Module):
     """What DeepSpeed wraps: its hooks hang on a forward, and look for tensors in tuples."""
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, agent: Any) -> None:
         super().__init__()
-        self.policy = policy
+        self.actor, self.critics = agent.actor, agent.critics
 
     def forward(self, *arguments: Any) -> tuple[Tensor, ...]:
-        """`Policy.evaluate`."""
-        new = self.policy.evaluate(*arguments)
-        return new.log_probs, new.entropy, new.reward_values, new.cost_values
+        """`Agent.evaluate`, without what there is no critic for."""
+        new = self.actor.evaluate(*arguments, self.critics)
+        return tuple(x for x in vars(new).values() if x is not None)
 
 
 class ZeroEngine:
@@ -49,15 +49,20 @@ class ZeroEngine:
             `DeepSpeedProcesses.check` refuses it.
     """
 
-    def __init__(self, policy: Any, rates: Mapping[str, float], weight_decay: float, processes: Any) -> None:
+    def __init__(self, agent: Any, rates: Mapping[str, float], weight_decay: float, processes: Any) -> None:
         import deepspeed
 
-        processes.check(policy)
+        processes.check(agent.actor)
         self.processes = processes
         config = {name: value for name, value in processes.config.items() if name != "textsafe"}
         config.setdefault("zero_optimization", {"stage": 0})
         self.stage = int(config["zero_optimization"].get("stage", 0))
-        low = any(x.dtype == torch.bfloat16 for x in policy.parameters())
+        low = any(
+            x.dtype == torch.bfloat16
+            for part in (agent.actor, agent.critics)
+            if part is not None
+            for x in part.parameters()
+        )
         if low and self.stage == 0:
             raise ConfigError("a bfloat16 policy needs ZeRO stage 1, 2 or 3; set zero_optimization.stage")
         config |= {
@@ -69,17 +74,19 @@ class ZeroEngine:
             "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": low},
         }
-        self.parameters = [x for parameters in policy.parameter_groups().values() for x in parameters]
-        self.groups = policy.parameter_groups()
+        self.parameters = [x for parameters in agent.parameter_groups().values() for x in parameters]
+        self.groups = agent.parameter_groups()
         groups = [
             {"params": parameters, "name": name, "rate": rates[name], "lr": rates[name], "frozen": False}
             for name, parameters in self.groups.items()
             if parameters
         ]
         self.adam = _GroupAdamW(groups, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
-        forward = _Forward(policy)
+        kinds = () if agent.critics is None else agent.critics.kinds
+        self.kinds = [kind for kind in ("reward", "cost") if kind in kinds]  # as `Evaluation` orders them
+        forward = _Forward(agent)
         if processes.streams_layers:
-            policy.lockstep = True
+            agent.actor.lockstep = True
             self._distribute(forward, config, torch.bfloat16 if low else torch.float32)
         self.engine = deepspeed.initialize(model=forward, optimizer=self.adam, config=config)[0]
         self.zero = self.engine.optimizer
@@ -93,9 +100,11 @@ class ZeroEngine:
     def evaluate(
         self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, last: bool = True
     ) -> Evaluation:
-        """`Policy.evaluate`, through DeepSpeed."""
+        """`Agent.evaluate`, through DeepSpeed."""
         self.engine.set_gradient_accumulation_boundary(last)
-        return Evaluation(*self.engine(observations, actions, mask))
+        log_probs, entropy, *values = self.engine(observations, actions, mask)
+        found = dict(zip(self.kinds, values, strict=True))
+        return Evaluation(log_probs, entropy, **{f"{kind}_values": x for kind, x in found.items()})
 
     def backward(self, loss: Tensor) -> None:
         """Adds a part's gradient. DeepSpeed takes the mean over processes, hence the factor.
@@ -105,7 +114,7 @@ class ZeroEngine:
         self.engine.backward(loss * self.processes.world_size)
 
     @torch.no_grad()
-    def step(self, max_norm: float) -> None:
+    def step(self, max_norm: float) -> dict[str, float]:
         """One step, clipped by group; between the two the reduced gradients lie ready in every process.
 
         Raises:
@@ -118,15 +127,17 @@ class ZeroEngine:
                 squares[i] += x.double().square().sum().to(squares.device)
         if self.stage > 0:
             td.all_reduce(squares)
-        for (name, found), norm in zip(gradients.items(), squares.sqrt().tolist(), strict=True):
+        norms = dict(zip(gradients, squares.sqrt().tolist(), strict=True))
+        for name, norm in norms.items():
             if not norm < float("inf"):
                 raise RunError(
                     f"the gradient of '{name}' has norm {norm}; no parameter was changed by this step; look at rewards "
                     "and costs, or lower learning_rate"
                 )
-            for x in found:
+            for x in gradients[name]:
                 x.mul_(min(1.0, max_norm / (norm + 1e-6)))
         self.engine.step()
+        return norms
 
     def zero_grad(self) -> None:
         """Forgets what has been gathered."""

@@ -117,7 +117,7 @@ class Batch:
 
 
 def policy_size(source: str | Path, lora_rank: int | None = None, last_layers: int | None = None) -> Size:
-    """The policy of a folder or hub id; arguments as in `CausalLMPolicy`.
+    """The policy of a folder or hub id; arguments as in `CausalLMActor`.
 
     Raises:
         ModelError: the config is missing, corrupt or of an unknown architecture, or an argument does not fit.

@@ -6,9 +6,9 @@
     agent.learn()
     agent.agent.policy.save("runs/mine")
 
-OmniSafe (0.5) knows Box actions, networks on vectors and steps of a fixed number. What differs here: the actor is the
-environment's own policy (for text a language model with a categorical distribution over tokens), the critics are its
-critics, an action is a token's number, and `cost_limit` is one setting whatever the algorithm calls it.
+OmniSafe (0.5) knows Box actions, networks on vectors and steps of a fixed number. What differs here: the actor is
+the environment's own policy (for text a language model with a categorical distribution over tokens), the critics are
+its critics, an action is a token's number, and `cost_limit` is one setting whatever the algorithm calls it.
 """
 
 import copy
@@ -33,6 +33,7 @@ from textsafe_gym.adapters.omnisafe.library import (
 )
 from textsafe_gym.adapters.omnisafe.models import PolicyActorCritic
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.protocols import TextTask
 
 __all__ = ["CMDP", "Agent", "Evaluator", "GymnasiumCMDP", "env_register", "library", "register"]
 
@@ -96,7 +97,7 @@ def _wrap() -> None:
             return
         if self._cfgs.model_cfgs.exploration_noise_anneal and env.discrete:
             raise ConfigError("exploration_noise_anneal is for Gaussian actors; tokens have no such noise")
-        self.policy = env.policy
+        self.policy = env.agent.actor
         epochs, twice = self._cfgs.train_cfgs.epochs, isinstance(self, NaturalPG)
         self._actor_critic = PolicyActorCritic(env, self._cfgs.model_cfgs, epochs, twice)
 
@@ -156,7 +157,8 @@ def _check_steps(steps: int, env: GymnasiumCMDP) -> None:
     Raises:
         ConfigError: the longest response does not fit.
     """
-    longest = getattr(env.env.unwrapped, "max_response_length", 0) * env.env.num_envs
+    task = env.env.unwrapped
+    longest = task.max_response_length * env.env.num_envs if isinstance(task, TextTask) else 0
     if steps < longest:
         raise ConfigError(
             f"steps_per_epoch = {steps} is too short for the longest response in each of {env.env.num_envs} "

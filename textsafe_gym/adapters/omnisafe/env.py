@@ -13,13 +13,13 @@ from torch import Tensor
 from textsafe_gym.adapters.omnisafe.library import CMDP
 from textsafe_gym.adapters.omnisafe.rows import BoxRows, TokenRows
 from textsafe_gym.envs import ENVIRONMENTS
+from textsafe_gym.envs.making import make_vec, own_cost_limit
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.models import make_policy
+from textsafe_gym.models import make_actor, make_critics, reads_tokens
 from textsafe_gym.models.files import one_line
-from textsafe_gym.models.infos import make_vec
-from textsafe_gym.types import Policy, own_cost_limit
+from textsafe_gym.types import Agent
 
-given: ContextVar[tuple[gym.vector.VectorEnv, Policy] | None] = ContextVar("given", default=None)
+given: ContextVar[tuple[gym.vector.VectorEnv, Agent] | None] = ContextVar("given", default=None)
 
 
 class GymnasiumCMDP(CMDP):
@@ -32,7 +32,7 @@ class GymnasiumCMDP(CMDP):
         env_id: a Gymnasium id.
         num_envs: how many at once.
         device: of the tensors.
-        policy: options of `textsafe_gym.models.make_policy`.
+        policy: options of `textsafe_gym.models.make_actor`, and `make_critics`.
         **kwargs: of the environment.
 
     Raises:
@@ -58,12 +58,11 @@ class GymnasiumCMDP(CMDP):
         self._own = taken is None
         if taken is None:
             env = _vectorised(env_id, num_envs, kwargs)
-            taken = env, _policy(env, policy or {})
-        self.env, self.policy = taken
+            taken = env, _agent(env, policy or {})
+        self.env, self.agent = taken
         action = self.env.single_action_space
         self.discrete = isinstance(action, gym.spaces.Discrete)
-        text = hasattr(self.env.unwrapped, "tokenizer")
-        self.rows: Any = TokenRows(self.env.unwrapped) if text else BoxRows(self.env)
+        self.rows: Any = TokenRows(self.env.unwrapped) if reads_tokens(self.env) else BoxRows(self.env)
         self._observation_space = gym.spaces.Box(-np.inf, np.inf, (self.rows.columns,), np.float32)
         self._action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32) if self.discrete else action
 
@@ -138,11 +137,13 @@ def _costs(info: Mapping[str, Any], rows: np.ndarray, env: gym.vector.VectorEnv)
     return np.zeros(len(rows), np.float32)
 
 
-def _policy(env: gym.vector.VectorEnv, options: Any) -> Policy:
+def _agent(env: gym.vector.VectorEnv, options: Any) -> Agent:
     if not isinstance(options, Mapping):
         raise ConfigError(f"env_cfgs.policy: expected options by name, got {options!r:.60}")
+    of_critics = {name: options[name] for name in ("critics", "reward_critic", "cost_critic") if name in options}
     try:
-        return make_policy(env, **options)
+        actor = make_actor(env, **{name: x for name, x in options.items() if name not in of_critics})
+        return Agent(actor, make_critics(actor, env, ("reward", "cost"), **of_critics), actor.reference())
     except TypeError as error:  # an option that there is not
         raise ConfigError(f"env_cfgs.policy: {one_line(error)}") from error
 

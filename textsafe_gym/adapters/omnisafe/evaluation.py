@@ -17,7 +17,8 @@ from textsafe_gym.data.prompts import Prompt
 from textsafe_gym.envs.text import episode_text, outcome_line
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.models.files import one_line
-from textsafe_gym.types import Policy
+from textsafe_gym.protocols import Actor, TextTask
+from textsafe_gym.rollouts import collect
 
 
 class Evaluator(library.Evaluator):
@@ -30,7 +31,7 @@ class Evaluator(library.Evaluator):
         policy: what was loaded last; the next `load_saved` from the same folder overwrites its weights.
     """
 
-    policy: Policy
+    policy: Actor
 
     def load_saved(self, save_dir: str, model_name: str, *args: Any, **kwargs: Any) -> None:
         """Takes the policy of a saved epoch.
@@ -51,8 +52,8 @@ class Evaluator(library.Evaluator):
             return
         if getattr(self, "_save_dir", None) != save_dir:
             cmdp = GymnasiumCMDP(found["env_id"], found["train_cfgs"]["vector_env_nums"], **found["env_cfgs"])
-            self._env, self.policy, self._seed = cmdp, cmdp.policy, found["seed"]
-            self._actor = PolicyActor(cmdp.policy, cmdp.rows, cmdp.discrete, twice=False)
+            self._env, self.policy, self._seed = cmdp, cmdp.agent.actor, found["seed"]
+            self._actor = PolicyActor(cmdp.agent, cmdp.rows, cmdp.discrete, twice=False)
         self._save_dir, self._model_name = save_dir, model_name
         path = Path(save_dir) / "torch_save" / model_name
         try:
@@ -90,7 +91,7 @@ class Evaluator(library.Evaluator):
         if not self._ours:
             super().render(num_episodes, *args, **kwargs)
             return
-        if not hasattr(self._env.env.unwrapped, "tokenizer"):
+        if not isinstance(self._env.env.unwrapped, TextTask):
             raise ConfigError("render() prints texts; for videos play `agent.agent.policy` in an environment of yours")
         print(f"{self._model_name}:")
         for reward, costs, info in self._episodes(num_episodes):
@@ -99,7 +100,7 @@ class Evaluator(library.Evaluator):
 
     def _episodes(self, number: int) -> Iterator[tuple[float, Tensor, Any]]:
         """Reward, costs step by step, and last info of episodes."""
-        rollouts = (self.policy.rollout(self._env.env, seed) for seed in itertools.count(self._seed))
+        rollouts = (collect(self.policy, self._env.env, seed) for seed in itertools.count(self._seed))
         episodes = (
             (rollout.episode_rewards[i].item(), rollout.costs[i][rollout.mask[i]].cpu(), rollout.infos[i])
             for rollout in rollouts

@@ -1,4 +1,4 @@
-"""A policy as the actor and the critics that OmniSafe's algorithms train."""
+"""An agent's actor and critics in the form that OmniSafe's algorithms train."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal, kl_divergence, register_kl
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from textsafe_gym.types import Policy
+from textsafe_gym.types import Agent
 
 _KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH)
 
@@ -45,19 +45,19 @@ class PolicyActor(nn.Module):
     until then the column is constant, and a language model loses nothing by not reading it.
     """
 
-    def __init__(self, policy: Policy, rows: Any, discrete: bool, twice: bool) -> None:
+    def __init__(self, agent: Agent, rows: Any, discrete: bool, twice: bool) -> None:
         super().__init__()
-        self.own = nn.ParameterList(policy.parameter_groups()["actor"])
+        self.own = nn.ParameterList(agent.actor.trained_parameters())
         # A Fisher-vector product differentiates twice, which only the plain attention can.
         self.kernels = [SDPBackend.MATH] if twice else list(_KERNELS)
-        self._policy, self._rows, self.discrete = (policy,), rows, discrete  # in a tuple: its parameters are `own`
+        self._agent, self._rows, self.discrete = agent, rows, discrete
         self._current: Any = None
 
     def forward(self, obs: Tensor) -> Any:
         """The distribution of the action for each row of `obs`, (N, D) or (D,)."""
         observations, actions, mask, order = self._rows.episodes(obs.reshape(-1, obs.shape[-1]))
         with sdpa_kernel(self.kernels):
-            parameters = self._policy[0].distributions(observations, actions, mask)
+            parameters = self._agent.actor.distributions(observations, actions, mask)
         parameters = parameters[order.to(parameters.device)].to(obs.device).reshape(*obs.shape[:-1], -1)
         if self.discrete:
             self._current = Tokens(parameters)
@@ -90,12 +90,12 @@ class PolicyCritic(nn.Module):
     optimiser of its own, and the trunk is the actor's.
     """
 
-    def __init__(self, policy: Policy, rows: Any, kind: str) -> None:
+    def __init__(self, agent: Agent, rows: Any, kind: str) -> None:
         super().__init__()
-        groups = policy.parameter_groups()
+        groups = agent.parameter_groups()
         self.own = nn.ParameterList(groups.pop(f"{kind}_critic"))
         self._others = tuple(x for group in groups.values() for x in group)
-        self._policy, self._rows, self._kind = (policy,), rows, f"{kind}_values"
+        self._agent, self._rows, self._kind = agent, rows, f"{kind}_values"
 
     def forward(self, obs: Tensor) -> list[Tensor]:
         """One tensor of values, (N,) or ()."""
@@ -103,7 +103,7 @@ class PolicyCritic(nn.Module):
         for other in self._others:  # no gradient reaches what OmniSafe does not step with this critic
             other.requires_grad_(False)
         try:
-            found = self._policy[0].evaluate(observations, actions, mask)
+            found = self._agent.evaluate(observations, actions, mask)
         finally:
             for other in self._others:
                 other.requires_grad_(True)
@@ -117,10 +117,10 @@ class PolicyActorCritic(nn.Module):
 
     def __init__(self, env: Any, model_cfgs: Any, epochs: int, twice: bool) -> None:
         super().__init__()
-        policy, rows = env.policy, env.rows
-        self.actor = PolicyActor(policy, rows, env.discrete, twice)
-        self.reward_critic = PolicyCritic(policy, rows, "reward")
-        self.cost_critic = PolicyCritic(policy, rows, "cost")
+        agent, rows = env.agent, env.rows
+        self.actor = PolicyActor(agent, rows, env.discrete, twice)
+        self.reward_critic = PolicyCritic(agent, rows, "reward")
+        self.cost_critic = PolicyCritic(agent, rows, "cost")
         if model_cfgs.actor.lr is not None:
             self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=model_cfgs.actor.lr)
             decays = bool(model_cfgs.linear_lr_decay)

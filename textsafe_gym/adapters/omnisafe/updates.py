@@ -17,7 +17,7 @@ from textsafe_gym.adapters.omnisafe.files import BUDGETS
 from textsafe_gym.adapters.omnisafe.library import PolicyGradient, env_register, library
 from textsafe_gym.adapters.omnisafe.state import restore, state_of
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.types import Policy, Rollout
+from textsafe_gym.types import Agent, Rollout
 
 
 class Record:
@@ -41,7 +41,8 @@ class Record:
         self.last = torch.zeros(len(self.obs), dtype=torch.bool)
         self.last[ends] = True
         # V after the last step, where a limit from outside cut the episode; 0 where the MDP ended it.
-        finals = rollout.final_reward_values.cpu(), rollout.final_cost_values.cpu()
+        found = (rollout.final_reward_values, rollout.final_cost_values)
+        finals = [torch.zeros(len(rollout)) if x is None else x.cpu() for x in found]
         self.finals = {int(end): (r, c) for end, r, c in zip(ends, *finals, strict=True) if r != 0 or c != 0}
         self.at = 0
 
@@ -84,7 +85,8 @@ class Updater:
     Args:
         name: of one of OmniSafe's on-policy algorithms.
         settings: by section, over the defaults that OmniSafe's YAML files have.
-        env, policy: what the rollouts are made with.
+        env: what the rollouts are made in.
+        agent: what they are made with.
         cost_limit: for the algorithms that have one.
         seed: of OmniSafe's own draws.
         episodes: in each rollout; OmniSafe's window of costs spans them.
@@ -100,7 +102,7 @@ class Updater:
         name: str,
         settings: Mapping[str, Any],
         env: gym.vector.VectorEnv,
-        policy: Policy,
+        agent: Agent,
         *,
         cost_limit: float | None,
         seed: int,
@@ -124,7 +126,7 @@ class Updater:
                 "logger_cfgs": {"use_wandb": False, "use_tensorboard": False, "log_dir": log_dir},
             }
         )
-        token = given.set((env, policy))
+        token = given.set((env, agent))
         try:
             with _undisturbed(), _unsaved(), redirect_stdout(io.StringIO()):
                 library.utils.config.check_all_configs(cfgs, "on-policy")

@@ -1,4 +1,4 @@
-"""What Gymnasium's vector environments say beside observations and rewards: costs, other infos, and when they reset."""
+"""What Gymnasium's vector environments say next to observations and rewards: costs, infos, and when they reset."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,32 +8,6 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from textsafe_gym.errors import ConfigError
-
-
-class FloatCosts(gym.Wrapper[Any, Any, Any, Any]):
-    """Makes floats of whole costs.
-
-    Gymnasium's vector environments give a column of `info` the type that its first row has: beside a cost of 0, a cost
-    of 0.5 would become 0.
-    """
-
-    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode."""
-        observation, info = self.env.reset(**arguments)
-        return observation, _in_floats(info)
-
-    def step(self, action: Any) -> Any:
-        """The environment's step."""
-        *rest, info = self.env.step(action)
-        return *rest, _in_floats(info)
-
-
-def make_vec(env: str | gym.envs.registration.EnvSpec, num_envs: int, **options: Any) -> gym.vector.VectorEnv:
-    """`gymnasium.make_vec`, where whole costs among fractions stay what they are."""
-    vector = gym.make_vec(env, num_envs=num_envs, **options)
-    if isinstance(vector, gym.vector.SyncVectorEnv):
-        vector.envs = [FloatCosts(one) for one in vector.envs]
-    return vector
 
 
 def autoreset_mode(env: Any) -> AutoresetMode:
@@ -100,15 +74,3 @@ def info_row(info: Mapping[str, Any], i: int) -> dict[str, Any]:
         if not key.startswith("_") and (whose is None or whose[i]):
             own[key] = info_row(value, i) if isinstance(value, Mapping) else value[i]
     return own
-
-
-def _in_floats(info: Mapping[str, Any]) -> dict[str, Any]:
-    own = dict(info)
-    for key in own.keys() & {"cost", "costs"}:
-        value = own[key]
-        own[key] = {name: _float(x) for name, x in value.items()} if isinstance(value, Mapping) else _float(value)
-    return own
-
-
-def _float(value: Any) -> Any:
-    return float(value) if isinstance(value, int | np.integer | np.bool_) else value

@@ -1,0 +1,130 @@
+"""Settings that algorithms share; importing this loads no torch, so that help and validation are quick."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class StepConfig(BaseModel):
+    """Minibatches and optimiser; the defaults are the official Safe RLHF script's, on its eight devices."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    seed: int = Field(0, ge=0, lt=2**63, description="all randomness of a run follows from it")
+    minibatch_size: int = Field(128, gt=0, description="episodes in one optimiser step, at most")
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="episodes in one pass of it, at most; gradients add up to the same step; none: all"
+    )
+    learning_rate: float = Field(1e-5, ge=0, description="AdamW's, for the actor")
+    learning_rate_schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
+    warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the iterations in which the rate rises")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm of each parameter group is clipped to it")
+    cost_limit: float | None = Field(None, description="largest allowed mean episode cost; none: the environment's own")
+
+    @property
+    def at_once(self) -> int:
+        """Episodes in one pass of the actor."""
+        return min(self.micro_batch_size or self.minibatch_size, self.minibatch_size)
+
+
+class TrainingConfig(StepConfig):
+    """Budget and batches of rollouts, PTX and KL; the defaults are the official Safe RLHF script's."""
+
+    episodes: int = Field(
+        4096, gt=0, description="episodes in all, rounded up to whole iterations; the learning rate spans them"
+    )
+    episodes_per_iteration: int = Field(128, gt=0, description="episodes collected before each update")
+    epochs: int = Field(1, gt=0, description="passes over an iteration's episodes")
+    group_size: int = Field(1, gt=0, description="episodes that begin in the same state, as answers to one prompt")
+    critic_learning_rate: float = Field(5e-6, ge=0, description="AdamW's, for critics, be they models or heads")
+    ptx_coefficient: float = Field(16.0, ge=0, description="weight of the cross-entropy on demonstrations, where given")
+    kl_coefficient: float = Field(0.02, ge=0, description="weight of each step's KL, taken off the reward")
+    clip_range_score: float = Field(50.0, gt=0, description="bound on each step's shaped reward and cost")
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> "TrainingConfig":
+        if self.episodes_per_iteration % self.group_size:
+            raise ValueError(
+                f"group_size = {self.group_size} does not divide episodes_per_iteration = {self.episodes_per_iteration}"
+            )
+        return self
+
+
+class OfflineConfig(StepConfig):
+    """Budget of a method that learns from pairs of responses that were labelled before, and samples nothing."""
+
+    epochs: int = Field(1, gt=0, description="passes over all pairs")
+    pairs_per_iteration: int = Field(512, gt=0, description="pairs between two rows of metrics")
+
+
+class ClipConfig(BaseModel):
+    """PPO's clip, and what holds its steps back beside it."""
+
+    clip_range_ratio: float = Field(0.2, gt=0, description="PPO's clip on the ratio of new to old probability")
+    target_kl: float | None = Field(
+        None, gt=0, description="an iteration's steps end once their approximate KL exceeds 1.5 times it; none: never"
+    )
+    entropy_coefficient: float = Field(0.0, ge=0, description="weight of each step's entropy, added to the objective")
+
+
+class CriticConfig(BaseModel):
+    """Advantages from critics, and how critics learn; the defaults are the official Safe RLHF script's."""
+
+    gamma: float = Field(1.0, ge=0, le=1, description="discount")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of generalised advantage estimation")
+    clip_range_value: float = Field(5.0, gt=0, description="how far a value may move from the old one in an update")
+    value_coefficient: float = Field(1.0, ge=0, description="weight of the critics' losses beside the actor's")
+
+
+class ConstraintConfig(BaseModel):
+    """What is bounded, beside `cost_limit`."""
+
+    constraint: Literal["mean", "probability", "cvar"] = Field(
+        "mean", description="what cost_limit bounds: E[cost], P(cost > 0), or the mean of the worst episodes' costs"
+    )
+    cvar_level: float = Field(
+        0.9, ge=0, lt=1, description="cvar: the worst share 1 - cvar_level of the episodes counts"
+    )
+    cost_limits: dict[str, float] | None = Field(
+        None, description="from the name of a cost to its own limit, instead of cost_limit on their sum"
+    )
+    cost_window: int = Field(128, gt=0, description="episodes over which the constraint is judged")
+
+
+class MultiplierConfig(BaseModel):
+    """How λ follows the constraint's excess."""
+
+    multiplier_update: Literal["log", "projected", "adam", "pid", "nu_pi", "fixed"] = Field(
+        "projected", description="log: Safe RLHF's; projected, adam: gradient ascent, λ may be 0; pid; nu_pi; fixed"
+    )
+    multiplier_init: float = Field(0.0, ge=0, description="λ before the first update")
+    multiplier_learning_rate: float = Field(
+        0.1, ge=0, description="step of λ's update; the integral gain of pid, nu_pi"
+    )
+    multiplier_max: float | None = Field(5.0, gt=0, description="largest λ; none: unbounded")
+    multiplier_kp: float = Field(0.1, ge=0, description="proportional gain of pid and nu_pi")
+    multiplier_kd: float = Field(0.0, ge=0, description="derivative gain of pid")
+    multiplier_nu: float = Field(0.0, gt=-1, lt=1, description="nu_pi: weight of the past in the smoothed excess")
+
+    @model_validator(mode="after")
+    def _check_multiplier(self) -> "MultiplierConfig":
+        if self.multiplier_update == "log" and self.multiplier_init == 0:
+            raise ValueError(
+                "multiplier_init = 0 would stay 0 under multiplier_update 'log', which moves log λ; "
+                "use a small positive value, or another multiplier_update"
+            )
+        if self.multiplier_max is not None and self.multiplier_init > self.multiplier_max:
+            raise ValueError(f"multiplier_init = {self.multiplier_init} exceeds multiplier_max = {self.multiplier_max}")
+        return self
+
+
+class TrustRegionConfig(BaseModel):
+    """Size of the region and effort spent on its step; the defaults are the literature's."""
+
+    max_kl: float = Field(0.01, gt=0, description="δ: bound on the mean KL(old‖new) of a step's distributions, in nats")
+    damping: float = Field(0.1, ge=0, description="added to the Fisher matrix's diagonal")
+    conjugate_gradient_steps: int = Field(10, gt=0, description="of solving F·x = g, at most")
+    fisher_episodes: int = Field(32, gt=0, description="episodes that the Fisher matrix is measured on, at most")
+    backtracks: int = Field(15, gt=0, description="shorter steps that the line search tries")
+    backtrack_factor: float = Field(0.8, gt=0, lt=1, description="each one's length relative to the last")

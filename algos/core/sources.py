@@ -1,0 +1,173 @@
+"""What a trainer learns from: rollouts that it collects, or preferences that are there already."""
+
+import math
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from algos.core.settings import OfflineConfig, TrainingConfig
+from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.parallel.engine import Engine
+from textsafe_gym.parallel.process_group import ProcessGroup
+from textsafe_gym.rollouts import collect
+from textsafe_gym.types import Agent, Preferences, Rollout, group_numbers
+
+
+class Source(Protocol):
+    """Batches for an algorithm's updates.
+
+    Attributes:
+        iterations: planned in all.
+    """
+
+    iterations: int
+
+    def draw(self, iteration: int) -> Any:
+        """The batch of an iteration, from 0; it follows from the run's seed and the iteration alone."""
+        ...
+
+    def metrics(self, batch: Any) -> dict[str, float]:
+        """What a batch is like."""
+        ...
+
+    def spent(self, iterations: int) -> dict[str, int]:
+        """The budget used after so many iterations: `episodes` collected and `pairs` read."""
+        ...
+
+
+class Rollouts:
+    """Episodes of the present policy.
+
+    Args:
+        agent: acts, and records its critics' values and its reference's log-probs.
+        env: a vector environment; each rollout plays one episode in every sub-environment.
+        config: budget, batches and seed.
+        processes: that collect together.
+        engine: makes the actor whole where processes share it.
+
+    Raises:
+        ConfigError: the sub-environments do not divide the episodes of an iteration, or groups do not fill them.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        env: gym.vector.VectorEnv,
+        config: TrainingConfig,
+        processes: ProcessGroup,
+        engine: Engine,
+    ) -> None:
+        group_numbers(env.num_envs, config.group_size)
+        together = env.num_envs * processes.world_size
+        if config.episodes_per_iteration % together:
+            several = f" in {processes.world_size} processes" if processes.world_size > 1 else ""
+            raise ConfigError(
+                f"episodes_per_iteration = {config.episodes_per_iteration} is no multiple of the environment's "
+                f"num_envs = {env.num_envs}{several}; set episodes_per_iteration={together} or make the "
+                "environment anew"
+            )
+        self.agent, self.env, self.config, self.processes, self.engine = agent, env, config, processes, engine
+        self.iterations = planned(config)
+
+    def draw(self, iteration: int) -> Rollout:
+        """The episodes of all processes, the same in each.
+
+        Raises:
+            RunError: rewards, costs, log-probs or values are not finite.
+        """
+        processes, agent, group_size = self.processes, self.agent, self.config.group_size
+        parts = self.config.episodes_per_iteration // (self.env.num_envs * processes.world_size)
+        share = (processes.rank, processes.world_size)
+        # Others that wait in a pass for this process would not hear of its error; they notice its end.
+        together = nullcontext() if processes.streams_layers else processes.together("a rollout")
+        with self.engine.generating(), together:
+            mine = [
+                collect(
+                    agent.actor,
+                    self.env,
+                    seed,
+                    critics=agent.critics,
+                    reference=agent.reference,
+                    group_size=group_size,
+                    share=share,
+                )
+                for seed in seeds_of(self.config.seed, iteration, parts)[0]
+            ]
+        together_again = [part for parts in zip(*processes.all_gather(mine), strict=True) for part in parts]
+        rollout = Rollout.concatenate(together_again)
+        check_finite(rollout)
+        return rollout
+
+    def metrics(self, batch: Rollout) -> dict[str, float]:
+        """Means over the episodes."""
+        return {
+            "reward": batch.episode_rewards.mean().item(),
+            "cost": batch.episode_costs.mean().item(),
+            "kl": batch.episode_kl.mean().item(),
+            "response_length": int(batch.mask.sum()) / len(batch),
+        }
+
+    def spent(self, iterations: int) -> dict[str, int]:
+        """See `Source.spent`."""
+        return {"episodes": iterations * self.config.episodes_per_iteration}
+
+
+class Pairs:
+    """Preferences in random order, each once in every epoch.
+
+    Args:
+        preferences: all of them.
+        config: epochs, pairs an iteration, seed.
+    """
+
+    def __init__(self, preferences: Preferences, config: OfflineConfig) -> None:
+        self.preferences, self.config = preferences, config
+        self.iterations = planned(config, len(preferences))
+
+    def draw(self, iteration: int) -> Preferences:
+        """The pairs of an iteration; the last one of all may be smaller."""
+        count, size = len(self.preferences), self.config.pairs_per_iteration
+        wanted = range(iteration * size, min((iteration + 1) * size, self.config.epochs * count))
+        orders = {epoch: self._order(epoch) for epoch in {place // count for place in wanted}}
+        return self.preferences[torch.tensor([orders[place // count][place % count] for place in wanted])]
+
+    def metrics(self, batch: Preferences) -> dict[str, float]:
+        """Nothing beside what the algorithm reports."""
+        return {}
+
+    def spent(self, iterations: int) -> dict[str, int]:
+        """See `Source.spent`; of a pair that is read again in a later epoch nothing more is spent."""
+        read = min(iterations * self.config.pairs_per_iteration, len(self.preferences))
+        return {"episodes": 0, "pairs": read}
+
+    def _order(self, epoch: int) -> list[int]:
+        seed = int(np.random.SeedSequence([self.config.seed, epoch], spawn_key=(2,)).generate_state(1)[0])
+        return torch.randperm(len(self.preferences), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def planned(config: Any, pairs: int = 0) -> int:
+    """Iterations in all, of rollouts or of `pairs` preferences."""
+    if isinstance(config, OfflineConfig):
+        return math.ceil(config.epochs * pairs / config.pairs_per_iteration)
+    return math.ceil(config.episodes / config.episodes_per_iteration)
+
+
+def seeds_of(seed: int, iteration: int, parts: int) -> tuple[list[int], int]:
+    """Seeds of an iteration's rollouts and of its update."""
+    rollouts = np.random.SeedSequence([seed, iteration]).generate_state(parts).tolist()
+    return rollouts, int(np.random.SeedSequence([seed, iteration], spawn_key=(1,)).generate_state(1)[0])
+
+
+def check_finite(rollout: Rollout) -> None:
+    """Refuses what would poison the update, before any of its steps.
+
+    Raises:
+        RunError: rewards, costs, log-probs or values are not finite; the message names which.
+    """
+    for name in ("rewards", "costs", "log_probs", "reference_log_probs", "reward_values", "cost_values"):
+        x = getattr(rollout, name)
+        if x is not None and not torch.isfinite(x[rollout.mask]).all():
+            raise RunError(f"the rollout's {name} are not finite; look at the environment, or lower learning_rate")

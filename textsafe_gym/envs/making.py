@@ -1,0 +1,88 @@
+"""Vector environments made from ids, environments or vector environments, and their cost limits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from textsafe_gym.errors import ConfigError, UnknownNameError
+
+
+class FloatCosts(gym.Wrapper[Any, Any, Any, Any]):
+    """Makes floats of whole costs.
+
+    Gymnasium's vector environments give a column of `info` the type that its first row has: beside a cost of 0, a cost
+    of 0.5 would become 0.
+    """
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode."""
+        observation, info = self.env.reset(**arguments)
+        return observation, _in_floats(info)
+
+    def step(self, action: Any) -> Any:
+        """The environment's step."""
+        *rest, info = self.env.step(action)
+        return *rest, _in_floats(info)
+
+
+def make_vec(env: str | gym.envs.registration.EnvSpec, num_envs: int, **options: Any) -> gym.vector.VectorEnv:
+    """`gymnasium.make_vec`, where whole costs among fractions stay what they are."""
+    vector = gym.make_vec(env, num_envs=num_envs, **options)
+    if isinstance(vector, gym.vector.SyncVectorEnv):
+        vector.envs = [FloatCosts(one) for one in vector.envs]
+    return vector
+
+
+def vectorised(env: Any, episodes: int) -> gym.vector.VectorEnv:
+    """A vector environment of so many sub-environments, where `env` is no vector environment already.
+
+    Args:
+        env: an id; an environment, which is made again from its spec, wrappers included, unless it is not registered
+            or its wrappers keep no record of their arguments: then it is the only sub-environment; or a vector
+            environment, which is returned.
+        episodes: sub-environments.
+
+    Raises:
+        UnknownNameError: no such environment.
+        ConfigError: `env` is none of these.
+    """
+    if isinstance(env, gym.vector.VectorEnv):
+        return env
+    try:
+        if isinstance(env, str):
+            return make_vec(env, episodes)
+        if isinstance(env, gym.Env):
+            # Gymnasium notes no arguments of a wrapper that is no `gymnasium.utils.RecordConstructorArgs`.
+            if env.spec is None or any(wrapper.kwargs is None for wrapper in env.spec.additional_wrappers):
+                return gym.vector.SyncVectorEnv([lambda: env])
+            if not env.spec.additional_wrappers:
+                return make_vec(env.spec, episodes)
+            return make_vec(env.spec, episodes, vectorization_mode="sync")  # one of its own has no place for wrappers
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        if getattr(error, "name", None):
+            raise  # the module of "module:id" is there and lacks another
+        raise UnknownNameError(f"cannot make the environment: {' '.join(str(error).split())}") from None
+    raise ConfigError(f"env is a {type(env).__name__}; give an id, a gymnasium.Env or a gymnasium.vector.VectorEnv")
+
+
+def own_cost_limit(env: Any) -> float | None:
+    """A vector environment's own `cost_limit`, or else that of its first sub-environment or of a wrapper of it."""
+    limit = getattr(env.unwrapped, "cost_limit", None)
+    if limit is None and hasattr(env.unwrapped, "envs"):
+        first = env.unwrapped.envs[0]
+        limit = first.get_wrapper_attr("cost_limit") if first.has_wrapper_attr("cost_limit") else None
+    return None if limit is None else float(limit)
+
+
+def _in_floats(info: Mapping[str, Any]) -> dict[str, Any]:
+    own = dict(info)
+    for key in own.keys() & {"cost", "costs"}:
+        value = own[key]
+        own[key] = {name: _float(x) for name, x in value.items()} if isinstance(value, Mapping) else _float(value)
+    return own
+
+
+def _float(value: Any) -> Any:
+    return float(value) if isinstance(value, int | np.integer | np.bool_) else value

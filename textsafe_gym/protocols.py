@@ -1,0 +1,204 @@
+"""What one room asks of another: an agent's roles, text environments, enumerable environments."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+    import numpy as np
+    from torch import Tensor, nn
+
+    from textsafe_gym.types import Evaluation
+
+Judge = Callable[[list[str], list[str]], Mapping[str, "np.ndarray"]]
+
+
+class Critics(Protocol):
+    """Value functions of the reward, the cost or both. Implementations are `torch.nn.Module`s.
+
+    Attributes:
+        kinds: "reward", "cost" or both; those that there are.
+    """
+
+    kinds: tuple[str, ...]
+
+    def parameter_groups(self) -> "dict[str, list[nn.Parameter]]":
+        """Trainable parameters, disjoint, under "reward_critic" and "cost_critic"; of heads on the actor's trunk the
+        heads alone, as the trunk is the actor's."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """All tensors."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """The inverse of `state_dict`."""
+        ...
+
+
+class Reference(Protocol):
+    """A frozen actor that the KL is measured to."""
+
+    def log_probs(self, observations: "Mapping[str, Tensor]", actions: "Tensor", mask: "Tensor") -> "Tensor":
+        """(B, T), without gradient, 0 outside the mask: log π_ref(a_t|s_t); arguments as in `Rollout`."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Those of its tensors that cannot be made again from the starting model."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """The inverse of `state_dict`."""
+        ...
+
+
+class Player(Protocol):
+    """An actor in the midst of episodes, one in each of n sub-environments."""
+
+    def act(self, observation: Any) -> "np.ndarray":
+        """Actions (n, ...) for a batched observation, as the environment takes them; both are remembered."""
+        ...
+
+    def end(self, row: int, observation: Any) -> None:
+        """Takes the observation that a row's episode ended with."""
+        ...
+
+    def episodes(self) -> "tuple[dict[str, Tensor], Tensor]":
+        """What was seen and done, as `Rollout.observations` and `Rollout.actions`."""
+        ...
+
+    def final_values(self, critics: Any) -> "dict[str, Tensor]":
+        """By kind, (n,): the values of the states that the episodes ended in."""
+        ...
+
+
+class Actor(Protocol):
+    """A policy. Implementations are `torch.nn.Module`s; the algorithms use nothing beyond this."""
+
+    def evaluate(
+        self,
+        observations: "Mapping[str, Tensor]",
+        actions: "Tensor",
+        mask: "Tensor",
+        critics: Any = None,
+    ) -> "Evaluation":
+        """Log-probs and entropy of given actions, with gradients, and in the same pass the critics' values.
+
+        Args:
+            observations: as in `Rollout`.
+            actions: as in `Rollout`.
+            mask: as in `Rollout`.
+            critics: `Critics` made for this actor; without them there are no values.
+        """
+        ...
+
+    def distributions(self, observations: "Mapping[str, Tensor]", actions: "Tensor", mask: "Tensor") -> "Tensor":
+        """(N, D), with gradients: the parameters of the action distribution at each of the N steps inside the mask,
+        episode after episode."""
+        ...
+
+    def divergence(self, p: "Tensor", q: "Tensor") -> "Tensor":
+        """(N,): KL(p‖q) in nats, step by step, of distributions as `distributions` gives them."""
+        ...
+
+    def player(self, env: "gym.vector.VectorEnv", seed: int) -> Player:
+        """Begins to act in an environment, step by step; every draw follows from `seed`."""
+        ...
+
+    def reference(self) -> Reference:
+        """This actor as it is now, frozen."""
+        ...
+
+    def trained_parameters(self) -> "list[nn.Parameter]":
+        """Those that training changes."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """All tensors that cannot be made again from the starting model, so that a resumed run is the same run."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """The inverse of `state_dict`."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Writes the policy in its own public format (a language model: Hugging Face's)."""
+        ...
+
+
+@runtime_checkable
+class TextTask(Protocol):
+    """The base of a text environment, single or batched: its actions are the tokens of a response to a prompt."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer of prompts and actions."""
+        ...
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Columns of an observation that belong to the prompt; the response begins after them."""
+        ...
+
+    @property
+    def max_response_length(self) -> int:
+        """Columns of an observation that belong to the response."""
+        ...
+
+
+@runtime_checkable
+class ResponseTask(TextTask, Protocol):
+    """A text vector environment that takes whole responses at once; see `textsafe_gym.envs.vector`."""
+
+    def play(self, actions: "np.ndarray", lengths: "np.ndarray") -> Any:
+        """What `step` would have paid for (num_envs, max_response_length) tokens of given lengths."""
+        ...
+
+
+@runtime_checkable
+class PromptTask(TextTask, Protocol):
+    """A text environment with its own models, prompts to judge a policy on, and demonstrations."""
+
+    @property
+    def cost_limit(self) -> float:
+        """The limit on the mean episode cost."""
+        ...
+
+    @property
+    def evaluation_prompts(self) -> Sequence[Any]:
+        """The prompts to judge a policy on; each has `text` and `group`."""
+        ...
+
+    @property
+    def gold_judge(self) -> Judge | None:
+        """True scores by name, where they are known."""
+        ...
+
+    @property
+    def demonstrations(self) -> Sequence[tuple[str, str]]:
+        """Supervised pairs (prompt, response); empty if there are none."""
+        ...
+
+    @property
+    def score_models(self) -> Mapping[str, str | Path]:
+        """Where the "reward" and "cost" models lie, for critics to begin as."""
+        ...
+
+    @property
+    def default_policy(self) -> Any:
+        """A policy that fits the tokenizer, if there is one: its folder, or a model and its tokenizer."""
+        ...
+
+
+@runtime_checkable
+class Enumerable(Protocol):
+    """An environment whose every response can be listed, so that a policy is judged without sampling."""
+
+    def enumerate(self) -> Sequence[Any]:
+        """A row for every response that an episode can end with."""
+        ...
+
+    def evaluate(self, model: Any) -> Any:
+        """A policy's exact reward, cost and KL, as a named tuple."""
+        ...
