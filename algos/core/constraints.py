@@ -215,15 +215,19 @@ class Rule:
         """λ."""
         return self.state[0]
 
-    def update(self, excess: float) -> None:
+    def update(self, excess: float) -> float:
         """One step; here: λ stays as it is.
 
         Args:
             excess: J - limit, in units of the cost.
 
+        Returns:
+            The new λ.
+
         Raises:
             RunError: the new λ would not be finite; the old one stays.
         """
+        return self.value
 
 
 class Log(Rule):
@@ -242,20 +246,22 @@ class Log(Rule):
         """λ."""
         return math.exp(self.state[0])
 
-    def update(self, excess: float) -> None:
+    def update(self, excess: float) -> float:
         """See `Rule.update`."""
         moved = self.state[0] + self.config.multiplier_learning_rate * self.value * excess
         most = self.config.multiplier_max
         self.state = [_checked(moved, excess, None if most is None else math.log(most), 700.0)]  # e^709.8 is the end
+        return self.value
 
 
 class Projected(Rule):
     """The textbook's projected dual ascent: λ ← (λ + η·(J - limit))⁺."""
 
-    def update(self, excess: float) -> None:
+    def update(self, excess: float) -> float:
         """See `Rule.update`."""
         moved = max(self.state[0] + self.config.multiplier_learning_rate * excess, 0.0)
         self.state = [_checked(moved, excess, self.config.multiplier_max)]
+        return self.value
 
 
 class Adam(Rule):
@@ -265,7 +271,7 @@ class Adam(Rule):
         self.config = config
         self.state = [config.multiplier_init, 0.0, 0.0, 0.0]  # λ, first and second moment, steps
 
-    def update(self, excess: float) -> None:
+    def update(self, excess: float) -> float:
         """See `Rule.update`."""
         value, first, second, steps = self.state
         steps += 1
@@ -273,6 +279,7 @@ class Adam(Rule):
         scaled = first / (1 - 0.9**steps) / (math.sqrt(second / (1 - 0.999**steps)) + 1e-8)
         moved = max(value + self.config.multiplier_learning_rate * scaled, 0.0)
         self.state = [_checked(moved, excess, self.config.multiplier_max), first, second, steps]
+        return self.value
 
 
 class PID(Rule):
@@ -285,7 +292,7 @@ class PID(Rule):
         self.config = config
         self.state = [config.multiplier_init, config.multiplier_init, math.nan]  # λ, I, the excess before
 
-    def update(self, excess: float) -> None:
+    def update(self, excess: float) -> float:
         """See `Rule.update`."""
         config = self.config
         _, integral, before = self.state
@@ -294,6 +301,7 @@ class PID(Rule):
         rise = 0.0 if math.isnan(before) else max(excess - before, 0.0)
         value = max(config.multiplier_kp * excess + integral + config.multiplier_kd * rise, 0.0)
         self.state = [_checked(value, excess, config.multiplier_max), integral, excess]
+        return self.value
 
 
 class NuPI(Rule):
@@ -306,7 +314,7 @@ class NuPI(Rule):
         self.config = config
         self.state = [config.multiplier_init, math.nan]  # λ, ξ
 
-    def update(self, excess: float) -> None:
+    def update(self, excess: float) -> float:
         """See `Rule.update`."""
         config = self.config
         value, before = self.state
@@ -314,6 +322,7 @@ class NuPI(Rule):
         change = 0.0 if math.isnan(before) else smooth - before
         moved = max(value + config.multiplier_learning_rate * excess + config.multiplier_kp * change, 0.0)
         self.state = [_checked(moved, excess, config.multiplier_max), smooth]
+        return self.value
 
 
 CONTROLLERS: dict[str, type[Rule]] = {
@@ -338,9 +347,7 @@ class Multipliers:
         Raises:
             RunError: one is no longer finite.
         """
-        for name, rule in self.rules.items():
-            rule.update(excess[name])
-        return torch.tensor([rule.value for rule in self.rules.values()], dtype=torch.float64)
+        return torch.tensor([rule.update(excess[name]) for name, rule in self.rules.items()], dtype=torch.float64)
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -78,28 +78,29 @@ class Rollouts:
         Raises:
             RunError: rewards, costs, log-probs or values are not finite.
         """
-        processes, agent, group_size = self.processes, self.agent, self.config.group_size
+        processes = self.processes
         parts = self.config.episodes_per_iteration // (self.env.num_envs * processes.world_size)
-        share = (processes.rank, processes.world_size)
         # Others that wait in a pass for this process would not hear of its error; they notice its end.
         together = nullcontext() if processes.streams_layers else processes.together("a rollout")
         with self.engine.generating(), together:
-            mine = [
-                collect(
-                    agent.actor,
-                    self.env,
-                    seed,
-                    critics=agent.critics,
-                    reference=agent.reference,
-                    group_size=group_size,
-                    share=share,
-                )
-                for seed in seeds_of(self.config.seed, iteration, parts)[0]
-            ]
+            mine = [self.play(seed) for seed in seeds_of(self.config.seed, iteration, parts)[0]]
         together_again = [part for parts in zip(*processes.all_gather(mine), strict=True) for part in parts]
         rollout = Rollout.concatenate(together_again)
         check_finite(rollout)
         return rollout
+
+    def play(self, seed: int) -> Rollout:
+        """This process's part of one rollout; see `textsafe_gym.rollouts.collect`."""
+        agent, share = self.agent, (self.processes.rank, self.processes.world_size)
+        return collect(
+            agent.actor,
+            self.env,
+            seed,
+            critics=agent.critics,
+            reference=agent.reference,
+            group_size=self.config.group_size,
+            share=share,
+        )
 
     def metrics(self, batch: Rollout) -> dict[str, float]:
         """Means over the episodes."""

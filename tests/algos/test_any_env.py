@@ -17,7 +17,8 @@ from tests.helpers import cmdps
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, ModelError, UnknownNameError
 from textsafe_gym.evaluation.play import evaluate_policy
-from textsafe_gym.models import load_policy, make_policy
+from textsafe_gym.models import load_policy, make_actor, make_critics
+from textsafe_gym.rollouts import _say_that_tokens_are_stepped, collect
 
 SMALL = {"episodes": 8, "episodes_per_iteration": 4, "minibatch_size": 2}
 OBSERVATIONS = {
@@ -82,9 +83,10 @@ def registered() -> Any:
 def test_observations_are_flattened_as_gymnasium_does(kind: str, mode: AutoresetMode, tmp_path: Path) -> None:
     env = SyncVectorEnv([lambda: Shown(kind, truncates=True)] * 3, autoreset_mode=mode)
     torch.manual_seed(0)
-    policy = make_policy(env, hidden=[4])
-    torch.nn.init.normal_(policy.reward_critic[-1].weight)
-    rollout = policy.rollout(env, seed=1)
+    actor = make_actor(env, hidden=[4])
+    critics: Any = make_critics(actor, env, ("reward",))
+    torch.nn.init.normal_(critics.reward_critic[-1].weight)
+    rollout = collect(actor, env, 1, critics=critics)
     alone = Shown(kind)
     first, _ = alone.reset(seed=int(np.random.SeedSequence([1, 0]).generate_state(3)[0]))
     seen = rollout.observations["observation"]
@@ -92,9 +94,9 @@ def test_observations_are_flattened_as_gymnasium_does(kind: str, mode: Autoreset
     last = torch.as_tensor(np.stack([info["flat"] for info in rollout.infos]))
     assert seen.shape[2] == last.shape[1]
     with torch.no_grad():
-        torch.testing.assert_close(rollout.final_reward_values, policy.reward_critic(last).squeeze(-1))
-    policy.save(tmp_path / "policy")
-    assert torch.equal(load_policy(tmp_path / "policy").rollout(env, seed=1).actions, rollout.actions)
+        torch.testing.assert_close(rollout.final_reward_values, critics.values(last)["reward"])
+    actor.save(tmp_path / "policy")
+    assert torch.equal(collect(load_policy(tmp_path / "policy"), env, 1).actions, rollout.actions)
 
 
 def test_ids_instances_wrappers_and_vectors(registered: str) -> None:
@@ -102,11 +104,11 @@ def test_ids_instances_wrappers_and_vectors(registered: str) -> None:
     again = {"id": registered, "instance": made, "wrapped": gym.wrappers.TimeLimit(made, 2)}
     for name, env in again.items():
         trainer = algos.make("ppo_lagrangian", env, **SMALL)
-        assert (trainer.env.num_envs, trainer.cost_limit) == (4, 0.5), name
+        assert (trainer.source.env.num_envs, trainer.algorithm.constraints.cost_limit) == (4, 0.5), name
     assert trainer.learn()[-1]["response_length"] == 2
     for env in (Dearer(gym.make(registered)), Dearer(cmdps.Crossing())):
         trainer = algos.make("ppo_lagrangian", env, **SMALL)
-        assert (trainer.env.num_envs, trainer.cost_limit) == (1, 0.5)
+        assert (trainer.source.env.num_envs, trainer.algorithm.constraints.cost_limit) == (1, 0.5)
         assert trainer.learn()[-1]["cost"] >= 40
     several = AsyncVectorEnv([cmdps.Crossing] * 2)
     try:
@@ -120,9 +122,9 @@ def test_ids_instances_wrappers_and_vectors(registered: str) -> None:
 
 
 def test_an_mlp_reads_no_texts(tmp_path: Path) -> None:
-    make_policy(SyncVectorEnv([cmdps.Crossing])).save(tmp_path / "policy")
+    make_actor(SyncVectorEnv([cmdps.Crossing])).save(tmp_path / "policy")
     with pytest.raises(ModelError, match="is a multilayer perceptron, which reads no texts; name its environment"):
-        make_policy(gym.make_vec("SafeRLHF-Exact-v0"), tmp_path / "policy")
+        make_actor(gym.make_vec("SafeRLHF-Exact-v0"), tmp_path / "policy")
 
 
 def test_whole_costs_beside_fractions() -> None:
@@ -132,7 +134,7 @@ def test_whole_costs_beside_fractions() -> None:
     finally:
         del gym.registry["Halves-v0"]
     for trainer in trainers:
-        rollout = trainer.policy.rollout(trainer.env, seed=0)
+        rollout = trainer.source.play(0)
         expected = 0.5 * rollout.actions * rollout.mask
         assert set(expected[rollout.mask].tolist()) == {0.0, 0.5}
         assert torch.equal(rollout.costs, expected)
@@ -140,8 +142,8 @@ def test_whole_costs_beside_fractions() -> None:
     # In a vector environment of the caller's it is too late to tell which of the numbers were cut.
     own = SyncVectorEnv([cmdps.Halves] * 4)
     with pytest.raises(ConfigError, match=r"Halves gives info\['cost'\] now as a whole number, .*; give a float"):
-        make_policy(own).rollout(own, seed=0)
-    assert make_policy(own).rollout(SyncVectorEnv([cmdps.Halves]), seed=0).costs.sum() > 0
+        collect(make_actor(own), own, 0)
+    assert collect(make_actor(own), SyncVectorEnv([cmdps.Halves]), 0).costs.sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_whole_costs_beside_fractions() -> None:
 def test_costs_that_are_none(cost: dict[str, Any], message: str) -> None:
     env = SyncVectorEnv([lambda: Priced(cmdps.Crossing(), cost)] * 2)
     with pytest.raises(ConfigError, match=message):
-        make_policy(env).rollout(env, seed=0)
+        collect(make_actor(env), env, 0)
 
 
 def test_observations_that_are_no_numbers_are_not_the_policys_fault() -> None:
@@ -165,12 +167,12 @@ def test_observations_that_are_no_numbers_are_not_the_policys_fault() -> None:
     made = cmdps.Crossing()
     env = SyncVectorEnv([lambda: gym.wrappers.TransformObservation(made, spoil, made.observation_space)])
     with pytest.raises(ModelError, match="the environment's observations are not finite"):
-        make_policy(env).rollout(env, seed=0)
+        collect(make_actor(env), env, 0)
 
 
 def test_named_costs_of_an_evaluated_episode_are_sums() -> None:
     env = SyncVectorEnv([lambda: Priced(cmdps.Crossing(), {"cost": 3.0, "costs": {"a": 1.0, "b": 2.0}})] * 2)
-    for row in evaluate_policy(make_policy(env), env, seed=0, identity={}):
+    for row in evaluate_policy(make_actor(env), env, seed=0, identity={}):
         steps = row["response_length"]
         assert steps >= 4
         assert (row["cost"], row["costs"]) == (3.0 * steps, {"a": 1.0 * steps, "b": 2.0 * steps})
@@ -179,7 +181,7 @@ def test_named_costs_of_an_evaluated_episode_are_sums() -> None:
 def test_wrappers_of_an_environment_with_a_vector_form_of_its_own() -> None:
     assert gym.spec("CartPole-v1").vector_entry_point is not None
     trainer = algos.make("ppo_lagrangian", Priced(gym.make("CartPole-v1"), {"cost": 1.0}), cost_limit=5.0, **SMALL)
-    assert trainer.env.num_envs == 4
+    assert trainer.source.env.num_envs == 4
     row = trainer.learn()[-1]
     assert row["cost"] == row["response_length"] == row["reward"] > 5
 
@@ -187,27 +189,40 @@ def test_wrappers_of_an_environment_with_a_vector_form_of_its_own() -> None:
 def test_a_mode_by_its_name() -> None:
     env = SyncVectorEnv([lambda: gym.wrappers.TimeLimit(cmdps.Crossing(), 2)] * 2, autoreset_mode="SameStep")
     torch.manual_seed(0)
-    policy = make_policy(env)
-    torch.nn.init.normal_(policy.reward_critic[-1].weight)
-    expected = policy.rollout(env, seed=0).final_reward_values
+    actor = make_actor(env)
+    critics: Any = make_critics(actor, env, ("reward",))
+    torch.nn.init.normal_(critics.reward_critic[-1].weight)
+    expected = collect(actor, env, 0, critics=critics).final_reward_values
+    assert expected is not None
     env.metadata = {**env.metadata, "autoreset_mode": "SameStep"}
-    assert torch.equal(policy.rollout(env, seed=0).final_reward_values, expected)
+    assert torch.equal(collect(actor, env, 0, critics=critics).final_reward_values, expected)  # type: ignore[arg-type]
     env.metadata["autoreset_mode"] = "same"
     with pytest.raises(ConfigError, match="is 'same'; it must be one of NextStep, SameStep, Disabled"):
-        policy.rollout(env, seed=0)
+        collect(actor, env, 0)
 
 
-def test_texts_are_not_played_past_a_wrapper() -> None:
-    """A language model plays whole responses: what a wrapper makes of a step would be lost without a word."""
-    name = "SafeRLHF-Exact-v0"
+def test_texts_are_not_played_past_a_wrapper(caplog: pytest.LogCaptureFixture) -> None:
+    """What a wrapper makes of a step counts: wrapped texts are stepped, and a line says so and what it costs."""
+    name, small = "SafeRLHF-Exact-v0", {**SMALL, "episodes_per_iteration": 2, "ptx_coefficient": 0.0}
+    plain = algos.make("ppo", gym.make_vec(name, num_envs=2), **small).learn()[0]["reward"]
     recorded = gym.wrappers.TransformReward(gym.make(name), lambda reward: 10 * reward)
-    for env in (recorded, Dearer(gym.make(name)), gym.make_vec(name, 2, "sync")):
-        with pytest.raises(ConfigError, match=r"past wrappers and Gymnasium's copies; make it with gymnasium.make_vec"):
-            algos.make("ppo", env, **SMALL)
     vector = gym.wrappers.vector.TransformReward(gym.make_vec(name, num_envs=2), lambda reward: 10 * reward)
-    trainer = algos.make("ppo", vector, **{**SMALL, "episodes_per_iteration": 2})
-    with pytest.raises(ConfigError, match="past the steps that TransformReward would change; leave it out"):
+    assert plain != 0
+    for env in (recorded, vector):
+        caplog.clear()
+        _say_that_tokens_are_stepped.cache_clear()
+        trainer = algos.make("ppo", env, **small)
+        episodes = trainer.source.play(0)
+        for i, info in enumerate(episodes.infos):
+            own = trainer.source.env.unwrapped
+            task = own.task if hasattr(own, "task") else own.envs[0].unwrapped.task
+            score = task.score("reward", [info["prompt"]], [info["response"]])[0]
+            assert episodes.episode_rewards[i].item() == pytest.approx(10 * score, rel=1e-6)
         trainer.learn()
+        assert len(caplog.records) == 1
+        assert "responses are played token by token through" in caplog.text
+    dearer = algos.make("ppo", Dearer(gym.make(name)), **{**small, "episodes": 2, "episodes_per_iteration": 1})
+    assert dearer.learn()[-1]["cost"] >= 9
 
 
 def test_refusals_of_environments() -> None:
@@ -221,7 +236,8 @@ def test_refusals_of_environments() -> None:
 
 def test_command_line_on_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_tasks.py").write_text(
-        "import cmdps, gymnasium as gym\n"
+        "import gymnasium as gym\n"
+        "from tests.helpers import cmdps\n"
         "from textsafe_gym.adapters.safety_gymnasium import from_safety_gymnasium, to_safety_gymnasium\n"
         "class Task(cmdps.Crossing):\n"
         "    def step(self, action):\n"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from algos.core.constraints import CONTROLLERS, ConstraintConfig, Constraints, MultiplierConfig, price
+from algos.core.constraints import CONTROLLERS, Constraints, weighted_cost
+from algos.core.settings import ConstraintConfig, MultiplierConfig
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.types import Rollout
 
@@ -130,22 +131,15 @@ def test_every_controller_brings_the_same_plant_to_its_limit(
 def rollout(costs: list[list[float]], lengths: list[int], named: dict[str, list[list[float]]] | None = None) -> Rollout:
     paid = torch.tensor(costs)
     mask = torch.arange(paid.shape[1]) < torch.tensor(lengths)[:, None]
-    zeros, ends = torch.zeros_like(paid), torch.zeros(len(paid))
+    zeros = torch.zeros_like(paid)
     return Rollout(
         observations={},
         actions=zeros.long(),
         mask=mask,
         log_probs=zeros,
-        reference_log_probs=zeros,
-        reward_values=zeros,
-        cost_values=zeros,
         rewards=zeros,
         costs=paid,
         named_costs={name: torch.tensor(x) for name, x in (named or {}).items()},
-        groups=torch.arange(len(paid)),
-        final_reward_values=ends,
-        final_cost_values=ends,
-        infos=[{}] * len(paid),
     )
 
 
@@ -154,11 +148,11 @@ FOUR = rollout([[1.0, 2.0], [-1.0, NAN], [0.0, -2.0], [5.0, 5.0]], [2, 1, 2, 2])
 
 def test_the_mean_over_the_window() -> None:
     constraints = Constraints(ConstraintConfig(cost_window=4), 1.0, "x")
-    signals = constraints.observe(rollout([[4.0, 4.0]] * 3, [2] * 3))
-    assert constraints.excess == {"": pytest.approx(7.0)}
-    signals = constraints.observe(rollout([[0.0, 1.0], [1.0, 9.0]], [2, 1]))  # 8, 8 stay; 1 and 1 come
-    assert constraints.excess == {"": pytest.approx((8 + 8 + 1 + 1) / 4 - 1)}
-    assert signals.tolist() == [[[0.0, 1.0], [1.0, 9.0]]]
+    measured = constraints.measure(rollout([[4.0, 4.0]] * 3, [2] * 3))
+    assert measured.excess == {"": pytest.approx(7.0)}
+    measured = constraints.measure(rollout([[0.0, 1.0], [1.0, 9.0]], [2, 1]))  # 8, 8 stay; 1 and 1 come
+    assert measured.excess == {"": pytest.approx((8 + 8 + 1 + 1) / 4 - 1)}
+    assert measured.signals.tolist() == [[[0.0, 1.0], [1.0, 9.0]]]
 
 
 def test_probability_counts_costly_episodes_at_their_last_step() -> None:
@@ -166,32 +160,34 @@ def test_probability_counts_costly_episodes_at_their_last_step() -> None:
         constraint="probability", cost_limit=0.25
     )
     constraints = Constraints(config, 0.25, "x")
-    signals = constraints.observe(FOUR)
-    assert constraints.excess == {"": pytest.approx(0.5 - 0.25)}
-    assert signals.tolist() == [[[0.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0]]]
+    measured = constraints.measure(FOUR)
+    assert measured.excess == {"": pytest.approx(0.5 - 0.25)}
+    assert measured.signals.tolist() == [[[0.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0]]]
 
 
 @pytest.mark.parametrize(("level", "worst"), [(0.5, (3 + 10) / 2), (0.75, 10.0), (0.0, 2.5)])
 def test_cvar_is_the_mean_of_the_worst(level: float, worst: float) -> None:
     constraints = Constraints(ConstraintConfig(constraint="cvar", cvar_level=level), 1.0, "x")
-    signals = constraints.observe(FOUR)
-    assert constraints.excess == {"": pytest.approx(worst - 1.0)}
-    assert signals.sum(-1).mean().item() == pytest.approx(worst)  # the signal's mean is what is bounded
+    measured = constraints.measure(FOUR)
+    assert measured.excess == {"": pytest.approx(worst - 1.0)}
+    assert measured.signals.sum(-1).mean().item() == pytest.approx(worst)  # the signal's mean is what is bounded
 
 
 def test_named_costs_have_a_limit_and_a_multiplier_each() -> None:
     config = ConstraintConfig(cost_limits={"a": 1.0, "b": -1.0})
     constraints = Constraints(config, None, "x")
     named = {"a": [[1.0, 2.0], [1.0, 0.0]], "b": [[0.0, -4.0], [0.0, 0.0]]}
-    signals = constraints.observe(rollout([[1.0, -2.0], [1.0, 0.0]], [2, 2], named))
-    assert constraints.excess == {"a": pytest.approx(1.0), "b": pytest.approx(-1.0)}
-    assert constraints.metrics["cost_violation"] == pytest.approx(1.0)
-    costs, total = price(signals, torch.tensor([3.0, 1.0]))
+    measured = constraints.measure(rollout([[1.0, -2.0], [1.0, 0.0]], [2, 2], named))
+    assert measured.excess == {"a": pytest.approx(1.0), "b": pytest.approx(-1.0)}
+    assert measured.metrics["cost_violation"] == pytest.approx(1.0)
+    costs, total = weighted_cost(measured.signals, torch.tensor([3.0, 1.0]))
     assert total == 4.0
     assert costs[0].tolist() == pytest.approx([0.75 * 1.0, 0.75 * 2.0 + 0.25 * -4.0])
-    assert price(signals, torch.zeros(2))[0][0].tolist() == pytest.approx([0.5, -1.0])  # no price: the plain mean
+    assert weighted_cost(measured.signals, torch.zeros(2))[0][0].tolist() == pytest.approx(
+        [0.5, -1.0]
+    )  # no price: the plain mean
     with pytest.raises(ConfigError, match=r"names 'a'.*named costs are: none"):
-        Constraints(config, None, "x").observe(FOUR)
+        Constraints(config, None, "x").measure(FOUR)
 
 
 def test_what_cannot_be_kept_is_refused() -> None:

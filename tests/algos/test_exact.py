@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-import algos.core.constraints
+import algos
 import textsafe_gym  # noqa: F401 (registers the environments)
-from algos.core import trust_region
+from algos.core import constraints, objectives, sources, trust_region
 from textsafe_gym.envs.exact import ExactTask
 from textsafe_gym.envs.optimum import solve
 from textsafe_gym.evaluation.study import Score, score
-from textsafe_gym.models.causal_lm import CausalLMPolicy
+from textsafe_gym.models.causal_lm import CausalLMActor
+from textsafe_gym.types import Agent
 
 KL, LIMIT = 0.3, 0.2
 WORLD: dict[str, int] = {"vocabulary": 6, "max_response_length": 3, "prompts": 2, "seed": 10}
@@ -72,7 +73,7 @@ def train(name: str, **changes: Any) -> Score:
         "algorithm": name,
         "seed": 0,
         "cost_limit": LIMIT,
-        "exact": base.evaluate(trainer.policy.model)._asdict(),  # type: ignore[attr-defined]
+        "exact": base.evaluate(trainer.actor.model)._asdict(),  # type: ignore[attr-defined]
     }
     found = score(base, PROBLEMS.get(name, "mean"), summary, config.get("cost_weight", 0.0))
     print(name, found)
@@ -91,13 +92,17 @@ def test_the_optimum_is_reached_and_the_limit_kept(name: str) -> None:
 
 
 def altered_rollout(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, Any], Any]) -> None:
-    rollout = CausalLMPolicy.rollout
-    monkeypatch.setattr(CausalLMPolicy, "rollout", lambda self, *given: change(self, rollout(self, *given)))
+    collect = sources.collect
+
+    def altered(actor: Any, env: Any, seed: int, **roles: Any) -> Any:
+        agent = Agent(actor, roles["critics"], roles["reference"])
+        return change(agent, collect(actor, env, seed, **roles))
+
+    monkeypatch.setattr(sources, "collect", altered)
 
 
 def test_it_catches_a_wrong_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("algos.cppo_pid")
-    monkeypatch.setattr(module, "mix_advantages", lambda reward, cost, price: (reward + price * cost) / (1 + price))
+    monkeypatch.setattr(objectives, "mix_advantages", lambda reward, cost, price: (reward + price * cost) / (1 + price))
     found = train("cppo_pid")
     assert found.fraction < 0.85
     assert found.violation > 0.02
@@ -107,28 +112,26 @@ def test_it_catches_a_missing_one_plus_lambda(monkeypatch: pytest.MonkeyPatch) -
     # The optimum with the KL in the cost is π_ref·exp((R - λC) / (β(1 + λ))); without that KL in the advantages of the
     # cost it would be .../β. (The scale of the mixed advantages, 1 / (1 + λ), moves no stationary point: the reference
     # numbers hold it.)
-    observe = algos.core.constraints.Constraints.observe
+    measure = constraints.Constraints.measure
 
     def forgetful(self: Any, rollout: Any, extra: Any = None) -> Any:
-        observe(self, rollout, extra)
-        return rollout.costs[None]
+        return replace(measure(self, rollout, extra), signals=rollout.costs[None])
 
-    monkeypatch.setattr(algos.core.constraints.Constraints, "observe", forgetful)
+    monkeypatch.setattr(constraints.Constraints, "measure", forgetful)
     assert train("ppo_lagrangian").fraction < 0.87
 
 
 def test_it_catches_an_unmasked_pad(monkeypatch: pytest.MonkeyPatch) -> None:
-    def with_pads(policy: Any, rollout: Any) -> Any:
+    def with_pads(agent: Any, rollout: Any) -> Any:
         whole = torch.ones_like(rollout.mask)
         with torch.no_grad():
-            now = policy.evaluate(rollout.observations, rollout.actions, whole)
-            with policy._acting_as_reference():
-                before = policy.evaluate(rollout.observations, rollout.actions, whole)
+            now = agent.evaluate(rollout.observations, rollout.actions, whole)
+            before = agent.reference.log_probs(rollout.observations, rollout.actions, whole)
         return replace(
             rollout,
             mask=whole,
             log_probs=now.log_probs,
-            reference_log_probs=before.log_probs,
+            reference_log_probs=before,
             reward_values=now.reward_values,
             cost_values=now.cost_values,
         )
@@ -138,7 +141,7 @@ def test_it_catches_an_unmasked_pad(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_catches_a_stale_log_prob(monkeypatch: pytest.MonkeyPatch) -> None:
-    altered_rollout(monkeypatch, lambda policy, rollout: replace(rollout, log_probs=rollout.reference_log_probs))
+    altered_rollout(monkeypatch, lambda agent, rollout: replace(rollout, log_probs=rollout.reference_log_probs))
     assert train("ppo").fraction < 0.85
     assert train("cpo").fraction < 0.85
 
@@ -159,7 +162,7 @@ def constrained(limit: float, **changes: Any) -> tuple[Any, Any]:
     env = gym.make_vec("SafeRLHF-Exact-v0", num_envs=128, kl_coefficient=KL, **WORLD)
     trainer = algos.make("rloo_lagrangian", env, cost_limit=limit, **config)
     trainer.learn()
-    return env.unwrapped, trainer.policy
+    return env.unwrapped, trainer.actor
 
 
 def test_a_bound_on_the_probability_of_harm_reaches_its_own_optimum() -> None:
@@ -202,7 +205,7 @@ def test_two_costs_are_held_to_a_limit_each() -> None:
     options = task.options()
     costs = {"harm": options.pop("cost_model"), "length": length}
     env = gym.make_vec("SafeRLHF-v0", num_envs=128, cost_model=costs, **options)
-    policy = CausalLMPolicy(copy.deepcopy(task.reference), task.tokenizer)
+    policy = CausalLMActor(copy.deepcopy(task.reference), task.tokenizer)
     fields = importlib.import_module("algos.rloo_lagrangian").Config.model_fields
     limits = {"harm": 0.3, "length": 1.5}
     config = {key: value for key, value in {**SHORT, "cost_limits": limits}.items() if key in fields}

@@ -43,7 +43,7 @@ def test_the_bandit_is_solved_and_its_limit_met(rule: str) -> None:
     dual = {**DUAL, "multiplier_update": rule, "multiplier_init": 0.0 if rule == "projected" else 1.0}
     trainer, metrics = train("ppo_lagrangian", Bandit, episodes=6400, kl_coefficient=0.2, **dual)
     probabilities, multiplier = Bandit.optimum(kl=0.2)
-    learned = torch.softmax(trainer.policy.actor(torch.ones(1)), 0).detach().numpy()
+    learned = torch.softmax(trainer.actor.network(torch.ones(1)), 0).detach().numpy()
     assert np.abs(learned - probabilities).max() < 0.05
     assert metrics["cost"] == pytest.approx(Bandit.COST_LIMIT, abs=0.03)
     assert metrics["multiplier"] == pytest.approx(multiplier, abs=0.05)
@@ -88,7 +88,7 @@ def test_the_kl_holds_the_policy_at_the_known_optimum(name: str, price: float) -
     priced = {} if name == "ppo" else {"cost_weight": price}
     trainer, metrics = train(name, Bandit, episodes=3200, kl_coefficient=kl, **priced)
     weights = np.exp((Bandit.REWARDS - price * Bandit.COSTS) / kl)  # π ∝ π_ref·exp((R - νC) / kl)
-    learned = torch.softmax(trainer.policy.actor(torch.ones(1)), 0).detach().numpy()
+    learned = torch.softmax(trainer.actor.network(torch.ones(1)), 0).detach().numpy()
     best = weights / weights.sum()
     assert np.abs(learned - best).max() < 0.05
     assert metrics["kl"] == pytest.approx(best @ np.log(3 * best), abs=0.06)

@@ -3,19 +3,22 @@ import math
 import pytest
 import torch
 
+from algos.core.groups import group_normalised, leave_one_out, others_mean, response_loss
 from algos.core.objectives import (
+    approximate_kl,
+    clip_fraction,
     clipped_surrogate_loss,
     clipped_value_loss,
+    explained_variance,
     gae,
-    group_normalised,
-    leave_one_out,
     masked_mean,
     mix_advantages,
-    others_mean,
-    response_surrogate_loss,
     shape_with_kl,
+    with_entropy,
 )
-from algos.core.optim import TrainingConfig, minibatches, schedule
+from algos.core.optim import minibatches, schedule
+from algos.core.settings import ClipConfig, TrainingConfig
+from textsafe_gym.types import Evaluation, Rollout
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 NAN = float("nan")
@@ -28,10 +31,10 @@ def test_masked_mean_weighs_episodes_equally() -> None:
 
 def test_kl_lowers_the_reward_and_raises_the_cost() -> None:
     old, reference, paid = torch.tensor([[-1.0]]), torch.tensor([[-3.0]]), torch.tensor([[0.5]])
-    assert shape_with_kl(paid, old, reference, -0.1, 50.0).item() == pytest.approx(0.3)
-    assert shape_with_kl(paid, old, reference, 0.1, 50.0).item() == pytest.approx(0.7)
-    assert shape_with_kl(paid, old, reference, 0.1, 0.6).item() == pytest.approx(0.6)  # clamped after the KL
-    assert shape_with_kl(paid, old, reference, -1.0, 0.6).item() == pytest.approx(-0.6)
+    assert shape_with_kl(paid, old - reference, -0.1, 50.0).item() == pytest.approx(0.3)
+    assert shape_with_kl(paid, old - reference, 0.1, 50.0).item() == pytest.approx(0.7)
+    assert shape_with_kl(paid, old - reference, 0.1, 0.6).item() == pytest.approx(0.6)  # clamped after the KL
+    assert shape_with_kl(paid, old - reference, -1.0, 0.6).item() == pytest.approx(-0.6)
 
 
 def test_gae_by_hand() -> None:
@@ -112,7 +115,7 @@ def test_schedule() -> None:
 
 def test_minibatches_cover_each_epoch_once() -> None:
     config = TrainingConfig(epochs=2, minibatch_size=4)
-    parts = list(minibatches(10, config, torch.Generator().manual_seed(0)))
+    parts = list(minibatches(10, config.epochs, config.minibatch_size, torch.Generator().manual_seed(0)))
     assert [len(part) for part in parts] == [4, 3, 3] * 2
     for epoch in (parts[:3], parts[3:]):
         assert sorted(torch.cat(epoch).tolist()) == list(range(10))
@@ -130,16 +133,54 @@ def test_group_baselines_by_hand() -> None:
     assert group_normalised(torch.full((4,), 3.0), torch.zeros(4, dtype=torch.int64)).tolist() == [0.0] * 4
 
 
+def response(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    zeros = torch.zeros(2, 3)
+    batch = Rollout({}, zeros.long(), MASK, old, zeros, zeros)
+    return response_loss(Evaluation(new, zeros), batch, torch.tensor([2.0, -1.0]), ClipConfig())[0]
+
+
 def test_a_whole_response_has_one_ratio() -> None:
     new = torch.tensor([[0.1, 0.2, 0.3], [math.log(0.5), NAN, NAN]], requires_grad=True)
     old = torch.tensor([[0.0, 0.1, 0.2], [0.0, NAN, NAN]])
-    loss = response_surrogate_loss(new, old, torch.tensor([2.0, -1.0]), MASK, 0.2)
+    loss = response(new, old)
     loss.backward()
     assert loss.item() == pytest.approx(-(2.0 * 1.2 - 0.8) / 2)  # e^0.3 is above 1.2, and 0.5 below 0.8
     assert new.grad is not None
     assert new.grad.abs().sum().item() == 0.0
     small = torch.tensor([[0.01, 0.02, 0.03], [0.0, NAN, NAN]], requires_grad=True)
-    response_surrogate_loss(small, torch.zeros(2, 3), torch.tensor([2.0, -1.0]), MASK, 0.2).backward()
+    response(small, torch.zeros(2, 3)).backward()
     assert small.grad is not None
     assert small.grad[0].tolist() == pytest.approx([-math.exp(0.06)] * 3)
     assert small.grad[1].tolist() == pytest.approx([0.5, 0.0, 0.0])
+
+
+def test_gae_steps_over_gaps() -> None:
+    """Columns that the actor did not say are no steps: the same numbers as without them, in their own columns."""
+    mask = torch.tensor([[True, False, False, True, True, False]])
+    signal = torch.tensor([[1.0, NAN, NAN, 2.0, -1.0, NAN]])
+    values = torch.tensor([[0.5, NAN, 9.0, 0.25, 2.0, NAN]])
+    final = torch.tensor([3.0])
+    dense = torch.ones(1, 3, dtype=torch.bool)
+    advantages, returns = gae(signal, values, mask, 0.9, 0.8, final)
+    expected = gae(signal[mask][None], values[mask][None], dense, 0.9, 0.8, final)
+    assert torch.equal(advantages[mask][None], expected[0])
+    assert torch.equal(returns[mask][None], expected[1])
+    assert advantages[~mask].abs().sum() == 0
+
+
+def test_what_ppos_users_look_for() -> None:
+    old = torch.zeros(2, 3)
+    new = torch.tensor([[0.3, 0.1, -0.3], [0.1, NAN, NAN]])
+    assert clip_fraction(new, old, MASK, 0.2).item() == pytest.approx((2 / 3 + 0) / 2)
+    steps = [math.exp(x) - 1 - x for x in (0.3, 0.1, -0.3)]
+    assert approximate_kl(new, old, MASK).item() == pytest.approx((sum(steps) / 3 + math.exp(0.1) - 1.1) / 2, rel=1e-5)
+    assert approximate_kl(old, old, MASK).item() == 0.0
+    returns = torch.tensor([[1.0, 2.0, 3.0], [6.0, NAN, NAN]])
+    assert explained_variance(returns, returns, MASK) == 1.0
+    assert explained_variance(torch.full_like(returns, 7.0), returns, MASK) == pytest.approx(0.0)
+    assert explained_variance(-returns, returns, MASK) == pytest.approx(1 - 4)
+    assert math.isnan(explained_variance(returns, torch.ones(2, 3), MASK))
+    loss = torch.tensor(1.0)
+    entropy = Evaluation(old, torch.tensor([[1.0, 2.0, 3.0], [4.0, NAN, NAN]]))
+    assert with_entropy(loss, entropy, MASK, ClipConfig()) is loss
+    assert with_entropy(loss, entropy, MASK, ClipConfig(entropy_coefficient=0.1)).item() == pytest.approx(1 - 0.1 * 3)

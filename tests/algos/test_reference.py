@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from algos.core.constraints import Log, MultiplierConfig
+from algos.core.constraints import Log
 from algos.core.objectives import clipped_surrogate_loss, clipped_value_loss, gae, mix_advantages, shape_with_kl
+from algos.core.settings import MultiplierConfig
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "safe_rlhf_reference.json"
 PATH = Path(os.environ.get("TEXTSAFE_REFERENCE", DEFAULT))
@@ -39,7 +40,7 @@ def test_ppo_lagrangian(case: dict[str, Any]) -> None:
     for name, sign in (("reward", -1), ("cost", 1)):
         paid = torch.zeros_like(old)
         paid[torch.arange(len(old)), last] = tensor(given[name])
-        signals[name] = shape_with_kl(paid, old, reference, sign * kl, clip)
+        signals[name] = shape_with_kl(paid, old - reference, sign * kl, clip)
         close(signals[name], expected[f"token_{name}s"])
 
     # From here on the prompt is out of the picture, as it always is in a rollout.

@@ -11,7 +11,7 @@ import algos
 import textsafe_gym  # noqa: F401 (registers the environment)
 from textsafe_gym import embedded_world
 from textsafe_gym.experiments.spec import build_spec
-from textsafe_gym.models import make_policy
+from textsafe_gym.models import make_actor, make_critics
 
 SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatch_size": 4, "learning_rate": 1e-3}
 SEPARATE = {
@@ -39,19 +39,21 @@ def test_a_loaded_run_continues_bit_for_bit(critics: str, tmp_path: Path) -> Non
     env = gym.make_vec("SafeRLHF-v0", num_envs=8)
     options = SEPARATE if critics == "separate" else {}
 
-    def start() -> tuple[Any, Any]:
-        policy: Any = make_policy(env, **options)
+    def start() -> dict[str, Any]:
+        actor: Any = make_actor(env)
         rows = embedded_world.demonstrations(64)
-        return policy, policy.demonstrations(rows, embedded_world.MAX_PROMPT_LENGTH, embedded_world.MAX_RESPONSE_LENGTH)
+        lengths = embedded_world.MAX_PROMPT_LENGTH, embedded_world.MAX_RESPONSE_LENGTH
+        made = make_critics(actor, env, ("reward", "cost"), **options)
+        return {"policy": actor, "demonstrations": actor.demonstrations(rows, *lengths), "critics": made}
 
-    whole = algos.make("ppo_lagrangian", env, *start(), **SMALL)
+    whole = algos.make("ppo_lagrangian", env, **start(), **SMALL)
     rows = whole.learn()
-    part = algos.make("ppo_lagrangian", env, *start(), **SMALL)
+    part = algos.make("ppo_lagrangian", env, **start(), **SMALL)
     early = part.learn(16)
     part.save(tmp_path / "half")
-    resumed = algos.load(tmp_path / "half", env, *start())
+    resumed = algos.load(tmp_path / "half", env, **start())
     assert without_times(early + resumed.learn()) == without_times(rows)
-    final, reached = whole.policy.state_dict(), resumed.policy.state_dict()
+    final, reached = whole.algorithm.agent.state_dict(), resumed.algorithm.agent.state_dict()
     assert all(torch.equal(final[key], reached[key]) for key in final)
     assert rows[-1]["kl"] > 0
     assert all(row["ptx_loss"] > 0 for row in rows)
@@ -67,7 +69,7 @@ def test_bfloat16_weights_learn_at_small_rates_and_continue_bit_for_bit(
 
     def start(dtype: str) -> Any:
         torch.manual_seed(0)
-        return algos.make("ppo_lagrangian", env, make_policy(env, dtype=dtype, **partial), **rates)
+        return algos.make("ppo_lagrangian", env, make_actor(env, dtype=dtype, **partial), **rates)
 
     def actor(trainer: Any) -> torch.Tensor:
         engine = trainer.algorithm.optimizer.engine
@@ -85,15 +87,15 @@ def test_bfloat16_weights_learn_at_small_rates_and_continue_bit_for_bit(
     assert all(torch.equal(x, copy.to(torch.bfloat16)) for x, copy in engine.copies.items())
     assert bool(engine.copies) != bool(partial)  # an adapter is kept in float32 itself
     torch.manual_seed(0)
-    again = algos.load(tmp_path / "half", env, make_policy(env, dtype="bfloat16", **partial))
+    again = algos.load(tmp_path / "half", env, make_actor(env, dtype="bfloat16", **partial))
     assert without_times(again.learn()) == without_times(rows[2:])
     assert torch.equal(actor(again), actor(low))
 
 
 def test_the_environments_own_policy_is_found_again(tmp_path: Path) -> None:
     trainer = algos.make("ppo", gym.make("SafeRLHF-v0"), **SMALL)
-    assert trainer.env.num_envs == 8
-    assert trainer.cost_limit == trainer.env.unwrapped.cost_limit
+    assert trainer.source.env.num_envs == 8
+    assert trainer.algorithm.constraints.cost_limit == trainer.source.env.unwrapped.cost_limit
     first = trainer.learn(8)
     trainer.save(tmp_path / "checkpoint")
     resumed = algos.load(tmp_path / "checkpoint", "SafeRLHF-v0")
@@ -107,10 +109,11 @@ def test_every_algorithm_with_its_yaml_trains_the_embedded_world(name: str) -> N
     spec = build_spec(name, env=None, config=None, assignments=request, episodes=None, seed=1)
     env = gym.make_vec("SafeRLHF-v0", num_envs=16)
     trainer = algos.make(name, env, **spec.config)
-    before = {key: x.clone() for key, x in trainer.policy.state_dict().items()}
+    before = {key: x.clone() for key, x in trainer.algorithm.agent.state_dict().items()}
     rows = trainer.learn()
     assert abs(rows[0]["kl"]) < 1e-5 < abs(rows[1]["kl"])  # it begins as its reference, and moves
-    moved = {key.split(".")[0] for key, x in trainer.policy.state_dict().items() if not torch.equal(x, before[key])}
+    state = trainer.algorithm.agent.state_dict()
+    moved = {key.split(".")[1] for key, x in state.items() if not torch.equal(x, before[key])}
     single = {"ppo": "reward_critic", "reward_shaping": "reward_critic"}
     critics = (
         set() if {"reward_critic_loss"}.isdisjoint(rows[0]) else {single.get(name, "cost_critic"), "reward_critic"}

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 import algos
-from algos.core.loop import concatenate
 from tests.helpers.cmdps import Bandit, Crossing, Tracking, vector
 from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
-from textsafe_gym.models import make_policy
-from textsafe_gym.types import Demonstrations
+from textsafe_gym.models import make_actor
+from textsafe_gym.rollouts import collect
+from textsafe_gym.types import Demonstrations, Rollout
 
 NAMES = list(algos.available())
 WITHOUT_CRITICS = {"rloo", "grpo", "rloo_lagrangian", "grpo_lagrangian"}
@@ -33,7 +33,13 @@ def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def tensors_of(trainer: Any) -> dict[str, Tensor]:
-    return {name: x.clone() for name, x in trainer.policy.state_dict().items()}
+    return {name: x.clone() for name, x in trainer.algorithm.agent.state_dict().items()}
+
+
+def parts_that_moved(before: Mapping[str, Tensor], trainer: Any) -> set[str]:
+    """ "actor", "reward_critic", "cost_critic", "reference"."""
+    names = [key for key, x in tensors_of(trainer).items() if not torch.equal(x, before[key])]
+    return {key.split(".")[1] if key.startswith("critics.") else key.split(".")[0] for key in names}
 
 
 def test_available_reads_the_folder_without_torch() -> None:
@@ -95,9 +101,9 @@ def test_saving_twice_replaces_and_the_policy_loads_alone(tmp_path: Path) -> Non
     state = json.loads((target / "state.json").read_text())
     assert (state["name"], state["iteration"], state["config"]["seed"]) == ("ppo_lagrangian", 4, 0)
     assert len(state["constraints.costs."]) == 32
-    policy = make_policy(vector(Crossing, 1), model=target / "policy")
+    actor = make_actor(vector(Crossing, 1), model=target / "policy")
     x = torch.rand(5, 3)
-    assert torch.equal(policy.actor(x), trainer.policy.actor(x))  # type: ignore[attr-defined]
+    assert torch.equal(actor.network(x), trainer.actor.network(x))  # type: ignore[attr-defined]
 
 
 def test_a_crash_between_the_renames_loses_nothing(tmp_path: Path) -> None:
@@ -131,7 +137,7 @@ def test_a_checkpoint_that_is_missing_or_damaged_is_said(tmp_path: Path) -> None
 
 def test_a_policy_of_the_callers_has_to_be_given_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    policy = make_policy(vector(Crossing, 8))
+    policy = make_actor(vector(Crossing, 8))
     initial = {name: x.clone() for name, x in policy.state_dict().items()}
     trainer = algos.make("ppo", vector(Crossing, 8), policy, **SMALL)
     trainer.learn(8)
@@ -145,17 +151,17 @@ def test_a_policy_of_the_callers_has_to_be_given_again(tmp_path: Path) -> None:
 def test_the_ratio_is_one_on_the_first_minibatch() -> None:
     trainer = algos.make("ppo_lagrangian", vector(Tracking, 8), **SMALL)
     trainer.learn(16)
-    policy, evaluate = trainer.policy, trainer.policy.evaluate
-    batch = policy.rollout(trainer.env, 7)
+    evaluate = trainer.actor.evaluate
+    batch = trainer.source.play(7)
     deviations = []
 
-    def spy(observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Any:
-        new = evaluate(observations, actions, mask)
+    def spy(observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, critics: Any) -> Any:
+        new = evaluate(observations, actions, mask, critics)
         index = [int((batch.actions == row).flatten(1).all(1).nonzero()[0]) for row in actions]
         deviations.append((new.log_probs - batch.log_probs[index]).exp().sub(1).abs()[mask].max().item())
         return new
 
-    policy.evaluate = spy  # type: ignore[method-assign]
+    trainer.actor.evaluate = spy  # type: ignore[method-assign]
     trainer.algorithm.update(batch, torch.Generator().manual_seed(0))
     assert len(deviations) == 4  # 2 epochs of 2 minibatches
     assert deviations[0] < 1e-6
@@ -181,14 +187,17 @@ def test_a_slack_limit_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_stops_the_run_and_changes_no_parameter(name: str, poison: str) -> None:
     trainer = algos.make(name, vector(Crossing, 8), **SMALL)
-    before, rollout_of = tensors_of(trainer), trainer.policy.rollout
+    if poison == "reward_values" and "reward" not in trainer.algorithm.critics:
+        assert trainer.source.play(0).reward_values is None
+        return
+    before, play = tensors_of(trainer), trainer.source.play
 
-    def poisoned(*arguments: Any) -> Any:
-        rollout = rollout_of(*arguments)
+    def poisoned(seed: int) -> Any:
+        rollout = play(seed)
         getattr(rollout, poison)[0, 0] = float("nan")
         return rollout
 
-    trainer.policy.rollout = poisoned  # type: ignore[method-assign]
+    trainer.source.play = poisoned  # type: ignore[method-assign]
     with pytest.raises(RunError, match=f"iteration 1: the rollout's {poison} are not finite") as caught:
         trainer.learn()
     assert "\n" not in str(caught.value)
@@ -198,11 +207,11 @@ def test_nan_stops_the_run_and_changes_no_parameter(name: str, poison: str) -> N
 
 def test_an_infinite_loss_or_gradient_changes_no_parameter() -> None:
     trainer = algos.make("ppo", vector(Crossing, 8), **SMALL)
-    optimizer, policy = trainer.algorithm.optimizer, trainer.policy
-    rollout = policy.rollout(trainer.env, 0)
+    optimizer = trainer.algorithm.optimizer
+    rollout = trainer.source.play(0)
     before = tensors_of(trainer)
-    parameter = policy.parameter_groups()["actor"][0]
-    descend = partial(optimizer.descend, rollout, generator=torch.Generator())
+    parameter = trainer.actor.trained_parameters()[0]
+    descend = partial(optimizer.train, rollout, generator=torch.Generator())
     with pytest.raises(RunError, match="the loss is nan"):
         descend(lambda *_: (parameter.sum() * float("nan"), {}))
     with pytest.raises(RunError, match="gradient of 'actor'"):
@@ -223,8 +232,8 @@ def test_micro_batches_give_the_same_update_as_one_big_batch(name: str) -> None:
     whole = algos.make(name, vector(Crossing, 8), demonstrations=shown, **some)
     parts = algos.make(name, vector(Crossing, 8), demonstrations=shown, micro_batch_size=5, **some)
     sizes = []
-    evaluate = parts.policy.evaluate
-    parts.policy.evaluate = lambda *args: sizes.append(len(args[2])) or evaluate(*args)  # type: ignore[method-assign]
+    evaluate = parts.actor.evaluate
+    parts.actor.evaluate = lambda *args: sizes.append(len(args[2])) or evaluate(*args)  # type: ignore[method-assign]
     rows = whole.learn()[0], parts.learn()[0]
     assert set(sizes) - {8} <= {2, 4, 5}  # 8 at once in the rollout
     ours, theirs = tensors_of(whole), tensors_of(parts)
@@ -253,12 +262,12 @@ def test_critics_that_are_separate_have_their_own_rate() -> None:
     trainer = algos.make("ppo_lagrangian", vector(Crossing, 8), critic_learning_rate=0.0, weight_decay=0.0, **SMALL)
     before = tensors_of(trainer)
     trainer.learn()
-    moved = {key.split(".")[0] for key, x in tensors_of(trainer).items() if not torch.equal(x, before[key])}
+    moved = parts_that_moved(before, trainer)
     assert moved == {"actor"}
     critics = tensors_of(algos.make("ppo", vector(Crossing, 8), **SMALL))
     ppo = algos.make("ppo", vector(Crossing, 8), **SMALL)
     ppo.learn()
-    moved = {key.split(".")[0] for key, x in tensors_of(ppo).items() if not torch.equal(x, critics[key])}
+    moved = parts_that_moved(critics, ppo)
     assert moved == {"actor", "reward_critic"}
 
 
@@ -271,23 +280,24 @@ def test_any_form_of_environment_will_do() -> None:
     try:
         by_id = algos.make("ppo", "Crossing-v0", **SMALL)
         by_env = algos.make("ppo", gym.make("Crossing-v0"), **SMALL)
-        assert by_id.env.num_envs == by_env.env.num_envs == 8
-        assert by_id.cost_limit == by_env.cost_limit == Crossing.COST_LIMIT
+        assert by_id.source.env.num_envs == by_env.source.env.num_envs == 8
+        limits = [trainer.algorithm.constraints.cost_limit for trainer in (by_id, by_env)]
+        assert limits == [Crossing.COST_LIMIT] * 2
         assert without_times(by_id.learn(8)) == without_times(by_env.learn(8))
     finally:
         gym.registry.pop("Crossing-v0")
     one_by_one = algos.make("ppo_lagrangian", Crossing(), **SMALL)
-    assert one_by_one.env.num_envs == 1
+    assert one_by_one.source.env.num_envs == 1
     assert one_by_one.learn()[-1]["episodes"] == 32
-    assert one_by_one.cost_limit == Crossing.COST_LIMIT
+    assert one_by_one.algorithm.constraints.cost_limit == Crossing.COST_LIMIT
 
 
 def test_episodes_of_unlike_length_are_padded_together() -> None:
-    policy = make_policy(vector(Crossing, 1))
-    parts = [policy.rollout(vector(Crossing, 1), seed) for seed in range(6)]
+    actor = make_actor(vector(Crossing, 1))
+    parts = [collect(actor, vector(Crossing, 1), seed) for seed in range(6)]
     lengths = [int(part.mask.sum()) for part in parts]
     assert len(set(lengths)) > 1
-    joined = concatenate(parts)
+    joined = Rollout.concatenate(parts)
     assert joined.mask.sum(1).tolist() == lengths
     assert joined.observations["observation"].shape == (6, max(lengths), 3)
     torch.testing.assert_close(joined.episode_rewards, torch.cat([part.episode_rewards for part in parts]))
@@ -360,3 +370,27 @@ def test_the_window_holds_the_last_episodes() -> None:
     assert len(window) == 12
     assert rows[-1]["cost"] == pytest.approx(np.mean(window[-8:]))
     assert rows[-1]["window_cost"] == pytest.approx(np.mean(window))
+
+
+def test_target_kl_ends_an_iterations_steps() -> None:
+    """At a rate that leaves the old policy at once, one step is made of the eight; without a target, all."""
+    fast = {**SMALL, "episodes": 8, "minibatch_size": 2, "learning_rate": 1.0, "max_grad_norm": 100.0}
+    free = algos.make("ppo", vector(Crossing, 8), **fast)
+    held = algos.make("ppo", vector(Crossing, 8), target_kl=1e-3, **fast)
+    assert "steps" not in free.learn()[0]
+    row = held.learn()[0]
+    assert row["steps"] == 1
+    assert row["approximate_kl"] == 0.0  # of the first minibatch, before the step
+    loose = algos.make("ppo", vector(Crossing, 8), target_kl=1e6, **fast)
+    assert loose.learn()[0]["steps"] == 8
+    for one, other in zip(tensors_of(free).values(), tensors_of(loose).values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_entropy_is_kept_up_by_its_coefficient() -> None:
+    rates = {**SMALL, "episodes": 160, "learning_rate": 3e-2}
+    plain, kept = (
+        algos.make("ppo", vector(Bandit, 8), entropy_coefficient=weight, **rates).learn()[-1]["entropy"]
+        for weight in (0.0, 10.0)
+    )
+    assert kept > plain + 0.1

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 import algos
-from algos.core.trust_region import TrustRegion, TrustRegionConfig, conjugate_gradient
+from algos.core.settings import TrustRegionConfig
+from algos.core.trust_region import TrustRegion, conjugate_gradient
 from algos.cpo import cpo_step
 from algos.pcpo import pcpo_step
 from tests.helpers.cmdps import Crossing, Tracking, vector
-from textsafe_gym.models.mlp import MLPPolicy
+from textsafe_gym.models.mlp import MLPActor
+from textsafe_gym.rollouts import collect
 from textsafe_gym.types import Rollout
 
 CONFIG = TrustRegionConfig(damping=0.0, fisher_episodes=1000)
@@ -25,11 +27,11 @@ def region(env: Any, config: TrustRegionConfig = CONFIG, episodes: int = 24) -> 
     """Around an MLP of at most 50 parameters in double precision, off its start so that no gradient is 0."""
     envs = vector(env, episodes)
     torch.manual_seed(0)
-    policy = MLPPolicy(envs.single_observation_space, envs.single_action_space, hidden=(5,))
+    policy = MLPActor(envs.single_observation_space, envs.single_action_space, hidden=(5,))
     with torch.no_grad():
-        for parameter in policy.parameter_groups()["actor"]:
+        for parameter in policy.trained_parameters():
             parameter += 0.5 * torch.randn_like(parameter)
-    rollout = policy.rollout(envs, seed=0)
+    rollout = collect(policy, envs, 0)
     policy.double()
     rollout = replace(rollout, observations={name: x.double() for name, x in rollout.observations.items()})
     if rollout.actions.is_floating_point():
@@ -48,7 +50,7 @@ def advantages(rollout: Rollout, seed: int) -> Tensor:
 
 def exact_fisher(around: TrustRegion) -> Tensor:
     """The Hessian of the mean KL by automatic differentiation, (P, P)."""
-    policy, rollout = around.policy, around.rollout
+    policy, rollout = around.actor, around.rollout
     order = {id(parameter): name for name, parameter in policy.named_parameters()}  # type: ignore[attr-defined]
     names = [order[id(parameter)] for parameter in around.parameters]
     old = torch.cat(around.old)
@@ -82,7 +84,7 @@ def test_fisher_products_are_the_hessian_of_the_kl(env: Any) -> None:
         torch.testing.assert_close(around.fisher(v), fisher @ v, rtol=0, atol=2e-3 * float((fisher @ v).norm()))
     # Damping is added; and the policy stands where it stood, to the last bit.
     config = CONFIG.model_copy(update={"damping": 0.7})
-    damped = TrustRegion(around.policy, around.rollout, config, torch.Generator(), 5)
+    damped = TrustRegion(around.actor, around.rollout, config, torch.Generator(), 5)
     torch.testing.assert_close(damped.fisher(v), around.fisher(v) + 0.7 * v)
     assert torch.equal(torch.cat([p.detach().reshape(-1) for p in around.parameters]), around.start)
 
@@ -236,10 +238,11 @@ def test_recovery_lowers_the_cost_from_an_infeasible_start(name: str) -> None:
 @pytest.mark.parametrize("env", [Tracking, Crossing])
 def test_every_accepted_step_is_in_the_region_and_critics_do_not_move_the_actor(name: str, env: Any) -> None:
     trainer = algos.make(name, vector(env, 64), **CONSTRAINED)
-    policy, optimizer = trainer.policy, trainer.algorithm.optimizer
+    policy, optimizer = trainer.actor, trainer.algorithm.optimizer
+    groups = trainer.algorithm.agent.parameter_groups()
     moved = []
     for _ in range(4):
-        other = policy.rollout(trainer.env, 7)
+        other = trainer.source.play(7)
         with torch.no_grad():
             before = policy.distributions(other.observations, other.actions, other.mask)
         row = trainer.learn(trainer.episodes + 64)[-1]
@@ -249,16 +252,16 @@ def test_every_accepted_step_is_in_the_region_and_critics_do_not_move_the_actor(
         with torch.no_grad():
             after = policy.distributions(other.observations, other.actions, other.mask)
         moved.append(policy.divergence(before, after).mean().item())
-        actor = [parameter.clone() for parameter in policy.parameter_groups()["actor"]]
-        critics = [parameter.clone() for parameter in policy.parameter_groups()["cost_critic"]]
-        optimizer.descend(
+        actor = [parameter.clone() for parameter in groups["actor"]]
+        critics = [parameter.clone() for parameter in groups["cost_critic"]]
+        optimizer.train(
             other,
             lambda new, *_: (new.cost_values.sum() + new.log_probs.sum(), {}),
             torch.Generator(),
             only=("reward_critic", "cost_critic"),
         )
-        pairs = zip(actor, policy.parameter_groups()["actor"], strict=True)
+        pairs = zip(actor, groups["actor"], strict=True)
         assert all(torch.equal(was, now) for was, now in pairs)
-        pairs = zip(critics, policy.parameter_groups()["cost_critic"], strict=True)
+        pairs = zip(critics, groups["cost_critic"], strict=True)
         assert not all(torch.equal(was, now) for was, now in pairs)
     assert max(moved) < 0.02
