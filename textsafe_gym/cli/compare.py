@@ -153,9 +153,9 @@ def _report(out: Path, directories: Sequence[Path], specs: "Sequence[RunSpec]", 
     """Reads the runs and writes comparison.json, the figures and the report."""
     from textsafe_gym.config import dump
     from textsafe_gym.evaluation.figures import learning_curves, reward_cost_plane
-    from textsafe_gym.evaluation.files import write_json
     from textsafe_gym.evaluation.report import write_report
     from textsafe_gym.evaluation.summaries import compare_runs, load_run, points_of, tables_of
+    from textsafe_gym.files import write_json
 
     order = [spec.label for spec in specs]
     runs = sorted(

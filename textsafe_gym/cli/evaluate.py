@@ -42,13 +42,13 @@ def evaluate(
 
     from textsafe_gym.config import dump
     from textsafe_gym.errors import ConfigError
-    from textsafe_gym.evaluation.files import write_json, write_rows, write_text
     from textsafe_gym.evaluation.play import evaluate_policy
     from textsafe_gym.evaluation.records import summarise
     from textsafe_gym.evaluation.summaries import compare_runs, load_runs, tables_of
     from textsafe_gym.experiments.run import check_out, cost_limit_of, make_directory
     from textsafe_gym.experiments.saved import MODEL, open_saved, saved_spec
     from textsafe_gym.experiments.spec import folder_of
+    from textsafe_gym.files import write_json, write_rows, write_text
 
     out = out or Path("runs/evaluate")
     check_out(out, resume=None)

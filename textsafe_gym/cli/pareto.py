@@ -39,11 +39,11 @@ def pareto(
     """
     from textsafe_gym.errors import ConfigError
     from textsafe_gym.evaluation.figures import reward_cost_plane
-    from textsafe_gym.evaluation.files import write_json
     from textsafe_gym.evaluation.pareto import analyse
     from textsafe_gym.evaluation.report import Cell, Table, pareto_table
     from textsafe_gym.evaluation.summaries import load_runs, points_of
     from textsafe_gym.experiments.run import make_directory
+    from textsafe_gym.files import write_json
 
     for name, numbers in (("--cost-limit", [cost_limit or 0.0]), ("--reference", reference or (0.0, 0.0))):
         if not all(math.isfinite(number) for number in numbers):

@@ -86,7 +86,7 @@ def _check_private(path: Path) -> None:
         ModelError: a value of the file is a path.
         DataError: the file is damaged.
     """
-    from textsafe_gym.evaluation.files import read_json
+    from textsafe_gym.files import read_json
     from textsafe_gym.models.cards import is_hub_id
 
     for key, value in read_json(path).items():

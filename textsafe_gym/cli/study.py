@@ -153,8 +153,8 @@ def _measure(out: Path, jobs: Sequence[Any], problems: dict[str, str]) -> list[d
 
     import textsafe_gym  # noqa: F401 (registers the environments)
     from textsafe_gym.evaluation.figures import optimum_plane
-    from textsafe_gym.evaluation.files import read_json, write_json
     from textsafe_gym.evaluation.study import frontiers, score, summarise_study
+    from textsafe_gym.files import read_json, write_json
 
     env: Any = gym.make("SafeRLHF-Exact-v0", **jobs[0].spec.env["kwargs"]).unwrapped
     scores = []

@@ -73,11 +73,11 @@ def train(
 ) -> None:
     """Trains a policy with ALGO and evaluates it; `textsafe algos` lists the algorithms."""
     from textsafe_gym.cli.memory import check_room, memory_plan, show
-    from textsafe_gym.evaluation.files import read_json
     from textsafe_gym.experiments.pool import Job, run_all
     from textsafe_gym.experiments.run import check, check_out, same_request
     from textsafe_gym.experiments.spec import build_spec, config_class, folder_of
     from textsafe_gym.experiments.tracking import Track
+    from textsafe_gym.files import read_json
 
     config_class(algorithm)
     processes = joined(deepspeed, timeout)

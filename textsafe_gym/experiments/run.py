@@ -5,7 +5,6 @@ import gc
 import inspect
 import math
 import re
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +15,21 @@ from typing import TYPE_CHECKING, Any
 from textsafe_gym.cli.outcomes import WorkFailed
 from textsafe_gym.config import dump, read_yaml
 from textsafe_gym.errors import ConfigError, DataError, RunError, TextsafeError, UnknownNameError
-from textsafe_gym.evaluation.files import append_row, read_json, read_rows, write_json, write_rows, write_text
 from textsafe_gym.evaluation.records import REQUIRED
 from textsafe_gym.experiments.allocator import keep_freed_memory
 from textsafe_gym.experiments.cards import write_policy_card
 from textsafe_gym.experiments.spec import INITIAL, RunSpec, call
 from textsafe_gym.experiments.tracking import Track, Tracking
+from textsafe_gym.files import (
+    append_row,
+    read_json,
+    read_rows,
+    recover_directory,
+    remove_leftovers,
+    write_json,
+    write_rows,
+    write_text,
+)
 from textsafe_gym.presets import presets
 from textsafe_gym.registry import nearest
 
@@ -351,8 +359,7 @@ def _train(
         The trainer, and the rows of `metrics.jsonl`.
     """
     checkpoint, path = directory / CHECKPOINT, directory / "metrics.jsonl"
-    aside = checkpoint.with_name(f".{checkpoint.name}.old")  # where a kill in the midst of saving leaves the old one
-    if checkpoint.exists() or aside.exists():
+    if recover_directory(checkpoint):
         trainer = saved_trainer(spec, env, policy, checkpoint, processes)
     else:
         trainer = make_trainer(spec, env, policy, processes)
@@ -361,8 +368,7 @@ def _train(
         raise RunError(f"{path}: {len(rows)} rows, but the checkpoint is of iteration {trainer.iteration}")
     processes.barrier("the start of training")  # all have read what the first is about to write
     if processes.rank == 0:
-        for leftover in checkpoint.parent.glob(f".{checkpoint.name}.*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        remove_leftovers(checkpoint)
         write_rows(path, rows)
         tracking.start(rows)
     size = int(spec.config["episodes_per_iteration"])
