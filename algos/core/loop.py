@@ -1,5 +1,6 @@
 """The training loop: collect whole episodes, update, report, until the budget is used."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -181,6 +182,8 @@ class Trainer:
     def save(self, directory: str | Path) -> None:
         """Writes a checkpoint from which `algos.load` continues; the policy alone lies in its `policy/`.
 
+        `textsafe evaluate` takes the folder; where the environment was made of objects, it has to be named there.
+
         Raises:
             RunError: the folder cannot be written.
         """
@@ -193,6 +196,7 @@ class Trainer:
             "iteration": self.iteration,
             "cost_limit": self.cost_limit,
             "own_policy": self.own_policy,
+            "env": _description(self.env),
         }
         with self.algorithm.optimizer.engine.gathered():
             if self.processes.rank == 0:
@@ -260,6 +264,20 @@ class Trainer:
                 for seed in seeds
             ]
         return concatenate([part for parts in zip(*processes.all_gather(mine), strict=True) for part in parts])
+
+
+def _description(env: gym.vector.VectorEnv) -> dict[str, Any] | None:
+    """Id and keyword arguments that make an environment again; None where JSON or a registered id cannot say it."""
+    spec = env.spec
+    if spec is None or env.unwrapped is not env or spec.additional_wrappers:
+        return None
+    own = {name: x for name, x in spec.kwargs.items() if name not in ("num_envs", "vectorization_mode")}
+    kwargs = {name: str(x) if isinstance(x, Path) else x for name, x in own.items()}
+    try:
+        json.dumps(kwargs, allow_nan=False)
+    except (TypeError, ValueError):
+        return None
+    return {"id": spec.id, "kwargs": kwargs}
 
 
 def seeds_of(seed: int, iteration: int, parts: int) -> tuple[list[int], int]:

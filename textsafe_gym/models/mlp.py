@@ -202,6 +202,20 @@ class MLPPolicy(nn.Module):
             save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, scratch / WEIGHTS)
             write_card(scratch, "mlp")
 
+    def load_weights(self, source: str | Path) -> None:
+        """Takes over all tensors that another policy of this shape saved, those of its reference and critics as well.
+
+        Raises:
+            ModelError: they are missing or damaged, or of another shape.
+        """
+        weights = find_file(source, WEIGHTS)
+        if weights is None:
+            raise ModelError(f"cannot load an MLP policy from '{source}': there is no {WEIGHTS}")
+        try:
+            self.load_state_dict(load_file(weights))
+        except Exception as error:  # safetensors and torch raise unrelated types
+            raise ModelError(f"cannot load an MLP policy from '{source}': {one_line(error)}") from error
+
     @classmethod
     def load(cls, source: str | Path) -> "MLPPolicy":
         """The inverse of `save`, from the folder or the hub; what was saved becomes the reference.
@@ -209,17 +223,16 @@ class MLPPolicy(nn.Module):
         Raises:
             ModelError: a file is missing or corrupt.
         """
-        described, weights = (find_file(source, name) for name in (CONFIG, WEIGHTS))
-        if described is None or weights is None:
-            missing = CONFIG if described is None else WEIGHTS
-            raise ModelError(f"cannot load an MLP policy from '{source}': there is no {missing}")
+        described = find_file(source, CONFIG)
+        if described is None:
+            raise ModelError(f"cannot load an MLP policy from '{source}': there is no {CONFIG}")
         try:
             config = json.loads(described.read_text())
             policy = cls(_space(config["observation_space"]), _space(config["action_space"]), config["hidden"])
-            policy.load_state_dict(load_file(weights))
         except Exception as error:
-            # JSON, safetensors and torch raise unrelated types; to a user all mean that this is no saved policy.
+            # JSON and the spaces raise unrelated types; to a user all mean that this is no saved policy.
             raise ModelError(f"cannot load an MLP policy from '{source}': {one_line(error)}") from error
+        policy.load_weights(source)
         policy.reference.load_state_dict(policy.actor.state_dict())
         policy.reference_log_std.copy_(policy._spread().detach())
         return policy
