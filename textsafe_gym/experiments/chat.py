@@ -28,7 +28,7 @@ class Chat:
     def __init__(
         self,
         source: str | Path,
-        env: str | Mapping[str, Any] | None = None,
+        env: str | Path | Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:

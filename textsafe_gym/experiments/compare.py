@@ -23,7 +23,7 @@ _SAMPLES = 4  # prompts whose responses the report shows
 
 def compare(
     algorithms: Sequence[str],
-    env: str | Mapping[str, Any] | None = None,
+    env: str | Path | Mapping[str, Any] | None = None,
     *,
     config: str | Path | None = None,
     settings: Mapping[str, Any] | Sequence[str] | None = None,

@@ -14,7 +14,7 @@ from textsafe_gym.files import write_json, write_rows, write_text
 
 def evaluate(
     sources: str | Path | Iterable[str | Path],
-    env: str | Mapping[str, Any] | None = None,
+    env: str | Path | Mapping[str, Any] | None = None,
     *,
     settings: Mapping[str, Any] | Sequence[str] | None = None,
     seed: int | None = None,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textsafe_gym.errors import ConfigError
+from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.experiments.arguments import paths_of
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.files import write_json
@@ -42,11 +42,16 @@ def pareto(
     from textsafe_gym.evaluation.pareto import analyse
     from textsafe_gym.evaluation.summaries import load_runs, points_of
     from textsafe_gym.experiments.directory import make_directory
+    from textsafe_gym.experiments.saved import STATE
 
     for name, numbers in (("--cost-limit", [cost_limit or 0.0]), ("--reference", reference or (0.0, 0.0))):
         if not all(math.isfinite(number) for number in numbers):
             raise ConfigError(f"{name}: expected finite numbers")
     places = paths_of(directories)
+    for place in places:
+        if (place / STATE).is_file():
+            how = f"textsafe evaluate {place} --out DIR, then textsafe pareto DIR"
+            raise RunError(f"{place}: what a trainer saved has to be evaluated first: {how}")
     loaded = load_runs(places)
     runs = points_of(loaded)
     result = analyse(runs, cost_limit, reference)

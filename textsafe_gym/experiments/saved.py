@@ -17,7 +17,7 @@ from textsafe_gym.registry import nearest
 
 MODEL = "model"  # what stands for the algorithm where a policy comes without a run
 BATCH = 64  # responses played at once for a policy without a run
-_STATE, _POLICY = "state.json", "policy"  # of a folder that a trainer's `save` wrote
+STATE, _POLICY = "state.json", "policy"  # of a folder that a trainer's `save` wrote
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SavedPolicy:
 
 
 def saved_policy(
-    source: str, env: str | Mapping[str, Any] | None, given: Settings | Sequence[str], seed: int | None = None
+    source: str, env: str | Path | Mapping[str, Any] | None, given: Settings | Sequence[str], seed: int | None = None
 ) -> SavedPolicy:
     """Finds out what a source is, without loading it.
 
@@ -59,7 +59,7 @@ def saved_policy(
     directory = Path(source)
     if (directory / CONFIG).is_file():
         found = _of_run(source, directory)
-    elif (directory / _STATE).is_file():
+    elif (directory / STATE).is_file():
         found = _of_trainer(source, directory, env is not None)
     else:
         found = _of_model(source, directory)
@@ -88,7 +88,7 @@ def _of_run(source: str, directory: Path) -> SavedPolicy:
 
 
 def _of_trainer(source: str, directory: Path, other_env: bool) -> SavedPolicy:
-    saved = validate(SavedTrainer, read_json(directory / _STATE), f"{directory / _STATE} is not a trainer's")
+    saved = validate(SavedTrainer, read_json(directory / STATE), f"{directory / STATE} is not a trainer's")
     if saved.env is None and not other_env:
         raise ConfigError(
             f"{source}: does not say what environment it was trained in, which was made of objects; give --env"

@@ -183,7 +183,7 @@ def read_config(config: str) -> Settings:
     return read_yaml(known.get(config, config))
 
 
-def resolve_env(env: str | Mapping[str, Any] | None) -> tuple[str, Settings, Settings]:
+def resolve_env(env: str | Path | Mapping[str, Any] | None) -> tuple[str, Settings, Settings]:
     """The environment's id, its kwargs and the policy options that `--env` stands for.
 
     Args:
@@ -198,7 +198,7 @@ def resolve_env(env: str | Mapping[str, Any] | None) -> tuple[str, Settings, Set
         held = as_settings(env, "env")
         loaded = validate(EnvFile, held, "env")
         return loaded.id, held.section("kwargs"), held.section("policy")
-    known = presets("env")
+    env, known = str(env), presets("env")
     if env.endswith((".yaml", ".yml")) or env in known:
         given = read_yaml(known.get(env, env))
         loaded = validate(EnvFile, given, "--env")
@@ -224,7 +224,7 @@ def check_env_keys(env_id: str, kwargs: Settings) -> None:
 def build_spec(
     algorithm: str,
     *,
-    env: str | Mapping[str, Any] | None,
+    env: str | Path | Mapping[str, Any] | None,
     config: str | None,
     assignments: Sequence[str] | Settings,
     episodes: int | None,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def train(
     algorithm: str,
-    env: str | Mapping[str, Any] | None = None,
+    env: str | Path | Mapping[str, Any] | None = None,
     *,
     config: str | Path | None = None,
     settings: Mapping[str, Any] | Sequence[str] | None = None,
