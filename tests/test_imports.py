@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 GROUND = {"types", "registry", "errors", "files", "config", "presets"}
 ALLOWED = {
     "textsafe_gym.errors": set(),
+    "textsafe_gym.console": set(),
     "textsafe_gym.files": {"errors"},
     "textsafe_gym.registry": {"errors"},
     "textsafe_gym.types": {"errors"},

@@ -171,6 +171,23 @@ def test_what_is_left_is_continued(environment: dict[str, Any], tmp_path: Path) 
     assert first.runs[1].rows == second.runs[2].rows
 
 
+def test_an_interrupted_call_says_how_to_go_on(
+    environment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("textsafe_gym.experiments.pool.run_all", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="continue with: ") as one:
+        experiments.train("rloo", environment, settings=FAST, episodes=8, out=tmp_path / "one")
+    assert str(one.value).endswith(f"train('rloo', out={str(tmp_path / 'one')!r}, resume=True)")
+    with pytest.raises(KeyboardInterrupt) as two:
+        experiments.compare(["rloo"], environment, settings=FAST, episodes=8, seeds=1, out=tmp_path / "two")
+    told = str(two.value).partition("compare(")[2]
+    assert told.startswith("['rloo'], env={'id': ")
+    assert told.endswith(f"out={str(tmp_path / 'two')!r}, resume=True)")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

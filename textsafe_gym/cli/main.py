@@ -18,8 +18,8 @@ from click.shell_completion import CompletionItem
 
 from textsafe_gym.cli.options import quiet_option
 from textsafe_gym.cli.terminal import is_quiet
+from textsafe_gym.console import quiet_libraries
 from textsafe_gym.errors import ExecutionError, RunInterrupted, TextsafeError
-from textsafe_gym.experiments.console import quiet_libraries
 
 # name -> (module, what it does); a module is imported when its command runs, so that --help stays fast.
 COMMANDS = {

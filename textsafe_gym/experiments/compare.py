@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textsafe_gym.config import Settings, dump, parse_assignments
+from textsafe_gym.console import is_live, progress_console
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import repeated, settings_or_assignments
-from textsafe_gym.experiments.console import is_live, progress_console
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.experiments.spec import INITIAL, RunSpec, build_spec, config_class, folder_of, parse_vary
 from textsafe_gym.files import write_json

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from textsafe_gym.experiments.console import is_live, progress_console
+from textsafe_gym.console import is_live, progress_console
 
 _SHOWN = (("reward", "reward"), ("cost", "cost"), ("multiplier", "λ"), ("kl", "KL"))
 _EVERY = 30.0  # seconds between lines where stderr is no terminal

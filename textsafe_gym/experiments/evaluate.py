@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from textsafe_gym.config import dump
+from textsafe_gym.console import is_live, progress_console
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import settings_or_assignments
-from textsafe_gym.experiments.console import is_live, progress_console
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.files import write_json, write_rows, write_text
 

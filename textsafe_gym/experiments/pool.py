@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from textsafe_gym.console import quiet_libraries
 from textsafe_gym.errors import ExecutionError, RunInterrupted, TextsafeError
-from textsafe_gym.experiments.console import quiet_libraries
 from textsafe_gym.experiments.directory import CONFIG, same_request
 from textsafe_gym.experiments.display import Display
 from textsafe_gym.experiments.run import execute
