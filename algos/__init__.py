@@ -177,7 +177,7 @@ def make(
         source = Pairs(data, settings)
     else:
         source = Rollouts(agent, vector, settings, processes, algorithm.optimizer.engine)
-    return Trainer(name, algorithm, source, settings, own_policy)
+    return Trainer(name, algorithm, source, vector, settings, own_policy)
 
 
 def check_processes(name: str, processes: "ProcessGroup") -> None:

@@ -7,10 +7,10 @@ import pytest
 
 import configs
 from textsafe_gym.adapters.omnisafe import files as omnisafe_files
-from textsafe_gym.cli.study import StudyFile
 from textsafe_gym.config import read_yaml, validate
 from textsafe_gym.envs.task import Task
 from textsafe_gym.experiments.spec import PolicyOptions, build_spec, resolve_env
+from textsafe_gym.experiments.study import StudyFile
 
 ROOT = Path(configs.__path__[0])
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml"))

@@ -10,9 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Each room of `textsafe_gym` and what it may import of the others; `algos` stands between `rollouts` and `experiments`.
-GROUND = {"types", "registry", "errors", "config", "presets"}
+GROUND = {"types", "registry", "errors", "files", "config", "presets"}
 ALLOWED = {
     "textsafe_gym.errors": set(),
+    "textsafe_gym.console": set(),
+    "textsafe_gym.files": {"errors"},
     "textsafe_gym.registry": {"errors"},
     "textsafe_gym.types": {"errors"},
     "textsafe_gym.config": GROUND,
@@ -25,7 +27,7 @@ ALLOWED = {
     "textsafe_gym.fitting": GROUND | {"data", "models"},
     "textsafe_gym.embedded_world": GROUND | {"data", "models", "fitting"},
     "textsafe_gym.envs": GROUND | {"data", "models", "embedded_world"},
-    "textsafe_gym.tracking": {"errors"},
+    "textsafe_gym.tracking": {"errors", "files"},
     "textsafe_gym.adapters": GROUND | {"data", "models", "envs", "parallel"},
     "textsafe_gym.evaluation": GROUND | {"data", "models", "fitting", "envs", "parallel"},
 }

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.files import read_text
 from textsafe_gym.registry import nearest
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -179,12 +180,7 @@ def _refused(path: str | Path, error: yaml.YAMLError | RecursionError) -> Config
 
 
 def _text_of(path: str | Path) -> str:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    text = read_text(path, ConfigError)
     if "\0" in text:
         raise ConfigError(f"{path}: not a text file")
     return text

@@ -1,4 +1,5 @@
-"""What a user can get wrong. The command line prints the message as one line and exits with code 2."""
+"""What a user can get wrong, and how work can end early. The command line prints the message as one line; a
+`TextsafeError` is exit code 2."""
 
 
 class TextsafeError(Exception):
@@ -27,3 +28,11 @@ class ScoreError(TextsafeError, ValueError):
 
 class RunError(TextsafeError, ValueError):
     """A run directory cannot be read, written or resumed."""
+
+
+class ExecutionError(Exception):
+    """The request was right but the work did not get done; the message says where to look. Exit code 1."""
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """Ctrl-C, or SIGTERM, during work that can be resumed; the message says how. Exit code 130."""

@@ -315,16 +315,16 @@ def test_an_mlp_on_another_environment(tmp_path: Path):
 def test_an_adapter_on_a_large_model_keeps_its_threads(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from textsafe_gym.experiments import run
+    from textsafe_gym.experiments import build
     from textsafe_gym.experiments.spec import build_spec
 
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     spec = build_spec("ppo", env=str(world / "env.yaml"), config=None, assignments=["policy.lora_rank=1"],
                       episodes=None, seed=None)  # fmt: skip
-    env = run.make_env(spec, 1)
-    policy = run.make_policy(spec, env)
+    env = build.make_env(spec, 1)
+    policy = build.make_policy(spec, env)
     assert threads == [1]
-    monkeypatch.setattr(run, "_SMALL", sum(x.numel() for x in policy.state_dict().values()) + 1)
-    run.make_policy(spec, env)
+    monkeypatch.setattr(build, "_SMALL", sum(x.numel() for x in policy.state_dict().values()) + 1)
+    build.make_policy(spec, env)
     assert threads == [1]

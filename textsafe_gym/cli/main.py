@@ -10,7 +10,6 @@ import shlex
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -18,9 +17,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from textsafe_gym.cli.options import quiet_option
-from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
 from textsafe_gym.cli.terminal import is_quiet
-from textsafe_gym.errors import TextsafeError
+from textsafe_gym.console import quiet_libraries
+from textsafe_gym.errors import ExecutionError, RunInterrupted, TextsafeError
 
 # name -> (module, what it does); a module is imported when its command runs, so that --help stays fast.
 COMMANDS = {
@@ -88,13 +87,20 @@ class TextsafeGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; click would forget the message of one that was interrupted."""
+        try:
+            return super().invoke(ctx)
+        except RunInterrupted as error:
+            fail("interrupted", error, 130)
+
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Runs a command; every failure becomes one line on stderr and an exit code."""
         arguments = list(sys.argv[1:] if args is None else args)
         extra |= {"standalone_mode": False, "prog_name": "textsafe"}
         extra["obj"] = shlex.join(["textsafe", *arguments])
         debug = bool(os.environ.get("TEXTSAFE_DEBUG"))
-        quiet_libraries(debug)
+        quiet_libraries(OneLine)
         if "_TEXTSAFE_COMPLETE" in os.environ:
             importlib.import_module("textsafe_gym.cli.completion")  # whose classes click is to use
         if threading.current_thread() is threading.main_thread():
@@ -113,11 +119,9 @@ class TextsafeGroup(click.Group):
             if debug:
                 raise
             fail("error", error, 2)
-        except Interrupted as error:
-            fail("interrupted", error, 130)
         except (click.Abort, KeyboardInterrupt):
             fail("interrupted", "nothing more was done", 130)
-        except WorkFailed as error:
+        except ExecutionError as error:
             fail("failed", error, 1)
         except BrokenPipeError:
             # The reader of stdout, such as `head`, has gone; the interpreter must not complain when it flushes.
@@ -142,27 +146,6 @@ class OneLine(logging.Handler):
         if not is_quiet() and record.msg not in self._seen:
             self._seen.add(record.msg)
             click.echo(f"warning: {' '.join(record.getMessage().split())}", err=True)
-
-
-_NOBODY = logging.NullHandler()
-
-
-def quiet_libraries(debug: bool, handler: type[logging.Handler] = OneLine) -> None:
-    """Silences what other libraries say by the way; our own warnings go to `handler`."""
-    if debug:
-        return
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.simplefilter("ignore")
-    # It writes to stdout, also where another library imports it by the way.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-    logging.getLogger().addHandler(_NOBODY)  # or Python prints what no handler takes, such as matplotlib's
-    for name in ("textsafe_gym", "algos"):
-        logger = logging.getLogger(name)
-        if not logger.handlers:
-            logger.addHandler(handler())
 
 
 @click.group(cls=TextsafeGroup, epilog=_EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})

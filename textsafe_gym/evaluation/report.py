@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from textsafe_gym.evaluation.files import Row, write_text
+from textsafe_gym.files import Row, write_text
 
 # Columns of the comparison: key in the summary, heading, digits, factor.
 COLUMNS = (

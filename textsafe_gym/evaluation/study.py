@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from textsafe_gym.evaluation.files import Row
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.report import Cell, Table, cell
+from textsafe_gym.files import Row
 
 
 @dataclass(frozen=True)

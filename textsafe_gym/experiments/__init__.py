@@ -1,1 +1,14 @@
-"""Runs, from their specification to their files."""
+"""Experiments: a run from its specification to its files, and many runs with the report on them.
+
+The commands of the same names do nothing else, so that a call here and a command with the same arguments write the same
+directories. Importing this loads no model library.
+"""
+
+from textsafe_gym.experiments.compare import compare
+from textsafe_gym.experiments.evaluate import evaluate
+from textsafe_gym.experiments.pareto import pareto
+from textsafe_gym.experiments.result import Result
+from textsafe_gym.experiments.study import study
+from textsafe_gym.experiments.train import train
+
+__all__ = ["Result", "compare", "evaluate", "pareto", "study", "train"]

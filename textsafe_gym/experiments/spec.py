@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from textsafe_gym.cli.values import env_keys
 from textsafe_gym.config import Faults, Settings, merge, parse_assignments, parse_value, read_yaml, validate
+from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.experiments.arguments import as_settings, plain
 from textsafe_gym.presets import presets
 from textsafe_gym.registry import nearest
 
@@ -156,6 +157,20 @@ def _known_to(schema: type[BaseModel], given: Settings) -> Settings:
     return Settings(kept, given.origin)
 
 
+def env_keys(env_id: str) -> list[str]:
+    """Keyword arguments of one of this project's environments; none of another."""
+    if env_id not in ENVIRONMENTS:
+        return []
+    from textsafe_gym.envs.exact import ExactEnv
+    from textsafe_gym.envs.task import Task
+    from textsafe_gym.envs.vector import SafeRLHFVectorEnv
+
+    takers = (Task if env_id == DEFAULT_ENV else ExactEnv, SafeRLHFVectorEnv)
+    taken = (taken for taker in takers for taken in inspect.signature(taker).parameters.values())
+    names = dict.fromkeys(one.name for one in taken if one.kind is not one.VAR_KEYWORD)
+    return [name for name in names if name != "num_envs"]
+
+
 def read_config(config: str) -> Settings:
     """What `--config` names: a file, or one of `configs/paper/`.
 
@@ -168,15 +183,22 @@ def read_config(config: str) -> Settings:
     return read_yaml(known.get(config, config))
 
 
-def resolve_env(env: str | None) -> tuple[str, Settings, Settings]:
+def resolve_env(env: str | Path | Mapping[str, Any] | None) -> tuple[str, Settings, Settings]:
     """The environment's id, its kwargs and the policy options that `--env` stands for.
+
+    Args:
+        env: an id, a preset or a YAML file; or what such a file holds: "id", "kwargs" and "policy".
 
     Raises:
         ConfigError: a file that is missing or malformed.
     """
     if env is None:
         return DEFAULT_ENV, Settings(), Settings()
-    known = presets("env")
+    if isinstance(env, Mapping):
+        held = as_settings(env, "env")
+        loaded = validate(EnvFile, held, "env")
+        return loaded.id, held.section("kwargs"), held.section("policy")
+    env, known = str(env), presets("env")
     if env.endswith((".yaml", ".yml")) or env in known:
         given = read_yaml(known.get(env, env))
         loaded = validate(EnvFile, given, "--env")
@@ -202,9 +224,9 @@ def check_env_keys(env_id: str, kwargs: Settings) -> None:
 def build_spec(
     algorithm: str,
     *,
-    env: str | None,
+    env: str | Path | Mapping[str, Any] | None,
     config: str | None,
-    assignments: Sequence[str],
+    assignments: Sequence[str] | Settings,
     episodes: int | None,
     seed: int | None,
     varied: Mapping[str, Any] | None = None,
@@ -214,9 +236,9 @@ def build_spec(
 
     Args:
         algorithm: its name.
-        env: `--env`.
+        env: `--env`, or what such a file holds.
         config: `--config`.
-        assignments: `--set`.
+        assignments: `--set`, or the same as settings.
         episodes: `--episodes`.
         seed: `--seed`.
         varied: from key ("nu", "env.cost_limit") to the value that this variant has.
@@ -231,7 +253,8 @@ def build_spec(
     if "algorithm" in from_file.values and "config" in from_file.values:
         from_file, file_env = _from_run(from_file, algorithm)
         env_id = env_id if env is not None else file_env
-    given = merge(from_file, parse_assignments(assignments))
+    assigned = assignments if isinstance(assignments, Settings) else parse_assignments(assignments)
+    given = merge(from_file, assigned)
     variant = parse_variant(varied or {})
     given = merge(given.without(*others, algorithm), given.section(algorithm), variant)
     fixed = {name: value for name, value in (("episodes", episodes), ("seed", seed)) if value is not None}
@@ -285,15 +308,22 @@ def _from_run(given: Settings, algorithm: str) -> tuple[Settings, str]:
     return merge(*parts), str(env.values.get("id", DEFAULT_ENV))
 
 
-def parse_vary(arguments: Sequence[str], algorithms: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def parse_vary(
+    arguments: Sequence[str] | Mapping[str, Sequence[Any]], algorithms: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
     """The variants of each algorithm: all combinations of its `--vary` values, or one empty variant.
+
+    Args:
+        arguments: ALGO.KEY=V1,V2,...; or from ALGO.KEY to the values.
+        algorithms: those that are compared.
 
     Raises:
         ConfigError: not of the form ALGO.KEY=V1,V2,..., or of an algorithm that is not compared.
     """
     axes: dict[str, dict[str, list[Any]]] = {name: {} for name in algorithms}
+    listed = arguments if isinstance(arguments, Mapping) else {}
     for argument in arguments:
-        target, equals, text = argument.partition("=")
+        target, equals, text = (argument, "=", "listed") if listed else argument.partition("=")
         algorithm, dot, key = target.partition(".")
         if not equals or not dot or not all(key.split(".")) or not text.strip():
             raise ConfigError(f"--vary {argument}: expected ALGO.KEY=V1,V2,...")
@@ -301,7 +331,11 @@ def parse_vary(arguments: Sequence[str], algorithms: Sequence[str]) -> dict[str,
             raise ConfigError(f"--vary {argument}: '{algorithm}' is not compared; {nearest(algorithm, list(axes))}")
         if key in axes[algorithm]:
             raise ConfigError(f"--vary {argument}: '{target}' is varied twice")
-        values = [parse_value(part, f"--vary {argument}") for part in text.split(",")]
+        source = f"--vary {argument}"
+        if listed:
+            values = [plain(value, source) for value in listed[argument]]
+        else:
+            values = [parse_value(part, source) for part in text.split(",")]
         if any(value is None or isinstance(value, dict | list) for value in values):
             raise ConfigError(f"--vary {argument}: every value must be a number, a word, or true or false")
         if len(set(map(str, values))) < len(values):

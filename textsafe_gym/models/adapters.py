@@ -154,15 +154,33 @@ def add_saved(model: Any, name: str, source: str | Path, what: str) -> dict[str,
     Raises:
         ModelError: it is damaged, or of another architecture.
     """
-    from peft import set_peft_model_state_dict
+    tensors = _tensors_of(source, what)
+    add_empty(model, name, source, what)
+    return _fill(model, name, tensors, source, what)
 
+
+def load_saved(model: Any, name: str, source: str | Path, what: str) -> None:
+    """Puts the products of a saved adapter into one of the same shape.
+
+    Raises:
+        ModelError: it is missing or damaged, or of another shape.
+    """
+    _fill(model, name, _tensors_of(source, what), source, what)
+
+
+def _tensors_of(source: str | Path, what: str) -> dict[str, Tensor]:
     try:
         tensors = load_file(_file(source, WEIGHTS))
     except Exception as error:  # safetensors has types of its own
         raise ModelError(f"cannot load {what} '{source}': {one_line(error)}") from error
-    tensors = {key.removeprefix(_PREFIX): x for key, x in tensors.items()}
+    return {key.removeprefix(_PREFIX): x for key, x in tensors.items()}
+
+
+def _fill(model: Any, name: str, tensors: dict[str, Tensor], source: str | Path, what: str) -> dict[str, Tensor]:
+    """Sets an adapter's products; returns the tensors that belong to none."""
+    from peft import set_peft_model_state_dict
+
     low_rank = {key: x for key, x in tensors.items() if ".lora_" in key}
-    add_empty(model, name, source, what)
     try:
         report: Any = set_peft_model_state_dict(model, low_rank, adapter_name=name)
     except RuntimeError as error:
