@@ -1,17 +1,14 @@
 """Safe reinforcement learning algorithms for any Gymnasium environment that reports `info["cost"]`.
 
-Every module in this folder that holds a `Config` and an `Algorithm` is one, under the module's name; `register` adds
-one that is defined elsewhere.
+`algos.registration` says which there are, and how to add one.
 """
 
-import ast
-import importlib
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from algos.registration import available, config_class, definition, members, register
 from textsafe_gym.errors import ConfigError, RunError, UnknownNameError
-from textsafe_gym.registry import nearest
+from textsafe_gym.presets import SMALL
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -20,85 +17,7 @@ if TYPE_CHECKING:
     from textsafe_gym.parallel.process_group import ProcessGroup
     from textsafe_gym.types import Demonstrations, Policy
 
-
-OMNISAFE = "omnisafe:"
-
-
-class _Definition(NamedTuple):
-    """What makes an algorithm."""
-
-    config: Any
-    algorithm: Any
-
-
-_registered: dict[str, _Definition] = {}
-
-
-def available() -> dict[str, str]:
-    """Each algorithm's name and one line about it, read without importing any."""
-    outside = {name: (own.algorithm.__doc__ or "").partition("\n")[0] for name, own in _registered.items()}
-    return _of_this_folder() | outside
-
-
-def register(name: str, config: type, algorithm: type) -> None:
-    """Makes an algorithm that is defined elsewhere known to `make`, `load` and `available` in this process.
-
-    Args:
-        name: what it is called from now on; one that was registered before is replaced.
-        config: its settings, a subclass of `algos.core.optim.TrainingConfig`.
-        algorithm: made from an `algos.core.optim.Setup`; what it needs is `algos.core.loop.Algorithm`.
-
-    Raises:
-        ConfigError: the name is one of this folder's.
-    """
-    if name in _of_this_folder():
-        raise ConfigError(f"'{name}' is an algorithm of this package; register yours under another name")
-    _registered[name] = _Definition(config, algorithm)
-
-
-def _of_this_folder() -> dict[str, str]:
-    found = {}
-    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if {"Config", "Algorithm"} <= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
-
-
-def config_class(name: str) -> type[Any]:
-    """The pydantic model of an algorithm's settings.
-
-    Args:
-        name: one of `available()`, or "omnisafe:" and the name of one of OmniSafe's on-policy algorithms.
-
-    Raises:
-        UnknownNameError: no such algorithm; the message offers the nearest.
-        ConfigError: OmniSafe is asked for and not installed.
-    """
-    found: type[Any] = _definition(name).config
-    return found
-
-
-def _hint(name: str) -> str:
-    from algos.omnisafe import names
-
-    theirs = {full.removeprefix(OMNISAFE).lower(): full for full in names()}
-    if name.lower() in theirs.keys() - available().keys():
-        return f"did you mean '{theirs[name.lower()]}'?"
-    return nearest(name, list(available()))
-
-
-def _definition(name: str) -> _Definition:
-    if name.startswith(OMNISAFE):
-        from algos.omnisafe import Algorithm, config_class
-
-        return _Definition(config_class(name), partial(Algorithm, name))
-    if name not in available():
-        raise UnknownNameError(f"unknown algorithm '{name}'; {_hint(name)}")
-    if name in _registered:
-        return _registered[name]
-    module = importlib.import_module(f"algos.{name}")
-    return _Definition(module.Config, module.Algorithm)
+__all__ = ["available", "check_processes", "config_class", "definition", "load", "make", "members", "register"]
 
 
 def make(
@@ -107,12 +26,13 @@ def make(
     policy: "Policy | str | Path | None" = None,
     demonstrations: "Demonstrations | None" = None,
     processes: "ProcessGroup | None" = None,
+    preset: str = SMALL,
     **config: Any,
 ) -> "Trainer":
     """An algorithm ready to learn.
 
     Args:
-        name: one of `available()`, or "omnisafe:PPOLag" and the like.
+        name: one of `available()` or `members()`, or "MODULE:CLASS" for a class of your own.
         env: an id, an environment or a vector environment. An id or a single registered environment is made anew as a
             vector environment of `episodes_per_iteration`; one that is not registered, or whose wrappers cannot be made
             again, plays one episode at a time.
@@ -120,24 +40,28 @@ def make(
         demonstrations: supervised episodes for the PTX term; without them there is none.
         processes: those that train together, such as `textsafe_gym.parallel.deepspeed.start` gives; without them,
             this one.
-        **config: fields of the algorithm's `Config`.
+        preset: the settings to begin with: "small", as the command line and the examples have it, which suits the
+            embedded world and small models; or "paper", the official script's for billions of weights.
+        **config: fields of the algorithm's `Config`, over those of the preset.
 
     Returns:
         A trainer: `.learn()`, `.save(directory)`, `.policy`, `.algorithm`.
 
     Raises:
-        UnknownNameError: no such algorithm or environment.
+        UnknownNameError: no such algorithm, preset or environment.
         ConfigError: a setting is unknown or wrong.
         ModelError: the policy cannot be loaded or does not fit.
     """
     from algos.core.loop import Trainer, plan
     from algos.core.optim import Setup
-    from textsafe_gym.config import Settings, validate
+    from textsafe_gym.config import Settings, merge, validate
     from textsafe_gym.parallel.process_group import SingleProcess
+    from textsafe_gym.presets import preset_settings
     from textsafe_gym.types import own_cost_limit
 
-    own = _definition(name)
-    settings = validate(own.config, Settings(config), name)
+    own = definition(name)
+    given = merge(preset_settings(preset, name, own.config), Settings(config))
+    settings = validate(own.config, Settings(given.values), name)
     processes = processes or SingleProcess()
     check_processes(name, processes)
     vector = _vectorised(env, max(1, settings.episodes_per_iteration // processes.world_size))
@@ -160,9 +84,10 @@ def check_processes(name: str, processes: "ProcessGroup") -> None:
 
     if isinstance(processes, SingleProcess):
         return
-    if name.startswith(OMNISAFE):
-        raise ConfigError(f"{name} steps the policy by optimisers of its own; leave --deepspeed out")
-    if issubclass(config_class(name), TrustRegionConfig):
+    own = definition(name)
+    if own.one_process:
+        raise ConfigError(f"{name} {own.one_process}; leave --deepspeed out")
+    if issubclass(own.config, TrustRegionConfig):
         raise ConfigError(
             f"{name} sets the policy's weights itself, which DeepSpeed cannot split; leave --deepspeed out"
         )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.registry import Registry
 from textsafe_gym.types import Rollout, episode_sums
 
 
@@ -377,9 +378,17 @@ class Fixed:
         return self.value
 
 
-CONTROLLERS: dict[str, type[Controller]] = {
-    "log": Log, "projected": Projected, "adam": Adam, "pid": PID, "nu_pi": NuPI, "fixed": Fixed,
-}  # fmt: skip
+CONTROLLERS: Registry[type[Controller]] = Registry(
+    "multiplier rule",
+    [
+        ("log", Log, "Safe RLHF's: a gradient step on log λ"),
+        ("projected", Projected, "gradient ascent on λ, kept at 0 or above"),
+        ("adam", Adam, "ascent on λ by Adam"),
+        ("pid", PID, "a PID controller on the excess"),
+        ("nu_pi", NuPI, "a PI controller on a smoothed excess"),
+        ("fixed", Fixed, "λ stays as it is"),
+    ],
+)
 
 
 class Multipliers:
