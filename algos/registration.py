@@ -111,7 +111,7 @@ def available() -> dict[str, str]:
 
 def members() -> dict[str, str]:
     """The algorithms of all families whose library is installed, as "FAMILY:MEMBER", and one line about each."""
-    found = {}
+    found: dict[str, str] = {}
     for prefix, family in FAMILIES.items():
         found |= {f"{prefix}:{member}": family.describe(member) for member in family.names()}
     return found
@@ -133,7 +133,10 @@ def register(name: str, config: type, algorithm: type) -> None:
         raise ConfigError(f"'{name}': a name with a colon stands for MODULE:CLASS; register it under another")
     known = _algorithms()
     before = known[name].algorithm if name in known and isinstance(known[name], Definition) else None
-    if before is not None and (before.__module__, before.__qualname__) == (algorithm.__module__, algorithm.__qualname__):
+    if before is not None and (before.__module__, before.__qualname__) == (
+        algorithm.__module__,
+        algorithm.__qualname__,
+    ):
         known.remove(name)
     known.register(name, Definition(config, algorithm), (algorithm.__doc__ or "").partition("\n")[0])
 

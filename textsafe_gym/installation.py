@@ -1,6 +1,7 @@
 """Where this project's packages lie: `textsafe_gym/`, `algos/` and `configs/`, next to each other.
 
-So it is in the repository and where pip has installed them. Nothing that has the same name where the user stands counts.
+So it is in the repository, and where pip has installed them. What has the same name where the user stands does not
+count.
 """
 
 import importlib.util
@@ -22,10 +23,14 @@ def check_not_hidden() -> None:
         ConfigError: such as one of the user's own in the working directory.
     """
     spec = importlib.util.find_spec("algos")
-    places = [] if spec is None else list(spec.submodule_search_locations or [spec.origin])
-    if (ROOT / "algos") not in [Path(str(place)).resolve() for place in places]:
-        found = f"'{places[0]}' hides" if places else "is missing:"
-        raise ConfigError(f"{found} the package 'algos' of textsafe-gym; rename it, or start in another directory")
+    found = [] if spec is None else spec.submodule_search_locations or [str(spec.origin)]
+    places = [Path(place) for place in found]
+    if not places:
+        raise ConfigError(f"the package 'algos' of textsafe-gym is not in {ROOT}; install it again")
+    if ROOT / "algos" not in [place.resolve() for place in places]:
+        raise ConfigError(
+            f"{places[0]} hides the package 'algos' of textsafe-gym; rename it, or start in another directory"
+        )
 
 
 @contextmanager

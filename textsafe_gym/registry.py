@@ -5,7 +5,6 @@ A registry refuses duplicates, answers a miss with the nearest name, and imports
 
 import difflib
 import importlib
-import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -51,6 +50,8 @@ def load_object(path: str) -> Any:
 
 def _modules_here() -> list[str]:
     """Modules beside the program and in the working directory, from which the user's own come."""
+    import pkgutil
+
     return [module.name for module in pkgutil.iter_modules([sys.path[0] or ".", "."])]
 
 

@@ -13,7 +13,13 @@ from textsafe_gym import embedded_world
 from textsafe_gym.experiments.spec import build_spec
 from textsafe_gym.models import make_policy
 
-SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatch_size": 4, "learning_rate": 1e-3}
+SMALL: dict[str, Any] = {
+    "preset": "paper",
+    "episodes": 32,
+    "episodes_per_iteration": 8,
+    "minibatch_size": 4,
+    "learning_rate": 1e-3,
+}
 SEPARATE = {
     "critics": "separate",
     "reward_critic": embedded_world.ASSETS / "reward",

@@ -28,7 +28,7 @@ Examples:
   textsafe compare ppo_lagrangian reward_shaping --seeds 3 --vary reward_shaping.cost_weight=0.5,1,2 --vary
     ppo_lagrangian.env.cost_limit=-1,0,1 --out runs/sweep
   textsafe compare ppo ppo_lagrangian --set ppo_lagrangian.multiplier_init=2 --out runs/lambda
-  textsafe compare ppo_lagrangian omnisafe:PPOLag omnisafe:CPO --seeds 3 --out runs/omnisafe
+  textsafe compare ppo_lagrangian my_package:MyAlgorithm --seeds 3 --out runs/mine
 """
 _SAMPLES = 4  # prompts whose responses the report shows
 
@@ -57,6 +57,7 @@ def compare(
     env: str | None,
     config: str | None,
     assignments: tuple[str, ...],
+    preset: str | None,
     episodes: int | None,
     seeds: int,
     seed: int,
@@ -72,13 +73,14 @@ def compare(
     The untrained policy is evaluated beside them as "initial". Settings may be given for one algorithm alone
     (--set ALGO.KEY=VALUE). All runs generate the same number of responses.
     """
+    from textsafe_gym.evaluation.report import left_out_note
     from textsafe_gym.experiments.pool import Job, finish_all
     from textsafe_gym.experiments.run import check_out, make_directory, same_request
-    from textsafe_gym.experiments.spec import folder_of
+    from textsafe_gym.experiments.spec import folder_of, left_out_of
     from textsafe_gym.experiments.tracking import Track
 
     out = out or Path("runs/compare")
-    specs = _specs(algorithms, vary, env=env, config=config, assignments=assignments, episodes=episodes)
+    specs = _specs(algorithms, vary, env=env, config=config, assignments=assignments, preset=preset, episodes=episodes)
     check_out(out, resume)
     tracked = Track(track, out.resolve().name)
     jobs = [
@@ -90,6 +92,9 @@ def compare(
         if (job.directory / "config.yaml").exists():
             same_request(job.spec, job.directory)
     _check_all(specs)
+    left_out = left_out_of(specs)
+    if left_out:
+        progress().print(f"note: {left_out_note(left_out)}", markup=False, highlight=False, soft_wrap=True)
     make_directory(out)
     finish_all(jobs, workers, command)
     comparison = _report(out, [job.directory for job in jobs], specs, command)
@@ -118,13 +123,13 @@ def _specs(algorithms: Sequence[str], vary: Sequence[str], **options: Any) -> "l
     from textsafe_gym.config import parse_assignments
     from textsafe_gym.registry import nearest
 
-    for name in parse_assignments(options["assignments"]).values:
+    for name in parse_assignments(options["assignments"], algorithms).values:
         if name in values.algorithm_names() and name not in algorithms:
             raise ConfigError(f"--set {name}.KEY: '{name}' is not compared; {nearest(name, list(algorithms))}")
 
     others = {*algos.available(), *algorithms}
     specs = [
-        build_spec(name, seed=0, varied=varied, others=sorted(others - {name}), **options)
+        build_spec(name, seed=0, varied=varied, compared=algorithms, others=sorted(others - {name}), **options)
         for name, own in variants.items()
         for varied in own
     ]
@@ -133,9 +138,9 @@ def _specs(algorithms: Sequence[str], vary: Sequence[str], **options: Any) -> "l
         given = ", ".join(f"{label} {number}" for label, number in budgets.items())
         raise ConfigError(f"all algorithms must generate the same number of responses; set --episodes (now: {given})")
     # The untrained policy plays in the environment as given, without any variant's changes.
-    plain = build_spec(algorithms[0], seed=0, others=sorted(others - {algorithms[0]}), **options)
-    kept = ("seed", "episodes_per_iteration", "cost_limit")
-    initial = replace(plain, algorithm=INITIAL, label=INITIAL, config={name: plain.config.get(name) for name in kept})
+    plain = build_spec(algorithms[0], seed=0, compared=algorithms, others=sorted(others - {algorithms[0]}), **options)
+    kept = {name: plain.config.get(name) for name in ("seed", "episodes_per_iteration", "cost_limit")}
+    initial = replace(plain, algorithm=INITIAL, label=INITIAL, config=kept, left_out=())
     return [initial, *specs]
 
 
@@ -156,12 +161,13 @@ def _report(out: Path, directories: Sequence[Path], specs: "Sequence[RunSpec]", 
     from textsafe_gym.evaluation.files import write_json
     from textsafe_gym.evaluation.report import write_report
     from textsafe_gym.evaluation.summaries import compare_runs, load_run, points_of, tables_of
+    from textsafe_gym.experiments.spec import left_out_of
 
     order = [spec.label for spec in specs]
     runs = sorted(
         (load_run(directory) for directory in directories), key=lambda run: (order.index(run.label), run.seed)
     )
-    comparison = compare_runs(runs)
+    comparison = compare_runs(runs) | {"left_out": left_out_of(specs)}
     write_json(out / "comparison.json", comparison)
     curves = {label: [run.metrics for run in runs if run.label == label] for label in order[1:]}
     labels = {label: comparison["settings"][label]["algorithm"] for label in order}

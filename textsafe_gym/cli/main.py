@@ -89,7 +89,7 @@ class TextsafeGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Imports the command's module; None for an unknown name."""
-        return COMMANDS[cmd_name] if cmd_name in COMMANDS else None
+        return COMMANDS.get(cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

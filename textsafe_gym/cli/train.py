@@ -24,7 +24,7 @@ Examples:
   textsafe train ppo_lagrangian --out runs/lagrangian
   textsafe train reward_shaping --set cost_weight=2 --set env.cost_limit=-1 --episodes 2048 --seed 3
   textsafe train ppo_lagrangian --out runs/lagrangian --resume
-  textsafe train omnisafe:PPOLag --set algo_cfgs.clip=0.1 --out runs/ppolag
+  textsafe train my_package:MyAlgorithm --env my_package:MyTask-v0 --out runs/mine
   textsafe train ppo_lagrangian --out runs/lagrangian --track wandb
   torchrun --nproc_per_node 8 -m textsafe_gym.cli.main train ppo_lagrangian --deepspeed configs/deepspeed/zero2.json
   textsafe train ppo_lagrangian --env mine.yaml --set policy.lora_rank=8 --memory
@@ -61,6 +61,7 @@ def train(
     env: str | None,
     config: str | None,
     assignments: tuple[str, ...],
+    preset: str | None,
     episodes: int | None,
     seed: int | None,
     out: Path | None,
@@ -88,7 +89,15 @@ def train(
                 raise click.UsageError("--resume needs --out DIR, the run to continue", click.get_current_context())
             check_out(out, resume=True)
             config = config or str(out / "config.yaml")
-        spec = build_spec(algorithm, env=env, config=config, assignments=assignments, episodes=episodes, seed=seed)
+        spec = build_spec(
+            algorithm,
+            env=env,
+            config=config,
+            assignments=assignments,
+            episodes=episodes,
+            seed=seed,
+            preset=preset,
+        )
         out = out or Path("runs") / f"{folder_of(algorithm)}-{spec.seed}"
         check_out(out, resume)
         if resume:

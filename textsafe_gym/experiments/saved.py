@@ -10,6 +10,7 @@ from textsafe_gym.config import Settings, merge, parse_assignments, read_yaml, v
 from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.experiments.run import CHECKPOINT, make_env, make_policy, saved_trainer
 from textsafe_gym.experiments.spec import INITIAL, PolicyOptions, RunSpec, resolve_env
+from textsafe_gym.presets import SMALL
 from textsafe_gym.registry import nearest
 
 MODEL = "model"  # what stands for the algorithm where a policy comes without a run
@@ -78,6 +79,7 @@ class SavedRun(BaseModel):
     env: SavedEnv
     policy: dict[str, Any]
     config: SavedConfig
+    preset: str = SMALL
 
 
 def read_spec(path: Path) -> RunSpec:

@@ -20,8 +20,8 @@ from textsafe_gym.config import (
     split_key,
     validate,
 )
-from textsafe_gym.errors import ConfigError
 from textsafe_gym.envs import ENVIRONMENTS
+from textsafe_gym.errors import ConfigError
 from textsafe_gym.presets import SMALL, preset_settings, presets, section_of
 from textsafe_gym.registry import load_object, nearest
 
@@ -277,8 +277,8 @@ def build_spec(
         label += f"[{values}]"
     places = {name: kwargs.where((name,)) for name in kwargs.values}
     env_part = {"id": env_id, "kwargs": kwargs.values}
-    values = resolved.model_dump(mode="json")
-    return RunSpec(algorithm, label, env_part, options, values, preset, places, tuple(left_out))
+    settings = resolved.model_dump(mode="json")
+    return RunSpec(algorithm, label, env_part, options, settings, preset, places, tuple(left_out))
 
 
 def _applicable(
@@ -311,6 +311,17 @@ def _applicable(
         return found
 
     return Settings(kept(given.values, schema, schemas, ()), given.origin), left_out
+
+
+def left_out_of(specs: Sequence[RunSpec]) -> dict[str, list[str]]:
+    """From each setting that was given for several algorithms to those of them that do not have it."""
+    found: dict[str, list[str]] = {}
+    for spec in specs:
+        for key in spec.left_out:
+            found.setdefault(key, [])
+            if spec.algorithm not in found[key]:
+                found[key].append(spec.algorithm)
+    return found
 
 
 def parse_variant(varied: Mapping[str, Any]) -> Settings:
