@@ -5,6 +5,7 @@ are this project's, the same for all algorithms; the update is OmniSafe's own, w
 It learns from the reward less `kl_coefficient` times the KL to the reference, step by step, and from the cost as paid.
 """
 
+import importlib.util
 import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from algos.core.optim import Setup
     from textsafe_gym.types import Rollout
 
+REQUIREMENT = "omnisafe==0.5.0"  # its own requirements cannot be met
 _LOGGED = {
     "Loss/Loss_pi": "actor_loss",
     "Loss/Loss_reward_critic": "reward_critic_loss",
@@ -47,6 +49,13 @@ class RunConfig(BaseModel):
     def group_size(self) -> int:
         """Every episode begins in a state of its own."""
         return 1
+
+
+def remark() -> str:
+    """Whether a stub stands in for a package that OmniSafe imports and does not need here."""
+    if importlib.util.find_spec("safety_gymnasium") is None:
+        return "in the place of safety-gymnasium, which is not needed, stands a stub"
+    return ""
 
 
 def names() -> list[str]:

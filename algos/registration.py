@@ -47,7 +47,18 @@ class Definition:
 
 
 class Family(Protocol):
-    """Algorithms of another library, as "FAMILY:MEMBER"; a module with these functions is one."""
+    """Algorithms of another library, as "FAMILY:MEMBER"; a module with these names is one.
+
+    Attributes:
+        REQUIREMENT: what pip installs with --no-deps, where the library's own pins keep it out of the extra that has
+            the family's name; empty if the extra has all.
+    """
+
+    REQUIREMENT: str
+
+    def remark(self) -> str:
+        """What a user should know of how the library is installed here; mostly nothing."""
+        ...
 
     def names(self) -> list[str]:
         """The members; none where the library is not installed."""
