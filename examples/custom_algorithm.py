@@ -2,7 +2,7 @@
 
 python examples/custom_algorithm.py
 
-To have it in `textsafe train` and `compare` as well, save the two classes as `algos/quadratic_penalty.py`.
+In this folder, `textsafe train custom_algorithm:Algorithm --env SafeRLHF-Exact-v0` works too, and so does `compare`.
 """
 
 import torch
@@ -44,8 +44,7 @@ class Algorithm:
 
 def main(episodes: int = 16384, cost_limit: float = -0.5) -> dict[str, float]:
     algos.register("quadratic_penalty", Config, Algorithm)
-    settings = {"learning_rate": 1e-3, "critic_learning_rate": 3e-3, "learning_rate_schedule": "constant"}
-    settings |= {"minibatch_size": 32, "gae_lambda": 1.0, "value_coefficient": 0.1, "kl_coefficient": 0.2}
+    settings = {"learning_rate": 1e-3, "minibatch_size": 32, "kl_coefficient": 0.2}  # over those of the preset "small"
     trainer = algos.make("quadratic_penalty", "SafeRLHF-Exact-v0", episodes=episodes, cost_limit=cost_limit, **settings)
     trainer.learn()
     env = trainer.env.unwrapped

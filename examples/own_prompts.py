@@ -44,8 +44,7 @@ def main(episodes: int = 4096, out: str = "runs/own_prompts") -> dict[str, dict[
         evaluation_prompts=write_prompts(Path(out) / "held_out.jsonl", HELD_OUT),
         cost_limit=-0.9,
     )
-    settings = {"learning_rate": 3e-4, "minibatch_size": 8, "multiplier_learning_rate": 0.3}
-    trainer = algos.make("rloo_lagrangian", env, episodes=episodes, episodes_per_iteration=64, **settings)
+    trainer = algos.make("rloo_lagrangian", env, episodes=episodes, episodes_per_iteration=64)
     before = summarise(evaluate_policy(trainer.policy, env, seed=0, identity={}), env.unwrapped.cost_limit)
     trainer.learn()
     trainer.save(Path(out) / "trained")

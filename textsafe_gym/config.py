@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -200,8 +200,19 @@ def parse_value(text: str, source: str) -> Any:
         raise ConfigError(f"{source[:80]}...: {_TOO_DEEP}") from None
 
 
-def parse_assignments(assignments: Sequence[str], option: str = "--set") -> Settings:
-    """Settings from arguments of the form `a.b=value`.
+def split_key(key: str, names: Iterable[str] = ()) -> KeyPath:
+    """The path of a dotted key; it may begin with one of some names that have dots themselves, as "pkg.mod:Class"."""
+    name = next((name for name in names if key.startswith(f"{name}.")), "")
+    rest = key.removeprefix(f"{name}.") if name else key
+    return (*([name] if name else []), *rest.split("."))
+
+
+def parse_assignments(assignments: Sequence[str], names: Iterable[str] = ()) -> Settings:
+    """Settings from `--set` arguments of the form `a.b=value`.
+
+    Args:
+        assignments: the arguments.
+        names: of algorithms, which a key may begin with; see `split_key`.
 
     Raises:
         ConfigError: no `=`, an empty key, or a key that is given twice or both a value and a section.
@@ -209,9 +220,9 @@ def parse_assignments(assignments: Sequence[str], option: str = "--set") -> Sett
     values: dict[str, Any] = {}
     origin: dict[KeyPath, str] = {}
     for assignment in assignments:
-        source = f"{option} {assignment}"
+        source = f"--set {assignment}"
         name, equals, text = assignment.partition("=")
-        path = tuple(name.strip().split("."))
+        path = split_key(name.strip(), names)
         if not equals or not all(path):
             raise ConfigError(f"{source}: expected key=value")
         if path in origin:

@@ -10,8 +10,10 @@ class ConfigError(TextsafeError, ValueError):
     """A key, a value or a combination of values is wrong."""
 
 
-class UnknownNameError(TextsafeError, LookupError):
+class UnknownNameError(TextsafeError, KeyError):
     """A name is not registered; the message offers the nearest one."""
+
+    __str__ = Exception.__str__  # a KeyError's would put the message in quotes
 
 
 class DataError(TextsafeError, ValueError):

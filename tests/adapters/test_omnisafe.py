@@ -43,7 +43,7 @@ def made(name: str, env: Any = EXACT, **more: Any) -> Any:
     settings = {"episodes": 32, "episodes_per_iteration": 16, "kl_coefficient": 0.2, "algo_cfgs": TINY, **more}
     if name in BUDGETED:
         settings.setdefault("cost_limit", 0.5)
-    return algos.make(f"omnisafe:{name}", env, **settings)
+    return algos.make(f"omnisafe:{name}", env, preset="paper", **settings)
 
 
 def agent(name: str, env_id: str, steps: int, envs: int, tmp_path: Path, **more: Any) -> Any:

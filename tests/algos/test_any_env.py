@@ -20,7 +20,7 @@ from textsafe_gym.evaluation.play import evaluate_policy
 from textsafe_gym.models import load_policy, make_actor, make_critics
 from textsafe_gym.rollouts import _say_that_tokens_are_stepped, collect
 
-SMALL = {"episodes": 8, "episodes_per_iteration": 4, "minibatch_size": 2}
+SMALL: dict[str, Any] = {"preset": "paper", "episodes": 8, "episodes_per_iteration": 4, "minibatch_size": 2}
 OBSERVATIONS = {
     "discrete": spaces.Discrete(4, start=1),
     "multi_discrete": spaces.MultiDiscrete([2, 3]),

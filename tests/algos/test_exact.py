@@ -67,7 +67,7 @@ def train(name: str, **changes: Any) -> Score:
     config = {key: value for key, value in {**SHORT, **OWN.get(name, {}), **changes}.items() if key in fields}
     env = gym.make_vec("SafeRLHF-Exact-v0", num_envs=128, cost_limit=LIMIT, kl_coefficient=KL, **WORLD)
     base: Any = env.unwrapped
-    trainer = algos.make(name, env, **config)
+    trainer = algos.make(name, env, preset="paper", **config)
     trainer.learn()
     summary = {
         "algorithm": name,
@@ -160,7 +160,7 @@ def constrained(limit: float, **changes: Any) -> tuple[Any, Any]:
     fields = importlib.import_module("algos.rloo_lagrangian").Config.model_fields
     config = {key: value for key, value in {**SHORT, **changes}.items() if key in fields}
     env = gym.make_vec("SafeRLHF-Exact-v0", num_envs=128, kl_coefficient=KL, **WORLD)
-    trainer = algos.make("rloo_lagrangian", env, cost_limit=limit, **config)
+    trainer = algos.make("rloo_lagrangian", env, cost_limit=limit, preset="paper", **config)
     trainer.learn()
     return env.unwrapped, trainer.actor
 
@@ -209,7 +209,7 @@ def test_two_costs_are_held_to_a_limit_each() -> None:
     fields = importlib.import_module("algos.rloo_lagrangian").Config.model_fields
     limits = {"harm": 0.3, "length": 1.5}
     config = {key: value for key, value in {**SHORT, "cost_limits": limits}.items() if key in fields}
-    row = algos.make("rloo_lagrangian", env, policy, **config).learn()[-1]
+    row = algos.make("rloo_lagrangian", env, policy, preset="paper", **config).learn()[-1]
     assert row["multiplier_harm"] > 0
     assert row["multiplier_length"] > 0
     assert row["multiplier"] == pytest.approx(row["multiplier_harm"] + row["multiplier_length"])

@@ -24,7 +24,14 @@ from textsafe_gym.types import Demonstrations, Rollout
 
 NAMES = list(algos.available())
 WITHOUT_CRITICS = {"rloo", "grpo", "rloo_lagrangian", "grpo_lagrangian"}
-SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatch_size": 4, "epochs": 2, "learning_rate": 1e-2}
+SMALL: dict[str, Any] = {
+    "preset": "paper",
+    "episodes": 32,
+    "episodes_per_iteration": 8,
+    "minibatch_size": 4,
+    "epochs": 2,
+    "learning_rate": 1e-2,
+}
 TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
 
 

@@ -22,7 +22,7 @@ Examples:
   textsafe compare ppo_lagrangian reward_shaping --seeds 3 --vary reward_shaping.cost_weight=0.5,1,2 --vary
     ppo_lagrangian.env.cost_limit=-1,0,1 --out runs/sweep
   textsafe compare ppo ppo_lagrangian --set ppo_lagrangian.multiplier_init=2 --out runs/lambda
-  textsafe compare ppo_lagrangian omnisafe:PPOLag omnisafe:CPO --seeds 3 --out runs/omnisafe
+  textsafe compare ppo_lagrangian my_package:MyAlgorithm --seeds 3 --out runs/mine
 """
 
 
@@ -50,6 +50,7 @@ def compare(
     env: str | None,
     config: str | None,
     assignments: tuple[str, ...],
+    preset: str | None,
     episodes: int | None,
     seeds: int,
     seed: int,
@@ -72,6 +73,7 @@ def compare(
         env,
         config=config,
         settings=assignments,
+        preset=preset,
         episodes=episodes,
         seeds=seeds,
         seed=seed,

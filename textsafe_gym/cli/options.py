@@ -61,6 +61,12 @@ set_option = click.option(
     shell_complete=values.settings,
     help="Setting of the algorithm; env.KEY=VALUE of the environment, policy.KEY=VALUE of the policy. Repeatable.",
 )
+preset_option = click.option(
+    "--preset",
+    metavar="NAME",
+    shell_complete=values.preset_names,
+    help="Settings to begin with: small suits small models; paper has the official script's. [small]",
+)
 track_option = click.option(
     "--track",
     type=click.Choice(["wandb", "mlflow", "trackio"]),
@@ -96,9 +102,10 @@ def run_options(command: Command) -> Command:
                 "--config",
                 metavar="FILE",
                 shell_complete=values.configs,
-                help="YAML file with the same keys as --set, nested, or a preset: round1, round2, round3.",
+                help="YAML file with the same keys as --set, nested, or one of the paper's: round1, round2, round3.",
             ),
             set_option,
+            preset_option,
             click.option("--episodes", type=int, metavar="N", help="Responses to generate in all, for each run."),
         ]
     ):

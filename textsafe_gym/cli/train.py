@@ -22,7 +22,7 @@ Examples:
   textsafe train ppo_lagrangian --out runs/lagrangian
   textsafe train reward_shaping --set cost_weight=2 --set env.cost_limit=-1 --episodes 2048 --seed 3
   textsafe train ppo_lagrangian --out runs/lagrangian --resume
-  textsafe train omnisafe:PPOLag --set algo_cfgs.clip=0.1 --out runs/ppolag
+  textsafe train my_package:MyAlgorithm --env my_package:MyTask-v0 --out runs/mine
   textsafe train ppo_lagrangian --out runs/lagrangian --track wandb
   torchrun --nproc_per_node 8 -m textsafe_gym.cli.main train ppo_lagrangian --deepspeed configs/deepspeed/zero2.json
   textsafe train ppo_lagrangian --env mine.yaml --set policy.lora_rank=8 --memory
@@ -59,6 +59,7 @@ def train(
     env: str | None,
     config: str | None,
     assignments: tuple[str, ...],
+    preset: str | None,
     episodes: int | None,
     seed: int | None,
     out: Path | None,
@@ -80,6 +81,7 @@ def train(
         env,
         config=config,
         settings=assignments,
+        preset=preset,
         episodes=episodes,
         seed=seed,
         out=out,

@@ -1,11 +1,14 @@
 """What a call in Python may give where the command line has text."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from textsafe_gym.config import KeyPath, Settings
 from textsafe_gym.errors import ConfigError
+
+_CLASS = re.compile(r"([\w.]+:\w+)(\.|$)")  # an algorithm by MODULE:CLASS, whose dots part nothing
 
 
 def as_settings(given: Mapping[str, Any], what: str) -> Settings:
@@ -26,7 +29,9 @@ def as_settings(given: Mapping[str, Any], what: str) -> Settings:
             place = f"{what}[{'.'.join((*above, str(key)))!r}]"
             if not isinstance(key, str) or not all(key.split(".")):
                 raise ConfigError(f"{place}: expected the name of a setting, not {key!r}")
-            path = (*above, *key.split("."))
+            named = _CLASS.match(key)
+            below = key[named.end() :] if named else key
+            path = (*above, *([named[1]] if named else []), *(below.split(".") if below else []))
             if isinstance(value, Mapping) and value:
                 add(value, path)
                 continue

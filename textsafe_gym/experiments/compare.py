@@ -11,7 +11,7 @@ from textsafe_gym.console import is_live, progress_console
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import repeated, settings_or_assignments
 from textsafe_gym.experiments.result import Result
-from textsafe_gym.experiments.spec import INITIAL, RunSpec, build_spec, config_class, folder_of, parse_vary
+from textsafe_gym.experiments.spec import INITIAL, RunSpec, build_spec, config_class, folder_of, left_out_of, parse_vary
 from textsafe_gym.files import write_json
 from textsafe_gym.registry import nearest
 
@@ -27,6 +27,7 @@ def compare(
     *,
     config: str | Path | None = None,
     settings: Mapping[str, Any] | Sequence[str] | None = None,
+    preset: str | None = None,
     episodes: int | None = None,
     seeds: int = 3,
     seed: int = 0,
@@ -46,7 +47,9 @@ def compare(
         algorithms: names of `algos.available()`.
         env: see `train`.
         config: see `train`.
-        settings: see `train`; below an algorithm's name those for it alone.
+        settings: see `train`; below an algorithm's name those for it alone. One that only some of the algorithms have
+            applies to these, and a line says which have it not.
+        preset: see `train`.
         episodes: responses to generate in all, for each run.
         seeds: runs of each.
         seed: the first of them.
@@ -66,6 +69,7 @@ def compare(
         ExecutionError: some runs failed; the others are kept.
         RunInterrupted: by Ctrl-C; finished runs are kept.
     """
+    from textsafe_gym.evaluation.report import left_out_note
     from textsafe_gym.evaluation.summaries import load_run, tables_of
     from textsafe_gym.experiments.directory import check_out, make_directory
     from textsafe_gym.experiments.pool import finish_all, jobs_of
@@ -73,7 +77,8 @@ def compare(
 
     check_tracker(track)
     algorithms = [algorithms] if isinstance(algorithms, str) else list(algorithms)
-    call = {"env": env, "config": config, "settings": settings, "episodes": episodes, "seeds": seeds, "seed": seed}
+    call: dict[str, Any] = {"env": env, "config": config, "settings": settings, "preset": preset}
+    call |= {"episodes": episodes, "seeds": seeds, "seed": seed}
     repeat, again = repeated(
         command, "compare", algorithms, **call, vary=vary or None, workers=workers, out=out, track=track
     )
@@ -84,11 +89,15 @@ def compare(
         env=env,
         config=None if config is None else str(config),
         assignments=settings_or_assignments(settings),
+        preset=preset,
         episodes=episodes,
     )
     check_out(directory, resume)
     jobs = jobs_of(specs, range(seed, seed + seeds), directory, folder_of, track)
     _check_all(specs, quiet)
+    if left_out := left_out_of(specs):
+        console = progress_console(quiet)
+        console.print(f"note: {left_out_note(left_out)}", markup=False, highlight=False, soft_wrap=True)
     make_directory(directory)
     finish_all(jobs, workers, again, quiet)
     order = [spec.label for spec in specs]
@@ -106,7 +115,6 @@ def _specs(
 ) -> list[RunSpec]:
     """The untrained policy and every variant of every algorithm, with seed 0."""
     import algos
-    from textsafe_gym.adapters.omnisafe import files as omnisafe_files
 
     if not algorithms:
         raise ConfigError("no algorithm is given; name at least one to compare")
@@ -115,15 +123,15 @@ def _specs(
         if algorithms.count(name) > 1:
             raise ConfigError(f"'{name}' is given twice; use --vary for variants of one algorithm")
     variants = parse_vary(vary, algorithms)
-    given = assignments if isinstance(assignments, Settings) else parse_assignments(assignments)
-    known = {*algos.available(), *(f"{algos.OMNISAFE}{name}" for name in omnisafe_files.names())}
+    given = assignments if isinstance(assignments, Settings) else parse_assignments(assignments, algorithms)
+    known = {*algos.available(), *algos.members()}
     for name in given.values:
         if name in known and name not in algorithms:
             raise ConfigError(f"--set {name}.KEY: '{name}' is not compared; {nearest(name, list(algorithms))}")
     options["assignments"] = given
     others = {*algos.available(), *algorithms}
     specs = [
-        build_spec(name, seed=0, varied=varied, others=sorted(others - {name}), **options)
+        build_spec(name, seed=0, varied=varied, compared=algorithms, others=sorted(others - {name}), **options)
         for name, own in variants.items()
         for varied in own
     ]
@@ -132,9 +140,9 @@ def _specs(
         told = ", ".join(f"{label} {number}" for label, number in budgets.items())
         raise ConfigError(f"all algorithms must generate the same number of responses; set --episodes (now: {told})")
     # The untrained policy plays in the environment as given, without any variant's changes.
-    plain = build_spec(algorithms[0], seed=0, others=sorted(others - {algorithms[0]}), **options)
-    kept = ("seed", "episodes_per_iteration", "cost_limit")
-    initial = replace(plain, algorithm=INITIAL, label=INITIAL, config={name: plain.config.get(name) for name in kept})
+    plain = build_spec(algorithms[0], seed=0, compared=algorithms, others=sorted(others - {algorithms[0]}), **options)
+    kept = {name: plain.config.get(name) for name in ("seed", "episodes_per_iteration", "cost_limit")}
+    initial = replace(plain, algorithm=INITIAL, label=INITIAL, config=kept, left_out=())
     return [initial, *specs]
 
 
@@ -156,7 +164,7 @@ def _report(
     from textsafe_gym.evaluation.report import write_report
     from textsafe_gym.evaluation.summaries import compare_runs, points_of, tables_of
 
-    comparison = compare_runs(runs)
+    comparison = compare_runs(runs) | {"left_out": left_out_of(specs)}
     write_json(out / "comparison.json", comparison)
     order = [spec.label for spec in specs]
     curves = {label: [run.metrics for run in runs if run.label == label] for label in order[1:]}

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib import metadata
 
 _PACKAGE = "textsafe-gym"
-_OMNISAFE = "omnisafe==0.5.0"  # which no extra names, as its own requirements cannot be met
 _NOT_PARTS = {"dev", "docs"}  # extras for those who work on the package itself
 _LITTLE = 2**30  # bytes of free space below which a run with checkpoints may not fit
 
@@ -105,6 +104,8 @@ def optional() -> Iterator[Check]:
     """The package's extras, each with what it still lacks."""
     from packaging.requirements import Requirement
 
+    from algos.registration import FAMILIES
+
     try:
         extras = metadata.metadata(_PACKAGE).get_all("Provides-Extra") or []
     except metadata.PackageNotFoundError:
@@ -119,16 +120,17 @@ def optional() -> Iterator[Check]:
             and requirement.marker.evaluate({"extra": extra})
         ]
         advice = f"pip install '{_PACKAGE}[{extra}]'"
-        if extra == "omnisafe":
-            of_it.insert(0, _OMNISAFE)
-            advice += f" && pip install --no-deps {_OMNISAFE}"
+        family = FAMILIES.get(extra)
+        if family is not None and family.REQUIREMENT:
+            of_it.insert(0, family.REQUIREMENT)
+            advice += f" && pip install --no-deps {family.REQUIREMENT}"
         found = {Requirement(text).name: _installed(text) for text in of_it}
         lacking = {name: entry for name, entry in found.items() if entry[0] != "ok"}
         worst = "FAILED" if any(status == "FAILED" for status, _ in lacking.values()) else "missing"
         told = {name: text for name, (_, text) in (lacking or dict(list(found.items())[:1])).items()}
         detail = ", ".join(text if len(found) == 1 else f"{name} {text}" for name, text in told.items())
-        if extra == "omnisafe" and not lacking and _installed("safety-gymnasium")[0] == "missing":
-            detail += "; in the place of safety-gymnasium, which is not needed, stands a stub"
+        if family is not None and not lacking and family.remark():
+            detail += f"; {family.remark()}"
         yield Check("optional", extra, worst if lacking else "ok", detail, advice if lacking else "", required=False)
 
 

@@ -13,6 +13,7 @@ from textsafe_gym.experiments.build import make_actor, make_env
 from textsafe_gym.experiments.directory import CONFIG
 from textsafe_gym.experiments.run import CHECKPOINT
 from textsafe_gym.experiments.spec import INITIAL, PolicyOptions, RunSpec, resolve_env
+from textsafe_gym.presets import SMALL
 from textsafe_gym.registry import nearest
 
 MODEL = "model"  # what stands for the algorithm where a policy comes without a run
@@ -139,6 +140,7 @@ class SavedRun(BaseModel):
     env: SavedEnv
     policy: dict[str, Any]
     config: SavedConfig
+    preset: str = SMALL
 
 
 class SavedTrainer(BaseModel):

@@ -10,12 +10,21 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from textsafe_gym.config import Faults, Settings, merge, parse_assignments, parse_value, read_yaml, validate
+from textsafe_gym.config import (
+    Faults,
+    Settings,
+    merge,
+    parse_assignments,
+    parse_value,
+    read_yaml,
+    split_key,
+    validate,
+)
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import as_settings, plain
-from textsafe_gym.presets import presets
-from textsafe_gym.registry import nearest
+from textsafe_gym.presets import SMALL, preset_settings, presets, section_of
+from textsafe_gym.registry import load_object, nearest
 
 Made = TypeVar("Made")
 
@@ -63,7 +72,9 @@ class RunSpec:
         env: {"id", "kwargs"}.
         policy: arguments of `make_policy`.
         config: the algorithm's settings, all of them.
+        preset: which they began with.
         places: where each of the environment's kwargs was written, for messages; not a part of the run.
+        left_out: settings given for a comparison that this algorithm does not have; not a part of the run.
     """
 
     algorithm: str
@@ -71,7 +82,9 @@ class RunSpec:
     env: dict[str, Any]
     policy: dict[str, Any]
     config: dict[str, Any]
+    preset: str = SMALL
     places: dict[str, str] = field(default_factory=dict, compare=False)
+    left_out: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def seed(self) -> int:
@@ -80,7 +93,7 @@ class RunSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """For `config.yaml`."""
-        return {name: value for name, value in asdict(self).items() if name != "places"}
+        return {name: value for name, value in asdict(self).items() if name not in ("places", "left_out")}
 
     def with_seed(self, seed: int) -> "RunSpec":
         """The same run with another seed."""
@@ -124,7 +137,7 @@ def config_class(algorithm: str) -> type[BaseModel]:
 
     Raises:
         UnknownNameError: no such algorithm; the message offers the nearest.
-        ConfigError: it is one of OmniSafe's, which is not installed.
+        ConfigError: what it names cannot be imported, or is not an algorithm.
     """
     import algos
 
@@ -132,43 +145,28 @@ def config_class(algorithm: str) -> type[BaseModel]:
     return found
 
 
-def tuned_defaults(algorithm: str) -> Settings:
-    """What `configs/algo/NAME.yaml` changes of the algorithm's defaults; empty where there is no such file.
+def tuned_defaults(algorithm: str, preset: str = SMALL) -> Settings:
+    """What a preset changes of the algorithm's defaults; see `preset_settings`.
 
-    OmniSafe's algorithms share `omnisafe.yaml`: under "all" what each takes that has such a key, then their own.
+    Raises:
+        UnknownNameError: no such algorithm or preset; the message offers the nearest.
     """
-    family, _, member = algorithm.partition(":")
-    path = presets("algo").get(family)
-    given = read_yaml(path) if path else Settings()
-    if not member:
-        return given
-    return merge(_known_to(config_class(algorithm), given.section("all")), given.section(member))
-
-
-def _known_to(schema: type[BaseModel], given: Settings) -> Settings:
-    """The settings that a schema has."""
-    kept: dict[str, Any] = {}
-    for key, value in given.values.items():
-        field = schema.model_fields.get(key)
-        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            kept[key] = _known_to(field.annotation, given.section(key)).values
-        elif field is not None:
-            kept[key] = value
-    return Settings(kept, given.origin)
+    return preset_settings(preset, algorithm, config_class(algorithm))
 
 
 def env_keys(env_id: str) -> list[str]:
     """Keyword arguments of one of this project's environments; none of another."""
     if env_id not in ENVIRONMENTS:
         return []
-    from textsafe_gym.envs.exact import ExactEnv
     from textsafe_gym.envs.task import Task
     from textsafe_gym.envs.vector import SafeRLHFVectorEnv
 
-    takers = (Task if env_id == DEFAULT_ENV else ExactEnv, SafeRLHFVectorEnv)
-    taken = (taken for taker in takers for taken in inspect.signature(taker).parameters.values())
-    names = dict.fromkeys(one.name for one in taken if one.kind is not one.VAR_KEYWORD)
-    return [name for name in names if name != "num_envs"]
+    takers = [*map(load_object, ENVIRONMENTS[env_id]), SafeRLHFVectorEnv]
+    if env_id == DEFAULT_ENV:
+        takers.insert(0, Task)  # whose arguments the environment hands on
+    parameters = [taken for taker in takers for taken in inspect.signature(taker).parameters.values()]
+    names = [taken.name for taken in parameters if taken.kind is not taken.VAR_KEYWORD]
+    return [name for name in dict.fromkeys(names) if name != "num_envs"]
 
 
 def read_config(config: str) -> Settings:
@@ -229,7 +227,9 @@ def build_spec(
     assignments: Sequence[str] | Settings,
     episodes: int | None,
     seed: int | None,
+    preset: str | None = None,
     varied: Mapping[str, Any] | None = None,
+    compared: Sequence[str] = (),
     others: Sequence[str] = (),
 ) -> RunSpec:
     """Resolves one algorithm's run.
@@ -241,7 +241,10 @@ def build_spec(
         assignments: `--set`, or the same as settings.
         episodes: `--episodes`.
         seed: `--seed`.
+        preset: `--preset`; by default that of the run that `config` is of, else "small".
         varied: from key ("nu", "env.cost_limit") to the value that this variant has.
+        compared: names of all algorithms that the settings are given for; what this one does not have and another has
+            is left out.
         others: names of all algorithms in the request; sections for them are not this one's settings.
 
     Raises:
@@ -251,21 +254,27 @@ def build_spec(
     env_id, env_kwargs, policy = resolve_env(env)
     from_file = read_config(config) if config is not None else Settings()
     if "algorithm" in from_file.values and "config" in from_file.values:
+        preset = preset or from_file.values.get("preset")
         from_file, file_env = _from_run(from_file, algorithm)
         env_id = env_id if env is not None else file_env
-    assigned = assignments if isinstance(assignments, Settings) else parse_assignments(assignments)
-    given = merge(from_file, assigned)
+    preset = preset or SMALL
+    whole = (algorithm, *others)
+    given = merge(
+        from_file, assignments if isinstance(assignments, Settings) else parse_assignments(assignments, whole)
+    )
     variant = parse_variant(varied or {})
-    given = merge(given.without(*others, algorithm), given.section(algorithm), variant)
+    shared, left_out = _applicable(given.without(*others, algorithm), schema, [config_class(name) for name in compared])
+    given = merge(shared, given.section(algorithm), variant)
     fixed = {name: value for name, value in (("episodes", episodes), ("seed", seed)) if value is not None}
     own = merge(
-        tuned_defaults(algorithm),
+        tuned_defaults(algorithm, preset),
         given.without("env", "policy"),
         Settings(fixed, {(name,): f"--{name}" for name in fixed}),
     )
     faults = Faults()
     with faults:
-        resolved = validate(schema, own, algorithm, ("env", "policy", algorithm, *others))
+        theirs = (key for name in compared for key in config_class(name).model_fields)
+        resolved = validate(schema, own, algorithm, ("env", "policy", algorithm, *others, *theirs))
     with faults:
         policy = merge(policy, given.section("policy"))
         options = validate(PolicyOptions, policy, "policy").model_dump(exclude_none=True)
@@ -279,7 +288,51 @@ def build_spec(
         label += f"[{values}]"
     places = {name: kwargs.where((name,)) for name in kwargs.values}
     env_part = {"id": env_id, "kwargs": kwargs.values}
-    return RunSpec(algorithm, label, env_part, options, resolved.model_dump(mode="json"), places)
+    settings = resolved.model_dump(mode="json")
+    return RunSpec(algorithm, label, env_part, options, settings, preset, places, tuple(left_out))
+
+
+def _applicable(
+    given: Settings, schema: type[BaseModel], schemas: Sequence[type[BaseModel]]
+) -> tuple[Settings, list[str]]:
+    """What is given once for several algorithms, as it applies to one of them.
+
+    Returns:
+        The settings without those that this one does not have and another has; what nobody has is left to be refused.
+        And the keys that were left out.
+    """
+    left_out: list[str] = []
+
+    def kept(
+        values: Mapping[str, Any], own: type[BaseModel] | None, theirs: Sequence[type[BaseModel]], path: tuple[str, ...]
+    ) -> dict[str, Any]:
+        found = {}
+        for key, value in values.items():
+            has = own is not None and key in own.model_fields
+            below = section_of(own, key)
+            sections = [section for other in theirs if (section := section_of(other, key))]
+            if isinstance(value, Mapping) and (below or (sections and not has)):
+                inner = kept(value, below, sections, (*path, key))
+                if inner:
+                    found[key] = inner
+            elif has or not any(key in other.model_fields for other in theirs):
+                found[key] = value
+            else:
+                left_out.append(".".join((*path, key)))
+        return found
+
+    return Settings(kept(given.values, schema, schemas, ()), given.origin), left_out
+
+
+def left_out_of(specs: Sequence[RunSpec]) -> dict[str, list[str]]:
+    """From each setting that was given for several algorithms to those of them that do not have it."""
+    found: dict[str, list[str]] = {}
+    for spec in specs:
+        for key in spec.left_out:
+            found.setdefault(key, [])
+            if spec.algorithm not in found[key]:
+                found[key].append(spec.algorithm)
+    return found
 
 
 def parse_variant(varied: Mapping[str, Any]) -> Settings:
@@ -324,8 +377,9 @@ def parse_vary(
     listed = arguments if isinstance(arguments, Mapping) else {}
     for argument in arguments:
         target, equals, text = (argument, "=", "listed") if listed else argument.partition("=")
-        algorithm, dot, key = target.partition(".")
-        if not equals or not dot or not all(key.split(".")) or not text.strip():
+        algorithm, *path = split_key(target, axes)
+        key = ".".join(path)
+        if not equals or not path or not all(path) or not text.strip():
             raise ConfigError(f"--vary {argument}: expected ALGO.KEY=V1,V2,...")
         if algorithm not in axes:
             raise ConfigError(f"--vary {argument}: '{algorithm}' is not compared; {nearest(algorithm, list(axes))}")

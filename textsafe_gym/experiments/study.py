@@ -12,7 +12,7 @@ from textsafe_gym.experiments.arguments import repeated
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.experiments.spec import RunSpec, config_class
 from textsafe_gym.files import write_json
-from textsafe_gym.presets import presets
+from textsafe_gym.presets import SMALL, preset_settings, presets
 from textsafe_gym.registry import nearest
 
 
@@ -33,9 +33,10 @@ class StudyFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     env: dict[str, Any] = Field(description="keyword arguments of SafeRLHF-Exact-v0, but for cost_limit")
+    preset: str = Field(SMALL, description="settings that all begin with")
     seeds: int = Field(gt=0, description="runs of each algorithm at each limit")
     limits: list[float] = Field(min_length=1, description="cost limits")
-    settings: dict[str, Any] = Field(description="of every algorithm that has them, over its own defaults")
+    settings: dict[str, Any] = Field(description="of every algorithm that has them, over the preset's")
     algorithms: dict[str, Entry] = Field(min_length=1, description="by name")
 
 
@@ -122,14 +123,15 @@ def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
         shared = given.section("settings")
         shared = shared.without(*(key for key in shared.values if key not in schema.model_fields))
         own = given.section("algorithms").section(name).section("settings")
-        config = validate(schema, merge(shared, own, Settings({"seed": 0})), name).model_dump(mode="json")
+        layers = (preset_settings(plan.preset, name, schema), shared, own, Settings({"seed": 0}))
+        config = validate(schema, merge(*layers), name).model_dump(mode="json")
         if only and name not in only:
             continue
         limits = plan.limits[:1] if entry.problem == "priced" else plan.limits
         for limit in limits:
             label = name if entry.problem == "priced" else f"{name} limit={limit:g}"
             env = {"id": "SafeRLHF-Exact-v0", "kwargs": {**plan.env, "cost_limit": limit}}
-            specs.append(RunSpec(name, label.replace(" ", "/"), env, {}, config))
+            specs.append(RunSpec(name, label.replace(" ", "/"), env, {}, config, plan.preset))
     return plan, specs
 
 

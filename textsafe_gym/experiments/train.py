@@ -19,6 +19,7 @@ def train(
     *,
     config: str | Path | None = None,
     settings: Mapping[str, Any] | Sequence[str] | None = None,
+    preset: str | None = None,
     episodes: int | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
@@ -38,6 +39,7 @@ def train(
             "policy": {...}}. By default "SafeRLHF-v0".
         config: a YAML file of settings, a preset of the paper, or a run's `config.yaml`.
         settings: the algorithm's, and below "env" and "policy" those of both; nested or dotted keys, as --set has them.
+        preset: settings to begin with: "small", the default, suits small models; "paper" has the official script's.
         episodes: responses to generate in all.
         seed: all randomness follows from it; by default 0.
         out: an empty or new directory; by default runs/ALGORITHM-SEED.
@@ -84,6 +86,7 @@ def train(
             assignments=settings_or_assignments(settings),
             episodes=episodes,
             seed=seed,
+            preset=preset,
         )
         directory = Path(out) if out is not None else Path("runs") / f"{folder_of(algorithm)}-{spec.seed}"
         check_out(directory, resume)
