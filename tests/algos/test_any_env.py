@@ -14,6 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import algos
 from tests.helpers import cmdps
+from tests.helpers.rounding import same_tensors
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, ModelError, UnknownNameError
 from textsafe_gym.evaluation.play import evaluate_policy
@@ -94,7 +95,9 @@ def test_observations_are_flattened_as_gymnasium_does(kind: str, mode: Autoreset
     with torch.no_grad():
         torch.testing.assert_close(rollout.final_reward_values, policy.reward_critic(last).squeeze(-1))
     policy.save(tmp_path / "policy")
-    assert torch.equal(load_policy(tmp_path / "policy").rollout(env, seed=1).actions, rollout.actions)
+    loaded = load_policy(tmp_path / "policy")
+    assert same_tensors(policy, loaded)
+    assert torch.equal(loaded.rollout(env, seed=1).actions, rollout.actions)
 
 
 def test_ids_instances_wrappers_and_vectors(registered: str) -> None:

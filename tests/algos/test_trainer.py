@@ -18,6 +18,7 @@ from torch import Tensor
 import algos
 from algos.core.loop import concatenate
 from tests.helpers.cmdps import Bandit, Crossing, Tracking, vector
+from tests.helpers.rounding import MLP, same_tensors
 from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
 from textsafe_gym.models import make_policy
 from textsafe_gym.types import Demonstrations
@@ -63,7 +64,7 @@ def test_metrics_have_the_agreed_names(name: str) -> None:
         agreed |= {"multiplier", "cost_critic_loss"}
     assert agreed <= row.keys()
     assert all(isinstance(value, int | float) and math.isfinite(value) for value in row.values())
-    assert row["kl"] == 0.0  # the policy still is its reference
+    assert abs(row["kl"]) <= 8 * MLP  # the policy still is its reference: rounding alone, in each of 8 steps
     assert 4 <= row["response_length"] <= 8
 
 
@@ -97,7 +98,8 @@ def test_saving_twice_replaces_and_the_policy_loads_alone(tmp_path: Path) -> Non
     assert len(state["constraints.costs."]) == 32
     policy = make_policy(vector(Crossing, 1), model=target / "policy")
     x = torch.rand(5, 3)
-    assert torch.equal(policy.actor(x), trainer.policy.actor(x))  # type: ignore[attr-defined]
+    assert same_tensors(policy, trainer.policy)
+    torch.testing.assert_close(policy.actor(x), trainer.policy.actor(x), atol=MLP, rtol=0)  # type: ignore[attr-defined]
 
 
 def test_a_crash_between_the_renames_loses_nothing(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_the_ratio_is_one_on_the_first_minibatch() -> None:
     policy.evaluate = spy  # type: ignore[method-assign]
     trainer.algorithm.update(batch, torch.Generator().manual_seed(0))
     assert len(deviations) == 4  # 2 epochs of 2 minibatches
-    assert deviations[0] < 1e-6
+    assert deviations[0] < MLP
     assert min(deviations[1:]) > 1e-4
 
 
