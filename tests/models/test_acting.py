@@ -8,9 +8,9 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from tests.helpers.rounding import TINY
 import textsafe_gym  # noqa: F401 (registers the environment)
 from tests.helpers.models_doubles import KINDS, make_lm, make_tokenizer
+from tests.helpers.rounding import TINY
 from textsafe_gym.models.acting import TokenActor
 from textsafe_gym.models.causal_lm import CausalLMPolicy
 

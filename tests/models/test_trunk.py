@@ -13,9 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tests.helpers.rounding import TINY, same_tensors, tiny_gradient
 import textsafe_gym  # noqa: F401  registers the environments
 from tests.helpers.models_doubles import WORDS, TextVectorEnv, make_lm, make_tokenizer
+from tests.helpers.rounding import TINY, same_tensors, tiny_gradient
 from textsafe_gym.cli.main import main
 from textsafe_gym.data.readers import Preference
 from textsafe_gym.errors import ConfigError, ModelError
