@@ -48,6 +48,35 @@ def tiny_gradient(tokens: int) -> float:
 MLP = rounding(terms=64, depth=3)
 
 
+def assert_same_updates(
+    found: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
+    start: dict[str, torch.Tensor],
+    gradient_error: float,
+) -> None:
+    """Two runs of Adam moved each part of a policy (`model`, `actor`, a critic) from `start` to the same place.
+
+    Adam divides a gradient by its size, so that one which is as small as its rounding error moves its weight by a whole
+    step in any direction: no bound on a single weight says anything. With gradients off by the share r of a typical
+    one, a weight whose gradient is the share x of it errs by r/x of its step, at most by all of it. Where x is spread
+    evenly, the mean square of that is r + r²·∫dx/x² from r to 1, under 2·r, and the whole vector is off by about the
+    share √(2·r) of the way it went, where r is a standard deviation.
+
+    Args:
+        found: one run's tensors; the part is the name up to the first dot.
+        expected: the other's.
+        start: before both.
+        gradient_error: six times r, as `rounding` has it.
+    """
+    assert found.keys() == expected.keys()
+    for part in {name.partition(".")[0] for name in expected}:
+        names = [name for name in expected if name.partition(".")[0] == part]
+        apart = math.hypot(*(float((found[name] - expected[name]).norm()) for name in names))
+        moved = math.hypot(*(float((expected[name] - start[name]).norm()) for name in names))
+        print("MEASURE", part, apart / max(moved, 1e-30), math.sqrt(2 * gradient_error / 6))
+        assert apart <= math.sqrt(2 * gradient_error / 6) * moved, f"{part}: {apart / moved} of the way apart"
+
+
 def same_tensors(ours: Any, theirs: Any) -> bool:
     """Whether two modules, or two dicts of tensors, hold the same names and bits."""
     one, other = (x if isinstance(x, dict) else x.state_dict() for x in (ours, theirs))
