@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test docs linkcheck clean
+.PHONY: demo test test-processors docs linkcheck clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,9 @@ test: $(VENV)/.installed-dev  ## lint, types, tests
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not timing" --numprocesses 2 --dist loadfile
 	$(BIN)/pytest -m timing
+
+test-processors: $(VENV)/.installed-dev  ## the tests as older processors round, with two threads, in random order
+	PYTEST=$(BIN)/pytest tests/any_processor.sh
 
 docs: $(VENV)/.installed-dev  ## the documentation as HTML, in build/docs
 	$(BIN)/sphinx-build -E -W --keep-going -n textsafe_gym/docs build/docs

@@ -1,6 +1,7 @@
 """Fixtures that tests of several folders share."""
 
 import os
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.helpers.texts import PROMPTS, digest_scorer, word_tokenizer
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of each file in a random order, and the files, where RANDOM_ORDER names a seed."""
+    if seed := os.environ.get("RANDOM_ORDER"):
+        draw = random.Random(seed)
+        draw.shuffle(items)
+        files = {item.path: draw.random() for item in items}  # whose fixtures are made once
+        items.sort(key=lambda item: files[item.path])
 
 
 @pytest.fixture(autouse=True)

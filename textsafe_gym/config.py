@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -16,11 +17,33 @@ from textsafe_gym.registry import nearest
 
 Config = TypeVar("Config", bound=BaseModel)
 KeyPath = tuple[str, ...]
-_TOO_DEEP = "nested too deeply, or within itself"
+_DEEPEST = 64  # levels; the parser takes three of Python's 1000 frames for each, whoever called it
+_TOO_DEEP = f"nested too deeply, over {_DEEPEST} levels, or within itself"
+_JSON_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')  # strings as a whole, so that theirs are not counted
+
+
+class _TooDeep(yaml.MarkedYAMLError):
+    """Counted, and not left to Python's limit, which depends on how deep the caller's stack already is."""
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which `1e-5` is a number, as it is everywhere else (YAML 1.1 wants `1.0e-5`)."""
+
+    _level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """With a bound on the depth, where an alias counts as what it stands for."""
+        mark, alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
+        self._level += 1
+        node: Any = super().compose_node(parent, index) if self._level <= _DEEPEST else None
+        if node is not None and not alias:
+            inner = [x for pair in node.value for x in pair] if isinstance(node, yaml.MappingNode) else node.value
+            node.levels = 1 + max((x.levels for x in inner if isinstance(x, yaml.Node)), default=0)
+        # What is not composed yet has no levels: an alias of it lies within itself.
+        if node is None or self._level - 1 + getattr(node, "levels", _DEEPEST) > _DEEPEST:
+            raise _TooDeep(problem=_TOO_DEEP, problem_mark=mark)
+        self._level -= 1
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """With the line of what has the form, or the tag, of a date or a number and is none, such as 2024-13-01."""
@@ -135,7 +158,7 @@ def read_yaml(path: str | Path) -> Settings:
         _lines(node, (), str(path), origin, faults)
         faults.check()
         values = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise _refused(path, error) from None
     if values is None:
         return Settings()
@@ -153,6 +176,8 @@ def read_json(path: str | Path) -> Settings:
     text = _text_of(path)
     origin: dict[KeyPath, str] = {}
     faults = Faults()
+    if _json_depth(text) > _DEEPEST:
+        raise ConfigError(f"{path}: {_TOO_DEEP}")
     try:
         values = json.loads(text)
         if not isinstance(values, dict):
@@ -161,22 +186,26 @@ def read_json(path: str | Path) -> Settings:
         _lines(yaml.compose(text.replace("\t", " "), Loader=_Loader), (), str(path), origin, faults)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}: no JSON: {error.msg}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise _refused(path, error) from None
     faults.check()
     return Settings(values, origin)
 
 
-def _refused(path: str | Path, error: yaml.YAMLError | RecursionError) -> ConfigError:
+def _json_depth(text: str) -> int:
+    """The most brackets that are open at once."""
+    steps = ({"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0) for found in _JSON_BRACKETS.finditer(text))
+    return max(accumulate(steps), default=0)
+
+
+def _refused(path: str | Path, error: yaml.YAMLError) -> ConfigError:
     """What to tell of a file that the YAML parser does not take."""
-    if isinstance(error, RecursionError):
-        return ConfigError(f"{path}: {_TOO_DEEP}")
     mark = getattr(error, "problem_mark", None)
     place = f"{path}:{mark.line + 1}" if mark else str(path)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     if "'\\t'" in problem:
         problem = "a tab, where YAML wants spaces"
-    return ConfigError(f"{place}: not valid YAML: {problem}")
+    return ConfigError(f"{place}: {problem}" if isinstance(error, _TooDeep) else f"{place}: not valid YAML: {problem}")
 
 
 def _text_of(path: str | Path) -> str:
@@ -194,10 +223,10 @@ def parse_value(text: str, source: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
+    except _TooDeep:
+        raise ConfigError(f"{source[:80]}...: {_TOO_DEEP}") from None
     except yaml.YAMLError:
         raise ConfigError(f"{source}: the value {text!r} is not valid YAML; quote it") from None
-    except RecursionError:
-        raise ConfigError(f"{source[:80]}...: {_TOO_DEEP}") from None
 
 
 def split_key(key: str, names: Iterable[str] = ()) -> KeyPath:

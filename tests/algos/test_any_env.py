@@ -14,6 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import algos
 from tests.helpers import cmdps
+from tests.helpers.rounding import same_tensors
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, ModelError, UnknownNameError
 from textsafe_gym.evaluation.play import evaluate_policy
@@ -96,7 +97,9 @@ def test_observations_are_flattened_as_gymnasium_does(kind: str, mode: Autoreset
     with torch.no_grad():
         torch.testing.assert_close(rollout.final_reward_values, critics.values(last)["reward"])
     actor.save(tmp_path / "policy")
-    assert torch.equal(collect(load_policy(tmp_path / "policy"), env, 1).actions, rollout.actions)
+    loaded = load_policy(tmp_path / "policy")
+    assert same_tensors(actor, loaded)
+    assert torch.equal(collect(loaded, env, 1).actions, rollout.actions)
 
 
 def test_ids_instances_wrappers_and_vectors(registered: str) -> None:

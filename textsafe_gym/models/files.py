@@ -15,6 +15,7 @@ from textsafe_gym.models.texts import end_with_turn
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
+_ALIGNMENT = 64  # bytes, of torch's allocator on CPUs
 
 
 def one_line(error: BaseException) -> str:
@@ -138,7 +139,19 @@ def load_pretrained(
     odd = missing + sorted(str(k[0] if isinstance(k, tuple) else k) for k in report["mismatched_keys"])
     if odd:
         raise ModelError(f"{what} '{source}' lacks {len(odd)} tensors or has them in another shape, first '{odd[0]}'")
-    return model.eval()
+    return _aligned(model.eval())
+
+
+def _aligned(model: Any) -> Any:
+    """Copies the weights that lie at any place of a mapped file to where torch's allocator puts tensors.
+
+    Kernels of some processors add in another order where the data begin at another place, so that the same weights,
+    saved and loaded again, would differ in a score's last bit.
+    """
+    for x in (*model.parameters(), *model.buffers()):
+        if x.device.type == "cpu" and x.data_ptr() % _ALIGNMENT:
+            x.data = x.data.clone()
+    return model
 
 
 def load_config(source: str | Path, what: str) -> Any:
