@@ -1,6 +1,5 @@
 """Several processes against one: the same episodes, metrics and policy, and errors that name the process."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -23,9 +22,6 @@ from textsafe_gym.models import adapters
 from textsafe_gym.models.causal_lm import CausalLMPolicy
 from textsafe_gym.models.mlp import MLPPolicy
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install '.[deepspeed]'"
-)
 STAGES = ["zero0", "zero1", "zero2", "zero3"]
 TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
 WORKER = Path(__file__).parents[1] / "helpers" / "distributed_worker.py"
