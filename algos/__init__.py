@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from textsafe_gym.errors import ConfigError, RunError, UnknownNameError
+from textsafe_gym.extras import require
 from textsafe_gym.registry import nearest
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from textsafe_gym.parallel.process_group import ProcessGroup
     from textsafe_gym.types import Demonstrations, Policy
 
+require("train")
 
 OMNISAFE = "omnisafe:"
 

@@ -22,7 +22,8 @@ Examples:
 """
 _PACKAGE = "textsafe-gym"
 _OMNISAFE = "omnisafe==0.5.0"  # which no extra names, as its own requirements cannot be met
-_NOT_PARTS = {"dev", "docs"}  # extras for those who work on the package itself
+_NEEDED = "train"  # the extra that the commands themselves are a part of
+_NOT_PARTS = {_NEEDED, "dev", "docs"}  # the latter are for those who work on the package itself
 _LITTLE = 2**30  # bytes of free space below which a run with checkpoints may not fit
 _COLOURS = {"ok": "green", "missing": "yellow", "FAILED": "bold red"}
 
@@ -77,7 +78,7 @@ def versions() -> Iterator[Check]:
     try:
         own = metadata.metadata(_PACKAGE)
     except metadata.PackageNotFoundError:
-        yield Check("versions", _PACKAGE, "FAILED", "not installed", f"pip install {_PACKAGE}")
+        yield Check("versions", _PACKAGE, "FAILED", "not installed", f"pip install '{_PACKAGE}[{_NEEDED}]'")
         return
     yield Check("versions", _PACKAGE, "ok", own["Version"])
     wanted = SpecifierSet(own["Requires-Python"])
@@ -85,7 +86,7 @@ def versions() -> Iterator[Check]:
     yield Check("versions", "python", fits, f"{platform.python_version()} ({sys.executable})")
     for text in metadata.requires(_PACKAGE) or []:
         requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": _NEEDED}):
             status, found = _installed(text)
             advice = "" if status == "ok" else f"pip install '{requirement.name}{requirement.specifier}'"
             yield Check("versions", requirement.name, status, found, advice)
