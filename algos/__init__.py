@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from algos.registration import available, config_class, definition, members, register
 from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.extras import require
 from textsafe_gym.presets import SMALL, preset_settings
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from textsafe_gym.parallel.process_group import ProcessGroup
     from textsafe_gym.protocols import Actor, Critics
     from textsafe_gym.types import Demonstrations, Preferences
+
+require("train")
 
 __all__ = [
     "available",

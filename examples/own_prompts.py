@@ -32,7 +32,7 @@ def write_prompts(path: Path, openings: list[str]) -> Path:
         for task in tasks
         for opening in openings
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 

@@ -3,12 +3,14 @@
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tests.helpers.installs import install_wheel
 from tests.helpers.texts import PROMPTS, digest_scorer, word_tokenizer
 
 
@@ -31,6 +33,12 @@ def _alone() -> Iterator[None]:
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def wheel_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to put on PYTHONPATH, into which a wheel of this package was installed, without what it requires."""
+    return install_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")

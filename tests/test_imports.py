@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Each room of `textsafe_gym` and what it may import of the others; `algos` stands between `rollouts` and `experiments`.
-GROUND = {"types", "registry", "errors", "files", "config", "presets", "installation", "protocols"}
+GROUND = {"types", "registry", "errors", "files", "config", "presets", "installation", "protocols", "extras"}
 ALLOWED = {
     "textsafe_gym.errors": set(),
+    "textsafe_gym.extras": {"errors"},
     "textsafe_gym.console": set(),
     "textsafe_gym.files": {"errors"},
     "textsafe_gym.registry": {"errors"},
@@ -28,11 +29,11 @@ ALLOWED = {
     "textsafe_gym.fitting": GROUND | {"data", "models"},
     "textsafe_gym.embedded_world": GROUND | {"data", "models", "fitting"},
     "textsafe_gym.envs": GROUND | {"data", "models", "embedded_world"},
-    "textsafe_gym.tracking": {"errors", "files"},
+    "textsafe_gym.tracking": {"errors", "extras", "files"},
     "textsafe_gym.adapters": GROUND | {"data", "models", "envs", "parallel"},
     "textsafe_gym.evaluation": GROUND | {"data", "models", "fitting", "envs", "parallel"},
 }
-SEES_ALL = {"textsafe_gym.experiments", "textsafe_gym.cli", "textsafe_gym.docs"}
+SEES_ALL = {"textsafe_gym.experiments", "textsafe_gym.cli", "textsafe_gym.__main__", "textsafe_gym.docs"}
 ALGOS_MAY = {f"textsafe_gym.{room}" for room in (*GROUND, "models", "parallel")}
 FOREIGN = {"algos/omnisafe.py": {"textsafe_gym.adapters"}}  # algorithms of another library, through its adapter
 NOT_IN_ALGOS = {"transformers", "tokenizers"}

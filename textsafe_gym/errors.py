@@ -28,6 +28,10 @@ class ScoreError(TextsafeError, ValueError):
     """A reward or cost model returned something other than n finite numbers."""
 
 
+class MissingExtraError(TextsafeError, ImportError):
+    """Something is not installed that one of the package's extras installs."""
+
+
 class RunError(TextsafeError, ValueError):
     """A run directory cannot be read, written or resumed."""
 

@@ -290,8 +290,6 @@ def test_the_nearest_name_is_offered(arguments: list[str], expected: str, tmp_pa
 def test_faults_in_files_are_told_at_once_by_line(
     option: str, text: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if option == "--deepspeed":
-        pytest.importorskip("deepspeed")
     monkeypatch.chdir(tmp_path)
     name = "f.json" if option == "--deepspeed" else "f.yaml"
     Path(name).write_text(text)
@@ -355,8 +353,6 @@ def test_every_command_has_examples_that_parse(path: tuple[str, ...]) -> None:
 
 
 def test_keys_of_omnisafes_are_those_of_the_list(capsys: pytest.CaptureFixture[str]) -> None:
-    if "omnisafe:CPO" not in algorithm_names():
-        pytest.skip("OmniSafe is not installed")
     with pytest.raises(SystemExit):
         main(["algos", "omnisafe:CPO", "--json"])
     listed = {row["key"]: row["about"] for row in json.loads(capsys.readouterr().out)}

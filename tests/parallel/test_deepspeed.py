@@ -1,6 +1,5 @@
 """Several processes against one: the same episodes, metrics and policy, and errors that name the process."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -24,9 +23,6 @@ from textsafe_gym.models import adapters
 from textsafe_gym.models.causal_lm import CausalLMPolicy
 from textsafe_gym.models.mlp import MLPPolicy
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install '.[deepspeed]'"
-)
 STAGES = ["zero0", "zero1", "zero2", "zero3"]
 TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
 # A minibatch's gradient is a sum over up to 7 responses of up to 9 tokens.

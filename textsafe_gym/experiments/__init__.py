@@ -4,6 +4,10 @@ The commands of the same names do nothing else, so that a call here and a comman
 directories. Importing this loads no model library.
 """
 
+from textsafe_gym.extras import require
+
+require("train")
+
 from textsafe_gym.experiments.compare import compare
 from textsafe_gym.experiments.evaluate import evaluate
 from textsafe_gym.experiments.pareto import pareto

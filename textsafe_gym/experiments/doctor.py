@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata
 
 _PACKAGE = "textsafe-gym"
-_NOT_PARTS = {"dev", "docs"}  # extras for those who work on the package itself
+_NEEDED = "train"  # the extra that the commands themselves are a part of
+_NOT_PARTS = {_NEEDED, "dev", "docs"}  # the latter are for those who work on the package itself
 _LITTLE = 2**30  # bytes of free space below which a run with checkpoints may not fit
 
 
@@ -54,7 +55,7 @@ def versions() -> Iterator[Check]:
     try:
         own = metadata.metadata(_PACKAGE)
     except metadata.PackageNotFoundError:
-        yield Check("versions", _PACKAGE, "FAILED", "not installed", f"pip install {_PACKAGE}")
+        yield Check("versions", _PACKAGE, "FAILED", "not installed", f"pip install '{_PACKAGE}[{_NEEDED}]'")
         return
     yield Check("versions", _PACKAGE, "ok", own["Version"])
     wanted = SpecifierSet(own["Requires-Python"])
@@ -62,7 +63,7 @@ def versions() -> Iterator[Check]:
     yield Check("versions", "python", fits, f"{platform.python_version()} ({sys.executable})")
     for text in metadata.requires(_PACKAGE) or []:
         requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": _NEEDED}):
             status, found = _installed(text)
             advice = "" if status == "ok" else f"pip install '{requirement.name}{requirement.specifier}'"
             yield Check("versions", requirement.name, status, found, advice)

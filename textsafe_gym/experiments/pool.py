@@ -7,7 +7,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -130,7 +129,7 @@ def _in_processes(
 ) -> None:
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (events, os.getpid()))
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (events,))
     try:
         futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_work, job): job for job in jobs}
         waiting = set(futures)
@@ -171,23 +170,24 @@ def _drain(events: Any, display: Display) -> None:
             display.update(name, event)
 
 
-def _start_worker(events: Any, parent: int) -> None:
+def _start_worker(events: Any) -> None:
     """In a new process: one thread, no Ctrl-C of its own, and an end when the parent is gone."""
     global _events
     _events = events
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     events.cancel_join_thread()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     quiet_libraries(_Forwarded)
     import torch
 
     torch.set_num_threads(1)
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
     sys.stderr.flush()
     os._exit(1)
 

@@ -1,6 +1,5 @@
 """One run and its directory: config.yaml, metrics.jsonl, evaluation.jsonl, summary.json, checkpoints/."""
 
-import fcntl
 import gc
 import math
 import time
@@ -96,12 +95,18 @@ def _try_out(spec: RunSpec, played: set[str] | None, processes: "ProcessGroup | 
 @contextmanager
 def _alone_in(directory: Path) -> Iterator[None]:
     """Holds a lock for as long as a process works in a run's directory; the system frees it if the process dies."""
-    with (directory / CONFIG).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{directory}: another process is at work on this run") from None
+    from filelock import FileLock, Timeout
+
+    # Of a lock that is a file's mere existence, which it falls back to, a killed process would leave one behind.
+    lock = FileLock(directory / ".lock", timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"{directory}: another process is at work on this run") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def execute(

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textsafe_gym.errors import ModelError
+from textsafe_gym.extras import require
 from textsafe_gym.models.files import ADAPTER_CONFIG, check_source, find_file, load_pretrained, load_tokenizer, one_line
 
 WEIGHTS = "adapter_model.safetensors"  # PEFT's name
@@ -121,6 +122,7 @@ def add_new(model: Any, name: str, rank: int, alpha: int, modules: str | list[st
     Raises:
         ModelError: the rank is not positive, or the model has no such layers.
     """
+    require("train")
     from peft import LoraConfig
 
     if rank < 1 or alpha <= 0:
@@ -135,6 +137,7 @@ def add_empty(model: Any, name: str, source: str | Path, what: str) -> None:
     Raises:
         ModelError: its config is damaged, or of another architecture.
     """
+    require("train")
     from peft import LoraConfig
 
     try:
