@@ -45,10 +45,10 @@ def main(episodes: int = 4096, out: str = "runs/own_prompts") -> dict[str, dict[
         cost_limit=-0.9,
     )
     trainer = algos.make("rloo_lagrangian", env, episodes=episodes, episodes_per_iteration=64)
-    before = summarise(evaluate_policy(trainer.policy, env, seed=0, identity={}), env.unwrapped.cost_limit)
+    before = summarise(evaluate_policy(trainer.actor, env, seed=0, identity={}), env.unwrapped.cost_limit)
     trainer.learn()
     trainer.save(Path(out) / "trained")
-    after = summarise(evaluate_policy(trainer.policy, env, seed=0, identity={}), env.unwrapped.cost_limit)
+    after = summarise(evaluate_policy(trainer.actor, env, seed=0, identity={}), env.unwrapped.cost_limit)
     for group in TASKS:
         print(f"{group}: cost {before['groups'][group]['cost']:.2f} -> {after['groups'][group]['cost']:.2f}")
     return {"before": before, "after": after}

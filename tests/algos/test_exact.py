@@ -54,7 +54,7 @@ OWN: dict[str, dict[str, Any]] = {
     "trpo_lagrangian": TRUST_REGION,
 }
 PROBLEMS = {"ppo_lagrangian": "kl_in_cost", "repo": "per_prompt"}
-PROBLEMS |= dict.fromkeys(["ppo", "reward_shaping", "rloo", "grpo"], "priced")
+PROBLEMS |= dict.fromkeys(["ppo", "reward_shaping", "rloo", "grpo"], "weighted")
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ LEAST, LEAST_WITHOUT_LIMIT, MOST = 0.85, 0.93, 0.05
 @pytest.mark.parametrize("name", sorted(algos.available()))
 def test_the_optimum_is_reached_and_the_limit_kept(name: str) -> None:
     found = [train(name, seed) for seed in SEEDS]
-    limited = PROBLEMS.get(name) != "priced"
+    limited = PROBLEMS.get(name) != "weighted"
     assert np.mean([one.fraction for one in found]) > (LEAST if limited else LEAST_WITHOUT_LIMIT)
     assert np.mean([one.violation for one in found]) < MOST
 

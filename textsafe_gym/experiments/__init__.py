@@ -8,11 +8,11 @@ from textsafe_gym.extras import require
 
 require("train")
 
-from textsafe_gym.experiments.compare import compare
-from textsafe_gym.experiments.evaluate import evaluate
-from textsafe_gym.experiments.pareto import pareto
-from textsafe_gym.experiments.result import Result
-from textsafe_gym.experiments.study import study
-from textsafe_gym.experiments.train import train
+from textsafe_gym.experiments.compare import compare  # noqa: E402 (what is missing is said before anything else fails)
+from textsafe_gym.experiments.evaluate import evaluate  # noqa: E402
+from textsafe_gym.experiments.pareto import pareto  # noqa: E402
+from textsafe_gym.experiments.result import Result  # noqa: E402
+from textsafe_gym.experiments.study import study  # noqa: E402
+from textsafe_gym.experiments.train import train  # noqa: E402
 
 __all__ = ["Result", "compare", "evaluate", "pareto", "study", "train"]

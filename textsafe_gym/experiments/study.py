@@ -21,8 +21,8 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    problem: Literal["mean", "kl_in_cost", "per_prompt", "priced"] = Field(
-        "mean", description="whose optimum it is held to; priced: it has no limit, and a price or none"
+    problem: Literal["mean", "kl_in_cost", "per_prompt", "weighted"] = Field(
+        "mean", description="whose optimum it is held to; weighted: it has no limit, and a fixed cost_weight or none"
     )
     settings: dict[str, Any] = Field(default_factory=dict, description="of this algorithm, over those of all")
 
@@ -98,9 +98,9 @@ def study(
         name: plan.algorithms[name].problem for name in dict.fromkeys(spec.algorithm for spec in specs)
     }
     runs: list[Run] = [load_run(job.directory) for job in jobs]
-    prices = [job.spec.config.get("cost_weight", 0.0) for job in jobs]
+    cost_weights = [job.spec.config.get("cost_weight", 0.0) for job in jobs]
     figure = directory / "optimum.png"
-    rows = _measure(directory, jobs[0].spec.env["kwargs"], runs, prices, problems, figure)
+    rows = _measure(directory, jobs[0].spec.env["kwargs"], runs, cost_weights, problems, figure)
     values = {"directory": str(directory), "rows": rows}
     return Result(directory, values, [study_table(rows, problems)], [figure], runs)
 
@@ -127,9 +127,9 @@ def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
         config = validate(schema, merge(*layers), name).model_dump(mode="json")
         if only and name not in only:
             continue
-        limits = plan.limits[:1] if entry.problem == "priced" else plan.limits
+        limits = plan.limits[:1] if entry.problem == "weighted" else plan.limits
         for limit in limits:
-            label = name if entry.problem == "priced" else f"{name} limit={limit:g}"
+            label = name if entry.problem == "weighted" else f"{name} limit={limit:g}"
             env = {"id": "SafeRLHF-Exact-v0", "kwargs": {**plan.env, "cost_limit": limit}}
             specs.append(RunSpec(name, label.replace(" ", "/"), env, {}, config, plan.preset))
     return plan, specs
@@ -139,7 +139,7 @@ def _measure(
     out: Path,
     env_kwargs: dict[str, Any],
     runs: Sequence[Any],
-    prices: Sequence[float],
+    cost_weights: Sequence[float],
     problems: dict[str, str],
     figure: Path,
 ) -> list[dict[str, Any]]:
@@ -151,7 +151,7 @@ def _measure(
     from textsafe_gym.evaluation.study import frontiers, score, summarise_study
 
     env: Any = gym.make("SafeRLHF-Exact-v0", **env_kwargs).unwrapped
-    scores = [score(env, problems[run.algorithm], run.summary, price) for run, price in zip(runs, prices, strict=True)]
+    scores = [score(env, problems[run.algorithm], run.summary, cost_weight) for run, cost_weight in zip(runs, cost_weights, strict=True)]
     rows = summarise_study(scores)
     lines = frontiers(env, set(problems.values()))
     write_json(out / "study.json", {"problems": problems, "rows": rows, "frontiers": lines})
