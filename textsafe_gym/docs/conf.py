@@ -70,7 +70,7 @@ def algorithms() -> str:
     """Every shared group of settings once, then every algorithm: its docstring, and its own settings."""
     core: dict[str, Any] = {
         base: cls
-        for module in ("optim", "objectives", "dual", "trust_region")
+        for module in ("optim", "objectives", "constraints", "trust_region")
         for base, cls in inspect.getmembers(importlib.import_module(f"algos.core.{module}"), inspect.isclass)
     }
     parts = ["## Shared settings"]
