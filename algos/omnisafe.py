@@ -5,10 +5,10 @@ are this project's, the same for all algorithms; the update is OmniSafe's own, w
 It learns from the reward less `kl_coefficient` times the KL to the reference, step by step, and from the cost as paid.
 """
 
-import importlib.util
 import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -53,7 +53,9 @@ class RunConfig(BaseModel):
 
 def remark() -> str:
     """Whether a stub stands in for a package that OmniSafe imports and does not need here."""
-    if importlib.util.find_spec("safety_gymnasium") is None:
+    try:
+        metadata.version("safety-gymnasium")
+    except metadata.PackageNotFoundError:
         return "in the place of safety-gymnasium, which is not needed, stands a stub"
     return ""
 

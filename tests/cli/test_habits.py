@@ -349,7 +349,7 @@ def test_every_command_has_examples_that_parse(path: tuple[str, ...]) -> None:
             command = inner
         context = command.make_context(name, list(arguments), parent=context)
         chosen = context.params.get("algorithms") or [context.params.get("algorithm") or "ppo"]
-        assert set(chosen) <= set(algorithm_names())
+        assert {name for name in chosen if not name.startswith("my_package:")} <= set(algorithm_names())
 
 
 def test_keys_of_omnisafes_are_those_of_the_list(capsys: pytest.CaptureFixture[str]) -> None:

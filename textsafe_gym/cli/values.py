@@ -1,6 +1,6 @@
 """What the shell offers for arguments and options: names, keys and files, read from the classes that take them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from click import Context, Parameter
@@ -11,7 +11,7 @@ from textsafe_gym.config import split_key
 from textsafe_gym.errors import TextsafeError
 from textsafe_gym.presets import first_comment, presets, section_of
 
-Completer = Callable[[Context, Parameter, str], list[CompletionItem]]
+_SECTIONS = {"env.": "the environment's", "policy.": "the policy's"}
 
 
 def algorithm_names() -> dict[str, str]:
@@ -73,7 +73,7 @@ def settings(context: Context, parameter: Parameter, incomplete: str) -> list[Co
     if "=" in incomplete:
         return _values(context, incomplete)
     chosen = _algorithms_of(context)
-    sections = {"env.": "the environment's", "policy.": "the policy's"}
+    sections = dict(_SECTIONS)
     if context.command.name == "compare":
         sections |= {f"{name}.": f"for {name} alone" for name in chosen}
     if any(incomplete.startswith(section) for section in sections):
@@ -161,12 +161,11 @@ def _keys(known: Mapping[str, str], context: Context, incomplete: str) -> list[C
         inside = {f"{key}=": "" for key in env_keys(context.params.get("env"))}
     elif section == "policy":
         inside = {f"{key}=": about for key, about, _ in _settings_of(_policy_options())}
+    elif rest.startswith(tuple(_SECTIONS)):
+        below = _keys(_SECTIONS, context, rest)
+        return [CompletionItem(f"{name}{item.value}", help=item.help) for item in below]
     else:
-        inside = {f"{key}=": about for key, about in algorithm_keys(section).items()}
-        inside |= {"env.": "the environment's", "policy.": "the policy's"}
-        if rest.startswith(("env.", "policy.")):
-            kept = {key: "" for key in inside if key.endswith(".")}
-            return [CompletionItem(f"{name}{item.value}", help=item.help) for item in _keys(kept, context, rest)]
+        inside = {f"{key}=": about for key, about in algorithm_keys(section).items()} | _SECTIONS
     return _matching({f"{name}{key}": about for key, about in inside.items()}, incomplete)
 
 

@@ -57,8 +57,8 @@ SETTINGS = {
 
 
 def settings_table(fields: dict[str, Any], tuned: dict[str, Any]) -> str:
-    """A Markdown table of pydantic fields, with what `configs/algo` makes of them where that differs."""
-    rows = [("setting", "default", "on the command line", ""), ("---",) * 4]
+    """A Markdown table of pydantic fields, with what the preset "small" makes of them where that differs."""
+    rows = [("setting", "default", "`small`", ""), ("---",) * 4]
     for name, field in fields.items():
         about = (field.description or "").replace("|", r"\|").replace("*", r"\*")
         rows.append((f"`{name}`", f"`{field.default}`", f"`{tuned[name]}`" if name in tuned else "", about))

@@ -315,10 +315,14 @@ def _applicable(
                 inner = kept(value, below, sections, (*path, key))
                 if inner:
                     found[key] = inner
-            elif has or not any(key in other.model_fields for other in theirs):
-                found[key] = value
-            else:
+            elif not has and any(key in other.model_fields for other in theirs):
                 left_out.append(".".join((*path, key)))
+            elif own is None:
+                known = [known for other in theirs for known in other.model_fields]
+                here = (*path, key)
+                raise ConfigError(f"unknown key '{'.'.join(here)}' ({given.where(here)}); {nearest(key, known)}")
+            else:
+                found[key] = value  # an unknown key is refused with all other faults
         return found
 
     return Settings(kept(given.values, schema, schemas, ()), given.origin), left_out
