@@ -73,7 +73,7 @@ def assert_same_updates(
         names = [name for name in expected if name.partition(".")[0] == part]
         apart = math.hypot(*(float((found[name] - expected[name]).norm()) for name in names))
         moved = math.hypot(*(float((expected[name] - start[name]).norm()) for name in names))
-        print("MEASURE", part, apart / max(moved, 1e-30), math.sqrt(2 * gradient_error / 6))
+
         assert apart <= math.sqrt(2 * gradient_error / 6) * moved, f"{part}: {apart / moved} of the way apart"
 
 
