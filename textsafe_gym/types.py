@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textsafe_gym.errors import ConfigError
+from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.protocols import Actor, Critics, Reference
 
 
@@ -58,10 +58,21 @@ class Agent:
         return {f"{role}.{name}": x for role, part in self._roles().items() for name, x in part.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        for role, part in self._roles().items():
-            found = {name.removeprefix(f"{role}."): x for name, x in state.items() if name.startswith(f"{role}.")}
-            part.load_state_dict(found)
+        """The inverse of `state_dict`.
+
+        Raises:
+            ModelError: the tensors are not this agent's.
+        """
+        odd = sorted(state.keys() ^ self.state_dict().keys())
+        if odd:
+            raise ModelError(f"the saved state is not of this policy: {len(odd)} names differ, first '{odd[0]}'")
+        try:
+            for role, part in self._roles().items():
+                part.load_state_dict(
+                    {name.removeprefix(f"{role}."): state[name] for name in state if name.startswith(f"{role}.")}
+                )
+        except RuntimeError as error:
+            raise ModelError(f"the saved state is not of this policy: {' '.join(str(error).split())[:200]}") from error
 
     def _roles(self) -> dict[str, Any]:
         roles = {"actor": self.actor, "critics": self.critics, "reference": self.reference}
