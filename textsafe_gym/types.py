@@ -87,8 +87,8 @@ class Rollout:
     a state is, only the actor knows: `observations` is opaque to the algorithms, which index it by episode.
 
     Attributes:
-        observations: named tensors with leading dimension B (a language model: input_ids and attention_mask of the
-            whole sequence; an MLP: one observation a column).
+        observations: named tensors (B, W, ...) whose last T columns are the rows' own (a language model: input_ids and
+            attention_mask of the whole sequence; an MLP: one observation a column).
         actions: (B, T) int64, or (B, T, A) float.
         mask: (B, T) bool, with at least one step in every row.
         log_probs: (B, T), of the actions under the distribution that they were sampled from.
@@ -172,15 +172,13 @@ class Rollout:
         return self.mask.shape[1] - 1 - self.mask.flip(1).int().argmax(1)
 
     def padded(self, columns: int) -> "Rollout":
-        """The same episodes in wider rows; every tensor that is (B, T, ...) is padded on its right with zeros."""
-        steps = self.mask.shape[1]
-        if steps == columns:
+        """The same episodes in wider rows: every tensor that has columns is padded on its right with zeros."""
+        wider = columns - self.mask.shape[1]
+        if not wider:
             return self
 
         def pad(x: Tensor) -> Tensor:
-            if x.ndim < 2 or x.shape[1] != steps:
-                return x
-            return torch.cat([x, x.new_zeros(x.shape[0], columns - steps, *x.shape[2:])], dim=1)
+            return x if x.ndim < 2 else torch.cat([x, x.new_zeros(x.shape[0], wider, *x.shape[2:])], dim=1)
 
         return self._each(pad, self.infos)
 
@@ -200,6 +198,11 @@ class Rollout:
         for own in fields(Rollout):
             if own.name not in joined:
                 found = [getattr(part, own.name) for part in parts]
+                if own.name.startswith("final_") and any(x is not None for x in found):
+                    found = [
+                        part.rewards.new_zeros(len(part)) if x is None else x
+                        for part, x in zip(parts, found, strict=True)
+                    ]
                 joined[own.name] = None if found[0] is None else torch.cat(found)
         return Rollout(**joined)
 

@@ -116,7 +116,7 @@ class TextVectorEnv(gym.vector.VectorEnv):
     def __init__(self, num_envs: int, tokenizer: Any, max_prompt_length: int = 6, max_response_length: int = 8) -> None:
         self.num_envs = num_envs
         self.tokenizer = tokenizer
-        self.default_policy = self.gold_judge = None
+        self.default_policy = self.gold_judge = self.max_episode_steps = None
         self.score_models = {}
         self.cost_limit, self.evaluation_prompts, self.demonstrations = 0.0, [], []
         self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length

@@ -20,8 +20,8 @@ from tests.helpers.models_doubles import make_lm, make_tokenizer
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.models import adapters
-from textsafe_gym.models.causal_lm import CausalLMPolicy
-from textsafe_gym.models.mlp import MLPPolicy
+from textsafe_gym.models.causal_lm import CausalLMActor
+from textsafe_gym.models.mlp import MLPActor
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install '.[deepspeed]'"
@@ -88,7 +88,7 @@ def check(folder: Path, name: str, expected: dict[str, Any], first: int = 0) -> 
 def test_two_processes_are_one(parallel: Path, plain: tuple[Path, dict[str, Any]], stage: str) -> None:
     check(parallel, f"{stage}-ppo_lagrangian", plain[1]["ppo_lagrangian"])
     start = torch.load(parallel / f"{stage}-ppo_lagrangian.pt", weights_only=True)
-    assert max((start[f"model.{key}"] - x).abs().max() for key, x in make_lm().named_parameters()) > 1e-3
+    assert max((start[f"actor.model.{key}"] - x).abs().max() for key, x in make_lm().named_parameters()) > 1e-3
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
@@ -213,15 +213,15 @@ def test_the_command_does_under_torchrun_what_it_does_alone(tmp_path: Path) -> N
 def test_what_would_need_a_whole_model_is_refused(plain: tuple[Path, dict[str, Any]]) -> None:
     from textsafe_gym.parallel.deepspeed import DeepSpeedProcesses
 
-    streaming: Any = SimpleNamespace(streams=True)
-    for policy in (CausalLMPolicy.load(plain[0] / "model"), MLPPolicy(Box(0, 1, (2,)), Discrete(2))):
+    streaming: Any = SimpleNamespace(streams_layers=True)
+    for actor in (CausalLMActor.load(plain[0] / "model"), MLPActor(Box(0, 1, (2,)), Discrete(2))):
         with pytest.raises(ConfigError, match=r"set policy\.lora_rank$"):
-            DeepSpeedProcesses.check(streaming, policy)
-    policy = CausalLMPolicy.load(plain[0] / "model", lora_rank=2)
-    DeepSpeedProcesses.check(streaming, policy)
-    adapters.add_new(policy.model, "scores", 2, 4)
+            DeepSpeedProcesses.check(streaming, actor)
+    actor = CausalLMActor.load(plain[0] / "model", lora_rank=2)
+    DeepSpeedProcesses.check(streaming, actor)
+    adapters.add_new(actor.model, "scores", 2, 4)
     with pytest.raises(ConfigError, match="not adapters of the policy's base model"):
-        DeepSpeedProcesses.check(streaming, policy)
+        DeepSpeedProcesses.check(streaming, actor)
 
 
 def test_config_files(tmp_path: Path) -> None:
