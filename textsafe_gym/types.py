@@ -199,10 +199,8 @@ class Rollout:
             if own.name not in joined:
                 found = [getattr(part, own.name) for part in parts]
                 if own.name.startswith("final_") and any(x is not None for x in found):
-                    found = [
-                        part.rewards.new_zeros(len(part)) if x is None else x
-                        for part, x in zip(parts, found, strict=True)
-                    ]
+                    zeros = [part.rewards.new_zeros(len(part)) for part in parts]  # what None stands for
+                    found = [none if x is None else x for x, none in zip(found, zeros, strict=True)]
                 joined[own.name] = None if found[0] is None else torch.cat(found)
         return Rollout(**joined)
 

@@ -229,10 +229,8 @@ def test_fits_train_the_adapter_alone(base: Path, tmp_path: Path) -> None:
 def test_refusals(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="swapped"):
         ScoreModel.load(folders["reward"], "cost")
-    actor, sources = (
-        CausalLMActor.load(folders["base"]),
-        {f"{kind}_critic": folders[kind] for kind in ("reward", "cost")},
-    )
+    actor = CausalLMActor.load(folders["base"])
+    sources = {f"{kind}_critic": folders[kind] for kind in ("reward", "cost")}
     with pytest.raises(ModelError, match="set critics=heads"):
         agent_of(actor, critics="separate", **sources)
     CausalLMActor.load(folders["base"], lora_rank=2).save(tmp_path / "policy")
