@@ -73,7 +73,7 @@ def _say_that_tokens_are_stepped(changing: str) -> None:
 
 
 def _changes_steps(env: "gym.vector.VectorEnv") -> str | None:
-    """The name of the outermost wrapper that has a `step` of its own; none if there is none."""
+    """The name of the outermost wrapper that has a `step` of its own, or of the limit that cuts episodes; else none."""
     import gymnasium as gym
 
     layer: Any = env
@@ -81,4 +81,4 @@ def _changes_steps(env: "gym.vector.VectorEnv") -> str | None:
         if type(layer).step is not gym.vector.VectorWrapper.step:
             return type(layer).__name__
         layer = layer.env
-    return None
+    return None if layer.max_episode_steps is None else f"max_episode_steps={layer.max_episode_steps}"
