@@ -11,7 +11,7 @@ from textsafe_gym.types import Demonstrations, Preferences, Rollout, episode_sum
 MASK = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 0, 0, 1], [0, 0, 1, 0, 0]], dtype=torch.bool)
 
 
-def make(mask: torch.Tensor = MASK, prompt: int = 2, seed: int = 0, **more: Any) -> Rollout:
+def make(mask: torch.Tensor = MASK, prompt: int = 2, seed: int = 0, **more: Any) -> Any:
     """Numbers everywhere, in the gaps as well; `input_ids` as a language model has them, `observation` as an MLP."""
     rows, steps = mask.shape
     generator = torch.Generator().manual_seed(seed)
@@ -27,7 +27,7 @@ def make(mask: torch.Tensor = MASK, prompt: int = 2, seed: int = 0, **more: Any)
     return Rollout(observations, actions, mask, numbers(), numbers(), numbers(), **more)
 
 
-def full(mask: torch.Tensor = MASK, seed: int = 0, **more: Any) -> Rollout:
+def full(mask: torch.Tensor = MASK, seed: int = 0, **more: Any) -> Any:
     """With everything that is optional."""
     columns = torch.randn(4, *mask.shape, generator=torch.Generator().manual_seed(seed + 1))
     names = ("reference_log_probs", "reward_values", "cost_values")
@@ -130,7 +130,7 @@ def test_joined_rollouts_keep_episodes_and_groups_apart() -> None:
 def test_an_episode_that_was_cut_keeps_its_value_beside_others(first: bool) -> None:
     cut, whole = full(final_cost_values=torch.tensor([1.0, 0.0, 2.0])), full(seed=3)
     parts = [cut, whole] if first else [whole, cut]
-    joined = Rollout.concatenate(parts)
+    joined: Any = Rollout.concatenate(parts)
     values = [[1.0, 0.0, 2.0], [0.0] * 3]
     assert joined.final_cost_values.tolist() == (values[0] + values[1] if first else values[1] + values[0])
     assert joined.final_reward_values is None

@@ -77,8 +77,10 @@ def _changes_steps(env: "gym.vector.VectorEnv") -> str | None:
     import gymnasium as gym
 
     layer: Any = env
-    while layer is not env.unwrapped:
+    task: Any = env.unwrapped
+    while layer is not task:
         if type(layer).step is not gym.vector.VectorWrapper.step:
             return type(layer).__name__
         layer = layer.env
-    return None if layer.max_episode_steps is None else f"max_episode_steps={layer.max_episode_steps}"
+    limit = task.max_episode_steps
+    return None if limit is None else f"max_episode_steps={limit}"
