@@ -56,7 +56,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_comparison_in_worker_processes_and_its_continuation(here: Path) -> None:
-    (here / "algos_of_mine.py").write_text("")
     request = ["compare", "own_package.penalty:Algorithm", "ppo", *SMALL, "--seeds", "1", "--workers", "2", "--json"]
     request += ["--set", "own_package.penalty:Algorithm.epochs=2", "--set", "stiffness=5"]
     request += ["--set", "env.reward_model=own_judges:brief", "--out", "out"]
@@ -159,9 +158,10 @@ def test_an_entry_point_gives_a_short_name(here: Path, monkeypatch: pytest.Monke
         ]
         done = CliRunner().invoke(main, ["train", "penalti"])
         assert "did you mean 'penalty'?" in done.stderr
-        monkeypatch.setattr(algos.registration, "entry_points", lambda group: [point, point])
+        other = metadata.EntryPoint("penalty", "another:Penalty", algos.registration.GROUP)
+        monkeypatch.setattr(algos.registration, "entry_points", lambda group: [point, point, other])
         algos.registration._algorithms.cache_clear()
-        with pytest.raises(ConfigError, match="the algorithm 'penalty' is registered already"):
+        with pytest.raises(ConfigError, match="'penalty' is registered already; 'another:Penalty' needs"):
             algos.available()
     finally:
         algos.registration._algorithms.cache_clear()
