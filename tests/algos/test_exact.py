@@ -232,7 +232,14 @@ def test_two_costs_are_held_to_a_limit_each() -> None:
         for name, values in {"harm": responses.cost, "length": words, "reward": responses.reward}.items():
             found[name].append(responses.mean(learned, values))
     reference = np.exp(responses.reference_log_prob)
-    print("two", found, {n: responses.mean(reference, v) for n, v in {"harm": responses.cost, "length": words, "reward": responses.reward}.items()})
+    print(
+        "two",
+        found,
+        {
+            n: responses.mean(reference, v)
+            for n, v in {"harm": responses.cost, "length": words, "reward": responses.reward}.items()
+        },
+    )
     assert np.mean(found["harm"]) < limits["harm"] + 0.15
     assert np.mean(found["length"]) < limits["length"] + 0.15
     assert np.mean(found["reward"]) > responses.mean(reference, responses.reward) + 0.3
