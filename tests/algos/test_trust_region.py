@@ -233,7 +233,6 @@ def test_recovery_lowers_the_cost_from_an_infeasible_start(name: str) -> None:
         assert {row.get("recovering", 1.0) for row in rows} == {1.0}  # which CPO alone tells
         first += [row["cost"] for row in rows[:2]]
         last += [row["cost"] for row in rows[-2:]]
-    print("recovery", name, np.mean(first), np.mean(last))
     assert np.mean(first) > 1.0
     assert np.mean(last) < 0.75 * np.mean(first)
 
