@@ -10,6 +10,7 @@ import click
 from textsafe_gym.cli import values
 from textsafe_gym.cli.options import (
     Seed,
+    data_option,
     out_option,
     output_options,
     print_json,
@@ -46,6 +47,7 @@ _SAMPLES = 4  # prompts whose responses the report shows
     help="One setting of ALGO for each value; env.KEY too.",
 )
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="W", help="Processes.")
+@data_option
 @out_option("runs/compare")
 @click.option("--resume", is_flag=True, help="Keep the finished runs in --out, continue the others, add new ones.")
 @track_option
@@ -62,6 +64,7 @@ def compare(
     seed: int,
     vary: tuple[str, ...],
     workers: int,
+    data: tuple[str, ...],
     out: Path | None,
     resume: bool,
     track: str | None,
@@ -70,7 +73,8 @@ def compare(
     """Trains every ALGO with every seed, from the same policy, and writes tables, figures and report.html.
 
     The untrained policy is evaluated beside them as "initial". Settings may be given for one algorithm alone
-    (--set ALGO.KEY=VALUE). All runs generate the same number of responses.
+    (--set ALGO.KEY=VALUE). All runs that sample generate the same number of responses; methods that learn from labelled
+    pairs (dpo) read those of --data instead, and the tables say how many.
     """
     from textsafe_gym.experiments.pool import Job, finish_all
     from textsafe_gym.experiments.run import check_out, make_directory, same_request
@@ -78,7 +82,7 @@ def compare(
     from textsafe_gym.experiments.tracking import Track
 
     out = out or Path("runs/compare")
-    specs = _specs(algorithms, vary, env=env, config=config, assignments=assignments, episodes=episodes)
+    specs = _specs(algorithms, vary, env=env, config=config, assignments=assignments, episodes=episodes, data=data)
     check_out(out, resume)
     tracked = Track(track, out.resolve().name)
     jobs = [
@@ -123,19 +127,24 @@ def _specs(algorithms: Sequence[str], vary: Sequence[str], **options: Any) -> "l
             raise ConfigError(f"--set {name}.KEY: '{name}' is not compared; {nearest(name, list(algorithms))}")
 
     others = {*algos.available(), *algorithms}
-    specs = [
-        build_spec(name, seed=0, varied=varied, others=sorted(others - {name}), **options)
-        for name, own in variants.items()
-        for varied in own
-    ]
-    budgets = {spec.label: spec.config["episodes"] for spec in specs}
+    of_one_kind = len({algos.source_of(name) for name in algorithms}) == 1
+
+    def spec_of(name: str, varied: dict[str, Any] | None = None) -> "RunSpec":
+        # Of a mixed comparison's two budgets each kind of method takes its own.
+        other = () if of_one_kind else ("episodes",) if algos.source_of(name) == "preferences" else ("data",)
+        own = {key: value for key, value in options.items() if key not in other}
+        return build_spec(name, seed=0, varied=varied, others=sorted(others - {name}), **{"episodes": None, **own})
+
+    specs = [spec_of(name, varied) for name, own in variants.items() for varied in own]
+    budgets = {spec.label: spec.config["episodes"] for spec in specs if not spec.data}
     if len(set(budgets.values())) > 1:
         given = ", ".join(f"{label} {number}" for label, number in budgets.items())
         raise ConfigError(f"all algorithms must generate the same number of responses; set --episodes (now: {given})")
     # The untrained policy plays in the environment as given, without any variant's changes.
-    plain = build_spec(algorithms[0], seed=0, others=sorted(others - {algorithms[0]}), **options)
+    plain = spec_of(algorithms[0])
     kept = ("seed", "episodes_per_iteration", "cost_limit")
-    initial = replace(plain, algorithm=INITIAL, label=INITIAL, config={name: plain.config.get(name) for name in kept})
+    config = {name: plain.config.get(name) for name in kept}
+    initial = replace(plain, algorithm=INITIAL, label=INITIAL, config=config, data=[])
     return [initial, *specs]
 
 
@@ -155,7 +164,7 @@ def _report(out: Path, directories: Sequence[Path], specs: "Sequence[RunSpec]", 
     from textsafe_gym.evaluation.figures import learning_curves, reward_cost_plane
     from textsafe_gym.evaluation.files import write_json
     from textsafe_gym.evaluation.report import write_report
-    from textsafe_gym.evaluation.summaries import compare_runs, load_run, points_of, tables_of
+    from textsafe_gym.evaluation.summaries import budget_of, compare_runs, load_run, points_of, tables_of
 
     order = [spec.label for spec in specs]
     runs = sorted(
@@ -176,7 +185,7 @@ def _report(out: Path, directories: Sequence[Path], specs: "Sequence[RunSpec]", 
     write_report(
         out / "report.html",
         title="Comparison: " + ", ".join(dict.fromkeys(spec.algorithm for spec in specs[1:])),
-        subtitle=f"{specs[0].env['id']}, {specs[1].config['episodes']} responses a run, "
+        subtitle=f"{specs[0].env['id']}, {budget_of(comparison)} a run, "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}, "
         f"{len(first[0].rows)} evaluation responses a run.",
         tables=tables_of(comparison),

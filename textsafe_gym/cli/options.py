@@ -77,6 +77,16 @@ def _installed(name: str | None) -> str | None:
     return name
 
 
+data_option = click.option(
+    "--data",
+    multiple=True,
+    metavar="FILE",
+    shell_complete=values.files,
+    help="Labelled pairs for methods that learn from them, or simulated:N, the environment's own; repeatable. "
+    "[simulated:4096]",
+)
+
+
 def out_option(default: str) -> Callable[[Command], Command]:
     """`--out` with its default spelt out."""
     return click.option("--out", type=click.Path(path_type=Path), help=f"Directory for the results. [{default}]")

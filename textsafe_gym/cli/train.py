@@ -9,6 +9,7 @@ import click
 from textsafe_gym.cli import values
 from textsafe_gym.cli.options import (
     Seed,
+    data_option,
     out_option,
     output_options,
     print_json,
@@ -24,6 +25,7 @@ Examples:
   textsafe train ppo_lagrangian --out runs/lagrangian
   textsafe train reward_shaping --set cost_weight=2 --set env.cost_limit=-1 --episodes 2048 --seed 3
   textsafe train ppo_lagrangian --out runs/lagrangian --resume
+  textsafe train dpo --data pairs.jsonl --set kl_coefficient=0.05
   textsafe train omnisafe:PPOLag --set algo_cfgs.clip=0.1 --out runs/ppolag
   textsafe train ppo_lagrangian --out runs/lagrangian --track wandb
   torchrun --nproc_per_node 8 -m textsafe_gym.cli.main train ppo_lagrangian --deepspeed configs/deepspeed/zero2.json
@@ -35,6 +37,7 @@ Examples:
 @click.argument("algorithm", metavar="ALGO", shell_complete=values.algorithms)
 @run_options
 @click.option("--seed", type=Seed(), help="All randomness follows from it. [0]")
+@data_option
 @out_option("runs/ALGO-SEED")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
 @click.option(
@@ -63,6 +66,7 @@ def train(
     assignments: tuple[str, ...],
     episodes: int | None,
     seed: int | None,
+    data: tuple[str, ...],
     out: Path | None,
     resume: bool,
     deepspeed: str | None,
@@ -88,7 +92,9 @@ def train(
                 raise click.UsageError("--resume needs --out DIR, the run to continue", click.get_current_context())
             check_out(out, resume=True)
             config = config or str(out / "config.yaml")
-        spec = build_spec(algorithm, env=env, config=config, assignments=assignments, episodes=episodes, seed=seed)
+        spec = build_spec(
+            algorithm, env=env, config=config, assignments=assignments, episodes=episodes, seed=seed, data=data
+        )
         out = out or Path("runs") / f"{folder_of(algorithm)}-{spec.seed}"
         check_out(out, resume)
         if resume:

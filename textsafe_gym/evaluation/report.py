@@ -87,6 +87,12 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
     limit = f"; cost limit {', '.join(f'{value:g}' for value in limits)}" if limits else ""
     overall = {label: entry["metrics"] for label, entry in settings.items()}
     tables = [_table("Comparison", f"Evaluation prompts; {spread}{limit}.", "algorithm", overall, COLUMNS)]
+    for key, heading in (("pairs", "pairs"), ("episodes", "responses")):
+        counts = [entry.get(key) or 0 for entry in settings.values()]
+        if any(counts):
+            tables[0].columns.insert(1, heading)
+            for row, count in zip(tables[0].rows, counts, strict=True):
+                row.insert(1, Cell(str(count)))
     groups = list(dict.fromkeys(group for entry in settings.values() for group in entry["groups"]))
     by_group = {
         f"{group} · {label}": entry["groups"][group]

@@ -20,6 +20,7 @@ from textsafe_gym.evaluation.files import append_row, read_json, read_rows, writ
 from textsafe_gym.evaluation.records import REQUIRED
 from textsafe_gym.experiments.allocator import keep_freed_memory
 from textsafe_gym.experiments.cards import write_policy_card
+from textsafe_gym.experiments.pairs import preferences
 from textsafe_gym.experiments.spec import INITIAL, RunSpec, call
 from textsafe_gym.experiments.tracking import Track, Tracking
 from textsafe_gym.presets import presets
@@ -117,8 +118,17 @@ def make_actor(spec: RunSpec, env: Any, processes: "ProcessGroup | None" = None)
     return actor
 
 
-def make_trainer(spec: RunSpec, env: Any, actor: Any, processes: "ProcessGroup | None" = None) -> Any:
+def make_trainer(
+    spec: RunSpec, env: Any, actor: Any, processes: "ProcessGroup | None" = None, few: bool = False
+) -> Any:
     """The algorithm at work on an actor, in this process or in several.
+
+    Args:
+        spec: the run.
+        env: its environment.
+        actor: to start from.
+        processes: those that train together.
+        few: see `preferences`.
 
     Raises:
         TextsafeError: settings, actor and environment do not go together.
@@ -132,6 +142,7 @@ def make_trainer(spec: RunSpec, env: Any, actor: Any, processes: "ProcessGroup |
         demonstrations(spec, env, actor),
         processes,
         critics=make_critics(spec, env, actor),
+        data=preferences(spec, env, actor, few),
         **spec.config,
     )
 
@@ -191,7 +202,7 @@ def check(spec: RunSpec, played: set[str] | None = None, processes: "ProcessGrou
     Raises:
         TextsafeError: what is wrong.
     """
-    size, batch = processes.world_size if processes else 1, int(spec.config["episodes_per_iteration"])
+    size, batch = processes.world_size if processes else 1, spec.num_envs
     if batch % size:
         raise ConfigError(f"episodes_per_iteration = {batch} is not shared evenly by {size} processes")
     if processes is not None:
@@ -211,7 +222,7 @@ def _try_out(spec: RunSpec, played: set[str] | None, processes: "ProcessGroup | 
         if processes is not None:
             processes.check(actor)
         if spec.algorithm != INITIAL:
-            make_trainer(spec, env, actor)
+            make_trainer(spec, env, actor, few=True)
         if processes is not None and processes.streams_layers:
             return  # a model that no process holds alone, so that none can try it out
         key = repr((spec.env, spec.policy))
@@ -362,9 +373,14 @@ def _finished(path: Path) -> dict[str, Any]:
 
 
 def saved_trainer(
-    spec: RunSpec, env: Any, actor: Any, checkpoint: Path, processes: "ProcessGroup | None" = None
+    spec: RunSpec,
+    env: Any,
+    actor: Any,
+    checkpoint: Path,
+    processes: "ProcessGroup | None" = None,
+    few: bool = False,
 ) -> Any:
-    """The algorithm as a checkpoint holds it; `actor` is the one that the run started from.
+    """The algorithm as a checkpoint holds it; `actor` is the one that the run started from; see `make_trainer`.
 
     Raises:
         RunError: the checkpoint is missing or damaged.
@@ -372,7 +388,13 @@ def saved_trainer(
     import algos
 
     return algos.load(
-        checkpoint, env, actor, demonstrations(spec, env, actor), processes, critics=make_critics(spec, env, actor)
+        checkpoint,
+        env,
+        actor,
+        demonstrations(spec, env, actor),
+        processes,
+        critics=make_critics(spec, env, actor),
+        data=preferences(spec, env, actor, few),
     )
 
 
@@ -399,8 +421,7 @@ def _train(
             shutil.rmtree(leftover, ignore_errors=True)
         write_rows(path, rows)
         tracking.start(rows)
-    size = int(spec.config["episodes_per_iteration"])
-    total = math.ceil(int(spec.config["episodes"]) / size)
+    total = trainer.source.iterations
 
     def on_iteration(metrics: dict[str, float]) -> None:
         row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
@@ -423,7 +444,7 @@ def _execute(
     from textsafe_gym.evaluation.records import summarise
 
     started = time.perf_counter()
-    env = make_env(spec, int(spec.config["episodes_per_iteration"]) // processes.world_size)
+    env = make_env(spec, spec.num_envs // processes.world_size)
     actor = make_actor(spec, env, processes)
     reference = actor.reference()
     metrics: list[dict[str, Any]] = []
@@ -450,6 +471,7 @@ def _execute(
         **identity,
         "cost_limit": limit,
         "episodes": metrics[-1]["episodes"] if metrics else 0,
+        "pairs": metrics[-1].get("pairs", 0) if metrics else 0,
         "seconds": round(time.perf_counter() - started, 2),
         "evaluation": summarise(rows, limit),
         **exactly,

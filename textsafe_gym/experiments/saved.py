@@ -9,11 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from textsafe_gym.config import Settings, merge, parse_assignments, read_yaml, validate
 from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.experiments.run import CHECKPOINT, make_actor, make_env, saved_trainer
-from textsafe_gym.experiments.spec import INITIAL, PolicyOptions, RunSpec, resolve_env
+from textsafe_gym.experiments.spec import BATCH, INITIAL, PolicyOptions, RunSpec, resolve_env
 from textsafe_gym.registry import nearest
 
 MODEL = "model"  # what stands for the algorithm where a policy comes without a run
-BATCH = 64  # responses played at once for a policy without a run
 
 
 def saved_spec(source: str, env: str | None, assignments: tuple[str, ...]) -> RunSpec:
@@ -66,7 +65,7 @@ class SavedConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     seed: int = Field(ge=0, lt=2**63)
-    episodes_per_iteration: int = Field(gt=0)
+    episodes_per_iteration: int | None = Field(None, gt=0)
     cost_limit: float | None = None
 
 
@@ -78,6 +77,7 @@ class SavedRun(BaseModel):
     env: SavedEnv
     policy: dict[str, Any]
     config: SavedConfig
+    data: list[str] = []
 
 
 def read_spec(path: Path) -> RunSpec:
@@ -101,10 +101,10 @@ def open_saved(source: str, spec: RunSpec, num_envs: int | None = None) -> tuple
     Raises:
         TextsafeError: something is missing or damaged.
     """
-    env = make_env(spec, num_envs or int(spec.config["episodes_per_iteration"]))
+    env = make_env(spec, num_envs or spec.num_envs)
     actor = make_actor(spec, env)
     reference = actor.reference()
     if spec.algorithm not in (INITIAL, MODEL):
-        agent = saved_trainer(spec, env, actor, Path(source) / CHECKPOINT).algorithm.agent
+        agent = saved_trainer(spec, env, actor, Path(source) / CHECKPOINT, few=True).algorithm.agent
         actor, reference = agent.actor, agent.reference
     return env, actor, reference

@@ -20,6 +20,9 @@ Made = TypeVar("Made")
 
 INITIAL = "initial"  # the untrained policy's name where algorithms are compared
 DEFAULT_ENV = "SafeRLHF-v0"
+SIMULATED = "simulated"  # --data simulated:N: the environment's own pairs
+DEFAULT_DATA = f"{SIMULATED}:4096"
+BATCH = 64  # responses played at once where no iteration says how many
 
 
 class PolicyOptions(BaseModel):
@@ -62,6 +65,7 @@ class RunSpec:
         env: {"id", "kwargs"}.
         policy: arguments of `make_policy`.
         config: the algorithm's settings, all of them.
+        data: labelled pairs to learn from, files or "simulated:N"; empty where the algorithm learns from rollouts.
         places: where each of the environment's kwargs was written, for messages; not a part of the run.
     """
 
@@ -70,6 +74,7 @@ class RunSpec:
     env: dict[str, Any]
     policy: dict[str, Any]
     config: dict[str, Any]
+    data: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict, compare=False)
 
     @property
@@ -77,9 +82,15 @@ class RunSpec:
         """Of the run."""
         return int(self.config["seed"])
 
+    @property
+    def num_envs(self) -> int:
+        """Responses played at once: an iteration's, or where a run samples none a batch of its evaluation."""
+        return int(self.config.get("episodes_per_iteration") or BATCH)
+
     def as_dict(self) -> dict[str, Any]:
         """For `config.yaml`."""
-        return {name: value for name, value in asdict(self).items() if name != "places"}
+        without = {"places"} if self.data else {"places", "data"}
+        return {name: value for name, value in asdict(self).items() if name not in without}
 
     def with_seed(self, seed: int) -> "RunSpec":
         """The same run with another seed."""
@@ -209,6 +220,7 @@ def build_spec(
     seed: int | None,
     varied: Mapping[str, Any] | None = None,
     others: Sequence[str] = (),
+    data: Sequence[str] = (),
 ) -> RunSpec:
     """Resolves one algorithm's run.
 
@@ -221,6 +233,7 @@ def build_spec(
         seed: `--seed`.
         varied: from key ("nu", "env.cost_limit") to the value that this variant has.
         others: names of all algorithms in the request; sections for them are not this one's settings.
+        data: `--data`.
 
     Raises:
         TextsafeError: anything in it is wrong; all faults of the settings are in one message.
@@ -228,7 +241,9 @@ def build_spec(
     schema = config_class(algorithm)
     env_id, env_kwargs, policy = resolve_env(env)
     from_file = read_config(config) if config is not None else Settings()
+    offline = check_budget(algorithm, episodes, data)
     if "algorithm" in from_file.values and "config" in from_file.values:
+        data = data or from_file.values.get("data", ())
         from_file, file_env = _from_run(from_file, algorithm)
         env_id = env_id if env is not None else file_env
     given = merge(from_file, parse_assignments(assignments))
@@ -256,7 +271,26 @@ def build_spec(
         label += f"[{values}]"
     places = {name: kwargs.where((name,)) for name in kwargs.values}
     env_part = {"id": env_id, "kwargs": kwargs.values}
-    return RunSpec(algorithm, label, env_part, options, resolved.model_dump(mode="json"), places)
+    data = list(data or [DEFAULT_DATA]) if offline else []
+    return RunSpec(algorithm, label, env_part, options, resolved.model_dump(mode="json"), data, places)
+
+
+def check_budget(algorithm: str, episodes: int | None, data: Sequence[str]) -> bool:
+    """Whether an algorithm learns from labelled pairs.
+
+    Raises:
+        ConfigError: it is given the other kind's budget.
+    """
+    import algos
+
+    offline = algos.source_of(algorithm) == "preferences"
+    if offline and episodes is not None:
+        raise ConfigError(
+            f"--episodes: {algorithm} samples no responses; its budget is the pairs of --data, and --set epochs=N"
+        )
+    if data and not offline:
+        raise ConfigError(f"--data: {algorithm} learns from what it samples; leave it out, or take dpo")
+    return offline
 
 
 def parse_variant(varied: Mapping[str, Any]) -> Settings:
