@@ -138,8 +138,8 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
         runs: finished ones, at least one; those of one label are each other's repetitions.
 
     Returns:
-        "settings": from label to its algorithm, seeds, budget in episodes and pairs, cost limit, and intervals over runs of every metric, overall and
-        for each group of prompts; "pareto": see `pareto.analyse`.
+        "settings": from label to its algorithm, seeds, budget in episodes and pairs, cost limit, and intervals over
+        runs of every metric, overall and for each group of prompts; "pareto": see `pareto.analyse`.
 
     Raises:
         RunError: see `settings_of`.
