@@ -3,16 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test docs linkcheck clean
+.PHONY: demo test test-processors docs linkcheck wheel-check clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) ".[omnisafe]"
+	$(INSTALL) ".[train,omnisafe]"
 	$(BIN)/pip install --quiet --no-deps omnisafe==0.5.0
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) ".[dev,deepspeed,docs,mlflow,sb3,trackio,trl,wandb]"
+	$(INSTALL) ".[train,dev,deepspeed,docs,mlflow,sb3,trackio,trl,wandb]"
 	touch $@
 
 demo: $(VENV)/.installed  ## compare the three algorithms on the embedded world
@@ -24,11 +24,22 @@ test: $(VENV)/.installed-dev  ## lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not timing" --numprocesses 2 --dist loadfile
 	$(BIN)/pytest -m timing
 
+test-processors: $(VENV)/.installed-dev  ## the tests as older processors round, with two threads, in random order
+	PYTEST=$(BIN)/pytest tests/any_processor.sh
+
 docs: $(VENV)/.installed-dev  ## the documentation as HTML, in build/docs
 	$(BIN)/sphinx-build -E -W --keep-going -n textsafe_gym/docs build/docs
 
 linkcheck: $(VENV)/.installed-dev  ## whether the pages that the documentation links to are there; needs a network
 	$(BIN)/sphinx-build -E -n -b linkcheck textsafe_gym/docs build/linkcheck
+
+wheel-check:  ## an episode in a fresh environment with nothing but the wheel and what it requires; needs a network
+	rm -rf build/wheel-check build/lib build/bdist.*
+	$(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/pip wheel --quiet --no-deps --wheel-dir build/wheel-check/dist .
+	build/wheel-check/bin/pip install --quiet --constraint constraints.txt build/wheel-check/dist/*.whl
+	cd build/wheel-check && bin/python -I ../../tests/helpers/base_install.py
+	cd build/wheel-check && { bin/textsafe train ppo; test $$? = 2; }  # says what is to be added
 
 clean:
 	rm -rf $(VENV)

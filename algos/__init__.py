@@ -1,17 +1,15 @@
 """Safe reinforcement learning algorithms for any Gymnasium environment that reports `info["cost"]`.
 
-Every module in this folder that holds a `Config` and an `Algorithm` is one, under the module's name; `register` adds
-one that is defined elsewhere.
+`algos.registration` says which there are, and how to add one.
 """
 
-import ast
-import importlib
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from textsafe_gym.errors import ConfigError, RunError, UnknownNameError
-from textsafe_gym.registry import nearest
+from algos.registration import available, config_class, definition, members, register
+from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.extras import require
+from textsafe_gym.presets import SMALL, preset_settings
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -21,107 +19,19 @@ if TYPE_CHECKING:
     from textsafe_gym.protocols import Actor, Critics
     from textsafe_gym.types import Demonstrations, Preferences
 
+require("train")
 
-OMNISAFE = "omnisafe:"
-
-
-class _Definition(NamedTuple):
-    """What makes an algorithm."""
-
-    config: Any
-    algorithm: Any
-
-
-_registered: dict[str, _Definition] = {}
-
-
-def available() -> dict[str, str]:
-    """Each algorithm's name and one line about it, read without importing any."""
-    outside = {name: (own.algorithm.__doc__ or "").partition("\n")[0] for name, own in _registered.items()}
-    return _of_this_folder() | outside
-
-
-def register(name: str, config: type, algorithm: type) -> None:
-    """Makes an algorithm that is defined elsewhere known to `make`, `load` and `available` in this process.
-
-    Args:
-        name: what it is called from now on; one that was registered before is replaced.
-        config: its settings, a subclass of `algos.core.optim.TrainingConfig`.
-        algorithm: made from an `algos.core.optim.Setup`; what it needs is `algos.core.loop.Algorithm`.
-
-    Raises:
-        ConfigError: the name is one of this folder's.
-    """
-    if name in _of_this_folder():
-        raise ConfigError(f"'{name}' is an algorithm of this package; register yours under another name")
-    _registered[name] = _Definition(config, algorithm)
-
-
-def _of_this_folder() -> dict[str, str]:
-    found = {}
-    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if {"Config", "Algorithm"} <= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
-
-
-def config_class(name: str) -> type[Any]:
-    """The pydantic model of an algorithm's settings.
-
-    Args:
-        name: one of `available()`, or "omnisafe:" and the name of one of OmniSafe's on-policy algorithms.
-
-    Raises:
-        UnknownNameError: no such algorithm; the message offers the nearest.
-        ConfigError: OmniSafe is asked for and not installed.
-    """
-    found: type[Any] = _definition(name).config
-    return found
-
-
-def critics_of(name: str) -> tuple[str, ...]:
-    """The critics that an algorithm uses: "reward", "cost", both or none.
-
-    Raises:
-        UnknownNameError: no such algorithm.
-    """
-    found: tuple[str, ...] = _definition(name).algorithm.critics
-    return found
-
-
-def source_of(name: str) -> str:
-    """What an algorithm learns from: "rollouts" or "preferences".
-
-    Raises:
-        UnknownNameError: no such algorithm.
-    """
-    found: str = _definition(name).algorithm.source
-    return found
-
-
-def _hint(name: str) -> str:
-    from algos.omnisafe import names
-
-    theirs = {full.removeprefix(OMNISAFE).lower(): full for full in names()}
-    if name.lower() in theirs.keys() - available().keys():
-        return f"did you mean '{theirs[name.lower()]}'?"
-    return nearest(name, list(available()))
-
-
-def _definition(name: str) -> _Definition:
-    if name.startswith(OMNISAFE):
-        from algos.omnisafe import Algorithm, config_class
-
-        made: Any = partial(Algorithm, name)
-        made.source, made.critics = Algorithm.source, Algorithm.critics
-        return _Definition(config_class(name), made)
-    if name not in available():
-        raise UnknownNameError(f"unknown algorithm '{name}'; {_hint(name)}")
-    if name in _registered:
-        return _registered[name]
-    module = importlib.import_module(f"algos.{name}")
-    return _Definition(module.Config, module.Algorithm)
+__all__ = [
+    "available",
+    "check_processes",
+    "config_class",
+    "critics_of",
+    "definition",
+    "load",
+    "make",
+    "members",
+    "register",
+]
 
 
 def make(
@@ -133,12 +43,13 @@ def make(
     *,
     critics: "Critics | None" = None,
     data: "Preferences | None" = None,
+    preset: str = SMALL,
     **config: Any,
 ) -> "Trainer":
     """An algorithm ready to learn.
 
     Args:
-        name: one of `available()`, or "omnisafe:PPOLag" and the like.
+        name: one of `available()` or `members()`, or "MODULE:CLASS" for a class of your own.
         env: an id, an environment or a vector environment. An id or a single registered environment is made anew as a
             vector environment of `episodes_per_iteration`; one that is not registered plays one episode at a time.
         policy: the actor to start from: an object, or a model folder or hub id; by default the one that suits the
@@ -148,29 +59,32 @@ def make(
             this one.
         critics: of that actor; by default the ones that the algorithm uses are made, as heads or networks of their own.
         data: labelled pairs, for an algorithm that learns from preferences.
-        **config: fields of the algorithm's `Config`.
+        preset: the settings to begin with: "small", as the command line and the examples have it, which suits the
+            embedded world and small models; or "paper", the official script's for billions of weights.
+        **config: fields of the algorithm's `Config`, over those of the preset.
 
     Returns:
         A trainer: `.learn()`, `.save(directory)`, `.actor`, `.algorithm`.
 
     Raises:
-        UnknownNameError: no such algorithm or environment.
+        UnknownNameError: no such algorithm, preset or environment.
         ConfigError: a setting is unknown or wrong, or what the algorithm learns from is missing.
         ModelError: the policy cannot be loaded or does not fit.
     """
     from algos.core.loop import Trainer
     from algos.core.optim import Setup
     from algos.core.sources import Pairs, Rollouts, planned
-    from textsafe_gym.config import Settings, validate
+    from textsafe_gym.config import Settings, merge, validate
     from textsafe_gym.envs.making import own_cost_limit, vectorised
     from textsafe_gym.parallel.process_group import SingleProcess
     from textsafe_gym.types import Agent
 
-    own = _definition(name)
-    settings = validate(own.config, Settings(config), name)
+    own = definition(name)
+    given = merge(preset_settings(preset, name, own.config), Settings(config))
+    settings = validate(own.config, Settings(given.values), name)
     processes = processes or SingleProcess()
     check_processes(name, processes)
-    offline = own.algorithm.source == "preferences"
+    offline = own.source == "preferences"
     if offline and data is None:
         raise ConfigError(f"{name} learns from labelled pairs; give data=<Preferences> (--data FILE)")
     if not offline and data is not None:
@@ -179,7 +93,7 @@ def make(
         raise ConfigError(f"{name} has no PTX term; leave demonstrations out")
     vector = vectorised(env, 1 if offline else max(1, settings.episodes_per_iteration // processes.world_size))
     own_policy = policy is None
-    actor, made = _actor_and_critics(vector, policy, own.algorithm.critics, settings.seed)
+    actor, made = _actor_and_critics(vector, policy, own.critics, settings.seed)
     agent = Agent(actor, critics if critics is not None else made, actor.reference())
     limit = settings.cost_limit if settings.cost_limit is not None else own_cost_limit(vector)
     iterations = planned(settings, 0 if data is None else len(data))
@@ -189,7 +103,16 @@ def make(
         source = Pairs(data, settings)
     else:
         source = Rollouts(agent, vector, settings, processes, algorithm.optimizer.engine)
-    return Trainer(name, algorithm, source, settings, own_policy)
+    return Trainer(name, algorithm, source, vector, settings, own_policy)
+
+
+def critics_of(name: str) -> tuple[str, ...]:
+    """The critics that an algorithm uses: "reward", "cost", both or none.
+
+    Raises:
+        UnknownNameError: no such algorithm.
+    """
+    return definition(name).critics
 
 
 def check_processes(name: str, processes: "ProcessGroup") -> None:
@@ -198,14 +121,15 @@ def check_processes(name: str, processes: "ProcessGroup") -> None:
     Raises:
         ConfigError: it sets the policy's weights itself, which DeepSpeed keeps in parts, or brings its own optimisers.
     """
-    from algos.core.trust_region import TrustRegionConfig
+    from algos.core.settings import TrustRegionConfig
     from textsafe_gym.parallel.process_group import SingleProcess
 
     if isinstance(processes, SingleProcess):
         return
-    if name.startswith(OMNISAFE):
-        raise ConfigError(f"{name} steps the policy by optimisers of its own; leave --deepspeed out")
-    if issubclass(config_class(name), TrustRegionConfig):
+    own = definition(name)
+    if own.one_process:
+        raise ConfigError(f"{name} {own.one_process}; leave --deepspeed out")
+    if issubclass(own.config, TrustRegionConfig):
         raise ConfigError(
             f"{name} sets the policy's weights itself, which DeepSpeed cannot split; leave --deepspeed out"
         )

@@ -1,4 +1,4 @@
-"""OmniSafe's on-policy algorithms under the names "omnisafe:PPOLag", "omnisafe:CPO" and so on.
+"""OmniSafe's on-policy algorithms, a family: "omnisafe:PPOLag", "omnisafe:CPO" and so on.
 
 Source: Ji et al., "OmniSafe", arXiv 2305.09304, release 0.5. Rollouts, budget, seeds, checkpoints and the KL penalty
 are this project's, the same for all algorithms; the update is OmniSafe's own, with its own optimisers and multiplier.
@@ -8,23 +8,21 @@ It learns from the reward less `kl_coefficient` times the KL to the reference, s
 import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from algos import OMNISAFE
-from algos.core.constraints import Constraints
-from algos.core.loop import Stateful, Stepper
-from algos.core.objectives import shape_with_kl
-from algos.core.optim import Setup
 from textsafe_gym.adapters.omnisafe import files as omnisafe_files
-from textsafe_gym.errors import UnknownNameError
-from textsafe_gym.parallel.engine import Engine
-from textsafe_gym.parallel.process_group import ProcessGroup
-from textsafe_gym.registry import nearest
-from textsafe_gym.types import Rollout
 
+if TYPE_CHECKING:
+    import torch
+
+    from algos.core.loop import Stateful, Stepper
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Rollout
+
+REQUIREMENT = "omnisafe==0.5.0"  # its own requirements cannot be met
 _LOGGED = {
     "Loss/Loss_pi": "actor_loss",
     "Loss/Loss_reward_critic": "reward_critic_loss",
@@ -53,24 +51,50 @@ class RunConfig(BaseModel):
         return 1
 
 
+def remark() -> str:
+    """Whether a stub stands in for a package that OmniSafe imports and does not need here."""
+    try:
+        metadata.version("safety-gymnasium")
+    except metadata.PackageNotFoundError:
+        return "in the place of safety-gymnasium, which is not needed, stands a stub"
+    return ""
+
+
 def names() -> list[str]:
-    """All of them, as "omnisafe:PPOLag"; none where OmniSafe is not installed."""
-    return [OMNISAFE + name for name in omnisafe_files.names()]
+    """Its algorithms, such as "PPOLag"; none where OmniSafe is not installed."""
+    return omnisafe_files.names()
+
+
+def describe(member: str) -> str:
+    """One line about one of them."""
+    return f"OmniSafe's {member}"
 
 
 @lru_cache
-def config_class(name: str) -> type[RunConfig]:
-    """The settings of "omnisafe:NAME": those of `RunConfig`, and OmniSafe's own by section.
+def settings(member: str) -> type[RunConfig]:
+    """The settings of one: those of `RunConfig`, and OmniSafe's own by section.
 
     Raises:
         ConfigError: OmniSafe is not installed.
-        UnknownNameError: it has no such on-policy algorithm.
     """
-    if names() and name not in names():
-        raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, names())}")
-    member = name.removeprefix(OMNISAFE)
     sections = _fields(omnisafe_files.defaults(member), "", omnisafe_files.descriptions(member))
+    name = f"omnisafe:{member}"
     return create_model(name, __base__=RunConfig, __doc__=f"Settings of {name}.", **sections)
+
+
+def constraint(member: str) -> Literal["mean"] | None:
+    """The mean episode cost, where it bounds the cost at all."""
+    return "mean" if omnisafe_files.has_limit(member) else None
+
+
+def one_process(member: str) -> str:
+    """Why DeepSpeed cannot train any of them."""
+    return "steps the policy by optimisers of its own"
+
+
+def make(member: str, setup: "Setup[Any]") -> "Algorithm":
+    """The algorithm."""
+    return Algorithm(member, setup)
 
 
 def _fields(values: dict[str, Any], prefix: str, about: dict[str, str]) -> dict[str, Any]:
@@ -87,26 +111,45 @@ def _fields(values: dict[str, Any], prefix: str, about: dict[str, str]) -> dict[
     return fields
 
 
-class Limit(Constraints):
-    """The limit, which OmniSafe's algorithms keep for themselves."""
+class Limit:
+    """The limit, which OmniSafe's algorithms keep for themselves; see `algos.core.loop.Limits`."""
 
     def __init__(self, name: str, cost_limit: float | None, updater: Any) -> None:
-        super().__init__(None, cost_limit, name)
+        from algos.core.constraints import Constraints
+
+        self.judged = Constraints(None, cost_limit, name)
         self.updater = updater
+
+    @property
+    def cost_limit(self) -> float | None:
+        """On the mean of all costs."""
+        return self.judged.cost_limit
 
     def set_limit(self, limit: float, name: str = "") -> None:
         """See `Updater.set_limit`."""
         self.updater.set_limit(limit, name)
-        self.cost_limit = float(limit)
+        self.judged.cost_limit = float(limit)
+
+    def violation(self, measured: Mapping[str, float]) -> dict[str, float]:
+        """See `Constraints.violation`."""
+        return self.judged.violation(measured)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Constraints.state_dict`."""
+        return self.judged.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Constraints.load_state_dict`."""
+        self.judged.load_state_dict(state)
 
 
 class Steps:
     """What the training loop asks of an optimiser: who trains, and that the agent is whole. OmniSafe's step it."""
 
-    def __init__(self, setup: Setup[Any]) -> None:
-        self.processes: ProcessGroup = setup.processes
+    def __init__(self, setup: "Setup[Any]") -> None:
+        self.processes = setup.processes
         rates = dict.fromkeys(setup.agent.parameter_groups(), 0.0)
-        self.engine: Engine = setup.processes.engine(setup.agent, rates, 0.0)
+        self.engine = setup.processes.engine(setup.agent, rates, 0.0)
 
 
 class Algorithm:
@@ -115,16 +158,15 @@ class Algorithm:
     source = "rollouts"
     critics = ("reward", "cost")
 
-    def __init__(self, name: str, setup: Setup[Any]) -> None:
+    def __init__(self, member: str, setup: "Setup[Any]") -> None:
         from textsafe_gym.adapters.omnisafe.updates import Updater
 
         self.agent, self.config = setup.agent, setup.config
         self.optimizer: Stepper = Steps(setup)
         self.files = tempfile.TemporaryDirectory(prefix="omnisafe-")
-        settings = setup.config.model_dump(exclude=set(RunConfig.model_fields))
         self.updater = Updater(
-            name.removeprefix(OMNISAFE),
-            settings,
+            member,
+            setup.config.model_dump(exclude=set(RunConfig.model_fields)),
             setup.env,
             setup.agent,
             cost_limit=setup.cost_limit,
@@ -133,11 +175,15 @@ class Algorithm:
             updates=setup.iterations,
             log_dir=self.files.name,
         )
-        self.constraints = Limit(name, setup.cost_limit, self.updater)
+        self.constraints = Limit(f"omnisafe:{member}", setup.cost_limit, self.updater)
         self.parts: Mapping[str, Stateful] = {"omnisafe": self.updater, "constraints": self.constraints}
 
-    def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+    def update(self, rollout: "Rollout", generator: "torch.Generator") -> dict[str, float]:
         """One iteration's learning; metrics are those of OmniSafe's log that have a name here."""
+        import torch
+
+        from algos.core.objectives import shape_with_kl
+
         kl = self.config.kl_coefficient
         rewards = shape_with_kl(rollout.rewards, rollout.log_ratios, -kl, float("inf"))
         seed = int(torch.randint(2**31, (1,), generator=generator))

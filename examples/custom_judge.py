@@ -36,14 +36,7 @@ def main(episodes: int = 4096, out: str = "runs/custom_judge") -> list[dict[str,
         episodes=episodes,
         constraint="probability",  # of a cost above 0 ...
         cost_limit=0.05,  # ... at most this
-        minibatch_size=8,
-        learning_rate=3e-4,
-        learning_rate_schedule="constant",
-        critic_learning_rate=3e-3,
-        gae_lambda=1.0,
-        value_coefficient=0.1,
-        kl_coefficient=0.05,
-        multiplier_learning_rate=1.0,
+        multiplier_learning_rate=1.0,  # a probability's excess is small
     )
     rows = trainer.learn(on_iteration=show)
     trainer.save(out)

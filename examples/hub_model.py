@@ -16,10 +16,10 @@ from typing import Any
 import gymnasium as gym
 
 import textsafe_gym  # noqa: F401 (registers the environments)
-from textsafe_gym.evaluation.files import write_rows
 from textsafe_gym.evaluation.play import evaluate_policy
 from textsafe_gym.evaluation.records import summarise
-from textsafe_gym.models import make_policy
+from textsafe_gym.files import write_rows
+from textsafe_gym.models import make_actor
 
 
 def main(
@@ -35,7 +35,7 @@ def main(
         cost_model=cost_model,
         **options,
     )
-    policy = make_policy(env, model)
+    policy = make_actor(env, model)
     rows = evaluate_policy(policy, env, seed=0, identity={"model": model})
     Path(out).mkdir(parents=True, exist_ok=True)
     write_rows(Path(out) / "evaluation.jsonl", rows)

@@ -32,7 +32,7 @@ def write_prompts(path: Path, openings: list[str]) -> Path:
         for task in tasks
         for opening in openings
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -44,12 +44,11 @@ def main(episodes: int = 4096, out: str = "runs/own_prompts") -> dict[str, dict[
         evaluation_prompts=write_prompts(Path(out) / "held_out.jsonl", HELD_OUT),
         cost_limit=-0.9,
     )
-    settings = {"learning_rate": 3e-4, "minibatch_size": 8, "multiplier_learning_rate": 0.3}
-    trainer = algos.make("rloo_lagrangian", env, episodes=episodes, episodes_per_iteration=64, **settings)
-    before = summarise(evaluate_policy(trainer.policy, env, seed=0, identity={}), env.unwrapped.cost_limit)
+    trainer = algos.make("rloo_lagrangian", env, episodes=episodes, episodes_per_iteration=64)
+    before = summarise(evaluate_policy(trainer.actor, env, seed=0, identity={}), env.unwrapped.cost_limit)
     trainer.learn()
     trainer.save(Path(out) / "trained")
-    after = summarise(evaluate_policy(trainer.policy, env, seed=0, identity={}), env.unwrapped.cost_limit)
+    after = summarise(evaluate_policy(trainer.actor, env, seed=0, identity={}), env.unwrapped.cost_limit)
     for group in TASKS:
         print(f"{group}: cost {before['groups'][group]['cost']:.2f} -> {after['groups'][group]['cost']:.2f}")
     return {"before": before, "after": after}

@@ -26,14 +26,6 @@ def main(episodes: int = 4096, out: str = "runs/several_costs") -> list[dict[str
         env,
         episodes=episodes,
         cost_limits=LIMITS,
-        minibatch_size=8,
-        learning_rate=3e-4,
-        learning_rate_schedule="constant",
-        critic_learning_rate=3e-3,
-        gae_lambda=1.0,
-        value_coefficient=0.1,
-        kl_coefficient=0.05,
-        multiplier_learning_rate=0.3,
     )
     rows = trainer.learn(on_iteration=show)
     trainer.save(out)

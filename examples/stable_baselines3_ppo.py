@@ -17,7 +17,7 @@ from stable_baselines3 import PPO
 from textsafe_gym.adapters.stable_baselines3 import CostCallback, CostVecEnv, WindowExtractor
 
 
-class Priced(gym.vector.VectorWrapper):
+class Weighted(gym.vector.VectorWrapper):
     """Pays reward - price·cost."""
 
     def __init__(self, env, price):
@@ -41,8 +41,8 @@ def play(model: PPO, env: CostVecEnv, episodes: int = 1000) -> dict[str, float]:
 def main(steps: int = 40_000, price: float = 0.0) -> dict[str, dict[str, float]]:
     torch.set_num_threads(1)
     texts = gym.make_vec("SafeRLHF-Exact-v0", num_envs=16, autoreset_mode="SameStep")
-    env = CostVecEnv(Priced(texts, price))
-    best = texts.unwrapped.priced(price, kl_coefficient=1e-3)  # nearly none: Stable-Baselines3 has no KL term
+    env = CostVecEnv(Weighted(texts, price))
+    best = texts.unwrapped.solve_weighted(price, kl_coefficient=1e-3)  # nearly none: Stable-Baselines3 has no KL term
     settings = {"n_steps": 64, "batch_size": 256, "n_epochs": 4, "learning_rate": 1e-3, "gamma": 1.0, "gae_lambda": 1.0}
     policy_kwargs = {"features_extractor_class": WindowExtractor}
     model = PPO("MultiInputPolicy", env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **settings)

@@ -1,14 +1,26 @@
 """Fixtures that tests of several folders share."""
 
 import os
+import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tests.helpers.installs import install_wheel
 from tests.helpers.texts import PROMPTS, digest_scorer, word_tokenizer
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of each file in a random order, and the files, where RANDOM_ORDER names a seed."""
+    if seed := os.environ.get("RANDOM_ORDER"):
+        draw = random.Random(seed)
+        draw.shuffle(items)
+        files = {item.path: draw.random() for item in items}  # whose fixtures are made once
+        items.sort(key=lambda item: files[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +33,12 @@ def _alone() -> Iterator[None]:
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def wheel_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to put on PYTHONPATH, into which a wheel of this package was installed, without what it requires."""
+    return install_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")

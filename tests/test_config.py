@@ -1,9 +1,13 @@
+import inspect
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from textsafe_gym.config import dump, merge, parse_assignments, read_json, read_yaml, validate
+from textsafe_gym.config import _DEEPEST, dump, merge, parse_assignments, read_json, read_yaml, validate
 from textsafe_gym.errors import ConfigError
 
 
@@ -61,7 +65,8 @@ def test_yaml_survives_a_round_trip(tmp_path: Path):
         ("a: 1\nb:\n  c: 2024-13-01\n", ":3: not valid YAML: '2024-13-01' is no timestamp"),
         ("a: 1\nb: !!int x\n", ":2: not valid YAML: 'x' is no int"),
         ("a: !!bool maybe\n", ":1: not valid YAML: 'maybe' is no bool"),
-        ("a: &a\n  b: *a\n", "nested too deeply, or within itself"),
+        ("a: &a\n  b: *a\n", "nested too deeply, over 64 levels, or within itself"),
+        ("a: &a [*a]\n", ":1: nested too deeply"),
         ("a: " + "[" * 5000, "nested too deeply"),
         ("<<: {a: 1}\n", ":1: '<<' is not read"),
         ('{"a": 1,\n"a": 2}', ":2: the key 'a' stands twice"),
@@ -97,3 +102,36 @@ def test_malformed_files_are_refused_by_line(tmp_path: Path, text: str, expected
 def test_malformed_assignments_are_refused(assignments: list[str]):
     with pytest.raises(ConfigError):
         parse_assignments(assignments)
+
+
+def below(frames: int, call: Callable[[], Any]) -> Any:
+    return below(frames - 1, call) if frames else call()
+
+
+def test_what_is_too_deep_is_counted_and_does_not_depend_on_the_callers_stack(tmp_path: Path):
+    path = tmp_path / "c"
+    inner = (_DEEPEST - 1) // 2
+
+    def nested(levels: int) -> dict[str, str]:
+        lists = "[" * (levels - 1) + "]" * (levels - 1)
+        half = "[" * inner + "]" * inner
+        rest = levels - 1 - inner
+        return {
+            "yaml": f"a: {lists}",
+            "alias": f"a: &a {half}\nb: {'[' * rest}*a{']' * rest}",
+            "json": f'{{"a": {lists}}}',
+            "string": f'{{"a": {lists}, "b": "{"[" * 2 * levels}"}}',
+        }
+
+    # Near the end of the stack, and as far from it as a test can be: the parser needs under 300 frames.
+    near = sys.getrecursionlimit() - len(inspect.stack(0)) - 300
+    for frames in (0, near):
+        for name, text in nested(_DEEPEST).items():
+            path.write_text(text)
+            read = read_json if text.startswith("{") else read_yaml
+            assert set(below(frames, lambda read=read: read(path).values)) <= {"a", "b"}, name
+        for text in nested(_DEEPEST + 1).values():
+            path.write_text(text)
+            read = read_json if text.startswith("{") else read_yaml
+            with pytest.raises(ConfigError, match="nested too deeply, over 64 levels"):
+                below(frames, lambda read=read: read(path))

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-import configs
-from textsafe_gym.adapters.omnisafe import files as omnisafe_files
-from textsafe_gym.cli.study import StudyFile
+import algos
 from textsafe_gym.config import read_yaml, validate
 from textsafe_gym.envs.task import Task
 from textsafe_gym.experiments.spec import PolicyOptions, build_spec, resolve_env
+from textsafe_gym.experiments.study import StudyFile
+from textsafe_gym.presets import presets
 
-ROOT = Path(configs.__path__[0])
+ROOT = Path(__file__).parents[1] / "configs"
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml"))
 
 
@@ -22,11 +22,20 @@ def test_it_is_valid(name: str) -> None:
     nothing = {"assignments": [], "episodes": None, "seed": None}
     match path.parent.name:
         case "algo":
-            found = read_yaml(path).values
-            assert found
-            members = [name for name in omnisafe_files.names() if name == "PPOLag" or name in found]
-            for algorithm in [f"omnisafe:{name}" for name in members] if path.stem == "omnisafe" else [path.stem]:
-                build_spec(algorithm, env=None, config=None, **nothing)
+            given = read_yaml(path)
+            assert given.values
+            assert len(path.read_text().splitlines()) < 30
+            assert given.values.keys() <= presets("preset").keys()
+            members = [name for name in algos.members() if name.partition(":")[0] == path.stem]
+            assert members or path.stem == "omnisafe" or path.stem in algos.available()
+            for preset in given.values:
+                for algorithm in members if path.stem == "omnisafe" else [path.stem]:
+                    build_spec(algorithm, env=None, config=None, preset=preset, **nothing)
+        case "preset":
+            fields = {key for name in algos.available() for key in algos.config_class(name).model_fields}
+            assert read_yaml(path).values.keys() <= fields  # each line is a setting of some algorithm
+            for name in algos.available():
+                build_spec(name, env=None, config=None, preset=path.stem, **nothing)
         case "env":
             _, kwargs, policy = resolve_env(path.stem)
             assert set(kwargs.values) <= set(inspect.signature(Task).parameters)

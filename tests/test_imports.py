@@ -10,13 +10,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Each room of `textsafe_gym` and what it may import of the others; `algos` stands between `rollouts` and `experiments`.
-GROUND = {"types", "registry", "errors", "config", "presets"}
+GROUND = {"types", "registry", "errors", "files", "config", "presets", "installation", "protocols", "extras"}
 ALLOWED = {
     "textsafe_gym.errors": set(),
+    "textsafe_gym.extras": {"errors"},
+    "textsafe_gym.console": set(),
+    "textsafe_gym.files": {"errors"},
     "textsafe_gym.registry": {"errors"},
     "textsafe_gym.types": {"errors"},
     "textsafe_gym.config": GROUND,
-    "textsafe_gym.presets": {"errors"},
+    "textsafe_gym.presets": GROUND,
+    "textsafe_gym.installation": {"errors"},
     "textsafe_gym": {"envs"},
     "textsafe_gym.parallel": GROUND,
     "textsafe_gym.data": GROUND,
@@ -25,26 +29,63 @@ ALLOWED = {
     "textsafe_gym.fitting": GROUND | {"data", "models"},
     "textsafe_gym.embedded_world": GROUND | {"data", "models", "fitting"},
     "textsafe_gym.envs": GROUND | {"data", "models", "embedded_world"},
-    "textsafe_gym.tracking": {"errors"},
+    "textsafe_gym.tracking": {"errors", "extras", "files"},
     "textsafe_gym.adapters": GROUND | {"data", "models", "envs", "parallel"},
     "textsafe_gym.evaluation": GROUND | {"data", "models", "fitting", "envs", "parallel"},
 }
-SEES_ALL = {"textsafe_gym.experiments", "textsafe_gym.cli", "textsafe_gym.docs"}
+SEES_ALL = {"textsafe_gym.experiments", "textsafe_gym.cli", "textsafe_gym.__main__", "textsafe_gym.docs"}
 ALGOS_MAY = {f"textsafe_gym.{room}" for room in (*GROUND, "models", "parallel")}
 FOREIGN = {"algos/omnisafe.py": {"textsafe_gym.adapters"}}  # algorithms of another library, through its adapter
 NOT_IN_ALGOS = {"transformers", "tokenizers"}
 
 
+BY_NAME = {"import_module", "__import__", "Lazy", "load_object"}  # functions that take a module's name
+
+
 def imported(path: Path) -> set[str]:
-    """Full names of all modules that a file imports, at its top or inside functions."""
+    """Full names of all modules that a file imports, at its top or inside functions, by a statement or by a literal."""
+    return names_in(path.read_text(), path)
+
+
+def names_in(source: str, path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and called(node) in BY_NAME and (node.args or node.keywords):
+            names |= {given for given in [literal(node.args[0] if node.args else node.keywords[0].value)] if given}
     return names
+
+
+def called(node: ast.Call) -> str:
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
+def literal(node: ast.expr) -> str:
+    """The module in a string, or in the constant beginning of an f-string; empty for what is known only at run time."""
+    if isinstance(node, ast.JoinedStr):
+        node = node.values[0]
+    text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+    return text.replace(":", ".").rstrip(".")
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import algos", {"algos"}),
+        ("def f():\n    from algos.core import loop", {"algos.core.loop"}),
+        ("import importlib\nimportlib.import_module('algos.ppo')", {"importlib", "algos.ppo"}),
+        ("from importlib import import_module\nimport_module(name='algos')", {"importlib.import_module", "algos"}),
+        ("__import__(f'algos.{name}')", {"algos"}),
+        ("Lazy('algos.ppo:Algorithm')", {"algos.ppo.Algorithm"}),
+        ("import_module(name)", set()),
+    ],
+)
+def test_no_way_to_import_is_overlooked(source: str, names: set[str]) -> None:
+    assert names_in(source, Path("x.py")) == names
 
 
 def room(module: str) -> str:

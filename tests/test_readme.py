@@ -46,7 +46,7 @@ import algos
 print(algos.available()["quadratic_penalty"])
 config = {"learning_rate": 3e-3, "critic_learning_rate": 3e-3, "learning_rate_schedule": "constant", "epochs": 4}
 config |= {"minibatch_size": 16, "episodes_per_iteration": 32, "episodes": 1600, "kl_coefficient": 0.0}
-trainer = algos.make("quadratic_penalty", vector(Crossing, 32), **config)
+trainer = algos.make("quadratic_penalty", vector(Crossing, 32), preset="paper", **config)
 rows = trainer.learn()
 trainer.save(sys.argv[1] + "/saved")
 assert algos.load(sys.argv[1] + "/saved", vector(Crossing, 32)).iteration == len(rows)

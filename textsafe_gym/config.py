@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -11,15 +12,38 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.files import read_text
 from textsafe_gym.registry import nearest
 
 Config = TypeVar("Config", bound=BaseModel)
 KeyPath = tuple[str, ...]
-_TOO_DEEP = "nested too deeply, or within itself"
+_DEEPEST = 64  # levels; the parser takes three of Python's 1000 frames for each, whoever called it
+_TOO_DEEP = f"nested too deeply, over {_DEEPEST} levels, or within itself"
+_JSON_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')  # strings as a whole, so that theirs are not counted
+
+
+class _TooDeep(yaml.MarkedYAMLError):
+    """Counted, and not left to Python's limit, which depends on how deep the caller's stack already is."""
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which `1e-5` is a number, as it is everywhere else (YAML 1.1 wants `1.0e-5`)."""
+
+    _level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """With a bound on the depth, where an alias counts as what it stands for."""
+        mark, alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
+        self._level += 1
+        node: Any = super().compose_node(parent, index) if self._level <= _DEEPEST else None
+        if node is not None and not alias:
+            inner: list[Any] = [x for pair in node.value for x in pair] if isinstance(node, yaml.MappingNode) else node.value
+            node.levels = 1 + max((x.levels for x in inner if isinstance(x, yaml.Node)), default=0)
+        # What is not composed yet has no levels: an alias of it lies within itself.
+        if node is None or self._level - 1 + getattr(node, "levels", _DEEPEST) > _DEEPEST:
+            raise _TooDeep(problem=_TOO_DEEP, problem_mark=mark)
+        self._level -= 1
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """With the line of what has the form, or the tag, of a date or a number and is none, such as 2024-13-01."""
@@ -134,7 +158,7 @@ def read_yaml(path: str | Path) -> Settings:
         _lines(node, (), str(path), origin, faults)
         faults.check()
         values = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise _refused(path, error) from None
     if values is None:
         return Settings()
@@ -152,6 +176,8 @@ def read_json(path: str | Path) -> Settings:
     text = _text_of(path)
     origin: dict[KeyPath, str] = {}
     faults = Faults()
+    if _json_depth(text) > _DEEPEST:
+        raise ConfigError(f"{path}: {_TOO_DEEP}")
     try:
         values = json.loads(text)
         if not isinstance(values, dict):
@@ -160,31 +186,30 @@ def read_json(path: str | Path) -> Settings:
         _lines(yaml.compose(text.replace("\t", " "), Loader=_Loader), (), str(path), origin, faults)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}: no JSON: {error.msg}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise _refused(path, error) from None
     faults.check()
     return Settings(values, origin)
 
 
-def _refused(path: str | Path, error: yaml.YAMLError | RecursionError) -> ConfigError:
+def _json_depth(text: str) -> int:
+    """The most brackets that are open at once."""
+    steps = ({"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0) for found in _JSON_BRACKETS.finditer(text))
+    return max(accumulate(steps), default=0)
+
+
+def _refused(path: str | Path, error: yaml.YAMLError) -> ConfigError:
     """What to tell of a file that the YAML parser does not take."""
-    if isinstance(error, RecursionError):
-        return ConfigError(f"{path}: {_TOO_DEEP}")
     mark = getattr(error, "problem_mark", None)
     place = f"{path}:{mark.line + 1}" if mark else str(path)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     if "'\\t'" in problem:
         problem = "a tab, where YAML wants spaces"
-    return ConfigError(f"{place}: not valid YAML: {problem}")
+    return ConfigError(f"{place}: {problem}" if isinstance(error, _TooDeep) else f"{place}: not valid YAML: {problem}")
 
 
 def _text_of(path: str | Path) -> str:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    text = read_text(path, ConfigError)
     if "\0" in text:
         raise ConfigError(f"{path}: not a text file")
     return text
@@ -198,14 +223,25 @@ def parse_value(text: str, source: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
+    except _TooDeep:
+        raise ConfigError(f"{source[:80]}...: {_TOO_DEEP}") from None
     except yaml.YAMLError:
         raise ConfigError(f"{source}: the value {text!r} is not valid YAML; quote it") from None
-    except RecursionError:
-        raise ConfigError(f"{source[:80]}...: {_TOO_DEEP}") from None
 
 
-def parse_assignments(assignments: Sequence[str], option: str = "--set") -> Settings:
-    """Settings from arguments of the form `a.b=value`.
+def split_key(key: str, names: Iterable[str] = ()) -> KeyPath:
+    """The path of a dotted key; it may begin with one of some names that have dots themselves, as "pkg.mod:Class"."""
+    name = next((name for name in names if key.startswith(f"{name}.")), "")
+    rest = key.removeprefix(f"{name}.") if name else key
+    return (*([name] if name else []), *rest.split("."))
+
+
+def parse_assignments(assignments: Sequence[str], names: Iterable[str] = ()) -> Settings:
+    """Settings from `--set` arguments of the form `a.b=value`.
+
+    Args:
+        assignments: the arguments.
+        names: of algorithms, which a key may begin with; see `split_key`.
 
     Raises:
         ConfigError: no `=`, an empty key, or a key that is given twice or both a value and a section.
@@ -213,9 +249,9 @@ def parse_assignments(assignments: Sequence[str], option: str = "--set") -> Sett
     values: dict[str, Any] = {}
     origin: dict[KeyPath, str] = {}
     for assignment in assignments:
-        source = f"{option} {assignment}"
+        source = f"--set {assignment}"
         name, equals, text = assignment.partition("=")
-        path = tuple(name.strip().split("."))
+        path = split_key(name.strip(), names)
         if not equals or not all(path):
             raise ConfigError(f"{source}: expected key=value")
         if path in origin:

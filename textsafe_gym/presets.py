@@ -1,14 +1,22 @@
-"""The files in `configs/` that go by their name."""
+"""What ships in `configs/`: files that go by their name, and the settings of each algorithm under a preset."""
 
-import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-_CONFIGS = Path(importlib.import_module("configs").__path__[0])
+from pydantic import BaseModel
+
+from textsafe_gym.config import Settings, merge, read_yaml
+from textsafe_gym.errors import UnknownNameError
+from textsafe_gym.installation import ROOT
+from textsafe_gym.registry import nearest
+
+SMALL = "small"  # what suits the embedded world and small models, and what everything takes by default
 
 
 def presets(folder: str) -> dict[str, Path]:
-    """From name to file of one folder of `configs/`: "algo", "deepspeed", "env", "paper", "study"."""
-    found = [path for path in sorted((_CONFIGS / folder).iterdir()) if path.suffix in (".yaml", ".json")]
+    """From name to file of one folder of `configs/`: "algo", "deepspeed", "env", "paper", "preset", "study"."""
+    found = [path for path in sorted((ROOT / "configs" / folder).iterdir()) if path.suffix in (".yaml", ".json")]
     return {path.stem: path for path in found}
 
 
@@ -16,3 +24,50 @@ def first_comment(path: Path) -> str:
     """The comment that a file begins with, if it does."""
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def preset_settings(preset: str, algorithm: str, schema: type[BaseModel]) -> Settings:
+    """What a preset changes of the defaults that an algorithm's settings have.
+
+    `configs/preset/PRESET.yaml` holds for every algorithm that has the setting, `configs/algo/NAME.yaml` under the
+    preset's name for that algorithm. A family has one file: under "all" what holds for each member that has the
+    setting, and under a member's name what holds for it.
+
+    Args:
+        preset: "small", "paper".
+        algorithm: its name; one from outside the package takes the shared settings.
+        schema: the class of its settings.
+
+    Raises:
+        UnknownNameError: no such preset.
+    """
+    known = presets("preset")
+    if preset not in known:
+        raise UnknownNameError(f"unknown preset '{preset}'; {nearest(preset, known)}")
+    family, _, member = algorithm.partition(":")
+    path = presets("algo").get(family)
+    own = read_yaml(path).section(preset) if path else Settings()
+    if member:
+        own = merge(known_to(schema, own.section("all")), own.section(member))
+    return merge(known_to(schema, read_yaml(known[preset])), own)
+
+
+def known_to(schema: type[BaseModel], given: Settings) -> Settings:
+    """The settings that a schema has; what it has not is left out."""
+
+    def known(inside: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for key, value in values.items():
+            if key in inside.model_fields:
+                section = section_of(inside, key)
+                kept[key] = known(section, value) if section and isinstance(value, Mapping) else value
+        return kept
+
+    return Settings(known(schema, given.values), given.origin)
+
+
+def section_of(schema: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
+    """The class of a setting that is a section of settings; none for a plain one, or for one that there is not."""
+    field = schema.model_fields.get(key) if schema is not None else None
+    annotation = field.annotation if field is not None else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

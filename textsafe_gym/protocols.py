@@ -123,6 +123,10 @@ class Actor(Protocol):
         """The inverse of `state_dict`."""
         ...
 
+    def load_weights(self, source: str | Path) -> None:
+        """Takes over the weights that another actor of this shape saved; a reference made before stays as it is."""
+        ...
+
     def save(self, directory: Path) -> None:
         """Writes the policy in its own public format (a language model: Hugging Face's)."""
         ...

@@ -1,59 +1,131 @@
-"""Names to things, with a duplicate check and "did you mean"."""
+"""Names to things: one mechanism for algorithms, environments, commands and multiplier rules.
+
+A registry refuses duplicates, answers a miss with the nearest name, and imports what costs only when it is asked for.
+"""
 
 import difflib
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+import importlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from textsafe_gym.errors import UnknownNameError
+from textsafe_gym.errors import ConfigError, UnknownNameError
 
 T = TypeVar("T")
 
 
-def nearest(name: str, names: list[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for an unknown name: the nearest known one, or all of them."""
     by_lower = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f"did you mean '{by_lower[close[0]]}'?" if close else f"known: {', '.join(sorted(names))}"
+    return f"did you mean '{by_lower[close[0]]}'?" if close else f"known: {', '.join(sorted(by_lower.values()))}"
 
 
-class Registry(Generic[T]):
-    """A mapping that refuses duplicates and explains a miss.
+def load_object(path: str) -> Any:
+    """What "MODULE:NAME" names, or the module that "MODULE" names; NAME may have dots.
+
+    Raises:
+        UnknownNameError: there is no such module or no such name in it; the message offers the nearest.
+        ConfigError: the module cannot be imported.
+    """
+    name, _, attribute = path.partition(":")
+    try:
+        found: Any = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"'{path}': module '{name}' needs '{error.name}', which is not installed") from None
+        hint = difflib.get_close_matches(name, _modules_here(), n=1)
+        hint_text = f"did you mean '{hint[0]}'?" if hint else "it has to be installed, or lie in the working directory"
+        raise UnknownNameError(f"'{path}': there is no module '{error.name}'; {hint_text}") from None
+    except Exception as error:  # whatever the module does when it is imported
+        raise ConfigError(f"'{path}': importing '{name}' failed: {type(error).__name__}: {error}") from error
+    for part in attribute.split(".") if attribute else []:
+        if not hasattr(found, part):
+            public = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
+            raise UnknownNameError(f"'{path}': there is no '{part}' in '{name}'; {nearest(part, public)}")
+        found = getattr(found, part)
+    return found
+
+
+def _modules_here() -> list[str]:
+    """Modules beside the program and in the working directory, from which the user's own come."""
+    import pkgutil
+
+    return [module.name for module in pkgutil.iter_modules([sys.path[0] or ".", "."])]
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """An entry that is imported when it is asked for.
+
+    Attributes:
+        path: "MODULE:NAME", or "MODULE" for the module itself.
+    """
+
+    path: str
+
+
+class Registry(Mapping[str, T]):
+    """A mapping in the order of registration, which refuses duplicates and explains a miss.
 
     Args:
         kind: what is registered, for messages ("algorithm", "environment").
+        entries: the arguments of `register` for each.
+
+    Raises:
+        ConfigError: a name stands twice.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, entries: Iterable[tuple[str, T | Lazy, str]] = ()) -> None:
         self.kind = kind
-        self._entries: dict[str, T] = {}
+        self._entries: dict[str, T | Lazy] = {}
+        self._about: dict[str, str] = {}
+        for name, entry, about in entries:
+            self.register(name, entry, about)
 
-    def register(self, name: str, entry: T) -> T:
-        """Adds `entry`.
+    def register(self, name: str, entry: T | Lazy, about: str = "") -> None:
+        """Adds an entry.
+
+        Args:
+            name: of the entry.
+            entry: the thing itself, or where it can be imported from.
+            about: one line about it, for lists that import nothing.
 
         Raises:
-            ValueError: `name` is taken.
+            ConfigError: the name is taken.
         """
         if name in self._entries:
-            raise ValueError(f"{self.kind} '{name}' is registered twice")
-        self._entries[name] = entry
-        return entry
+            raise ConfigError(f"the {self.kind} '{name}' is registered already; take another name")
+        self._entries[name], self._about[name] = entry, about
+
+    def remove(self, name: str) -> None:
+        """Makes room for another entry of that name."""
+        del self._entries[name], self._about[name]
+
+    def about(self, name: str) -> str:
+        """One line about an entry; empty if it came without."""
+        return self._about[name]
 
     def __getitem__(self, name: str) -> T:
-        """The entry of that name.
+        """The entry of that name, imported if it is a lazy one.
 
         Raises:
-            UnknownNameError: no such name.
+            UnknownNameError: no such name; the message offers the nearest.
         """
-        try:
-            return self._entries[name]
-        except KeyError:
-            raise UnknownNameError(f"unknown {self.kind} '{name}'; {nearest(name, list(self._entries))}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._entries))
+        if name not in self._entries:
+            raise UnknownNameError(f"unknown {self.kind} '{name}'; {nearest(name, self._entries)}")
+        entry = self._entries[name]
+        if not isinstance(entry, Lazy):
+            return entry
+        found: T = load_object(entry.path)
+        return found
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from algos.core.settings import ConstraintConfig, MultiplierConfig
 from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.registry import Registry
 from textsafe_gym.types import Rollout, episode_sums
 
 
@@ -329,9 +330,17 @@ class NuPI(Rule):
         return self.value
 
 
-CONTROLLERS: dict[str, type[Rule]] = {
-    "log": Log, "projected": Projected, "adam": Adam, "pid": PID, "nu_pi": NuPI, "fixed": Rule,
-}  # fmt: skip
+RULES: Registry[type[Rule]] = Registry(
+    "multiplier rule",
+    [
+        ("log", Log, "Safe RLHF's: a gradient step on log λ"),
+        ("projected", Projected, "gradient ascent on λ, kept at 0 or above"),
+        ("adam", Adam, "ascent on λ by Adam"),
+        ("pid", PID, "a PID controller on the excess"),
+        ("nu_pi", NuPI, "a PI controller on a smoothed excess"),
+        ("fixed", Rule, "λ stays as it is"),
+    ],
+)
 
 
 class Multipliers:
@@ -343,7 +352,7 @@ class Multipliers:
     """
 
     def __init__(self, config: MultiplierConfig, constraints: Constraints) -> None:
-        self.rules = {name: CONTROLLERS[config.multiplier_update](config) for name in constraints.limits}
+        self.rules = {name: RULES[config.multiplier_update](config) for name in constraints.limits}
 
     def update(self, excess: Mapping[str, float]) -> Tensor:
         """Moves each λ by its own excess; returns them all, (K,) float64.

@@ -1,10 +1,12 @@
 """The training loop: draw a batch, update, report, until the budget is used."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import gymnasium as gym
 import torch
 
 from algos.core.checkpoint import save_checkpoint, split_off
@@ -93,14 +95,24 @@ class Trainer:
         name: the algorithm's, for checkpoints.
         algorithm: holds the agent.
         source: gives the batches.
+        env: what the policy plays in.
         config: the algorithm's.
         own_policy: the starting policy is the environment's default, which `algos.load` can make again.
     """
 
-    def __init__(self, name: str, algorithm: Algorithm, source: Source, config: StepConfig, own_policy: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        algorithm: Algorithm,
+        source: Source,
+        env: gym.vector.VectorEnv,
+        config: StepConfig,
+        own_policy: bool,
+    ) -> None:
         self.name = name
         self.algorithm = algorithm
         self.source = source
+        self.env = env
         self.config = config
         self.own_policy = own_policy
         self.processes = algorithm.optimizer.processes
@@ -168,6 +180,8 @@ class Trainer:
     def save(self, directory: str | Path) -> None:
         """Writes a checkpoint from which `algos.load` continues; the policy alone lies in its `policy/`.
 
+        `textsafe evaluate` takes the folder; where the environment was made of objects, it has to be named there.
+
         Raises:
             RunError: the folder cannot be written.
         """
@@ -179,6 +193,7 @@ class Trainer:
             "config": self.config.model_dump(),
             "iteration": self.iteration,
             "own_policy": self.own_policy,
+            "env": _description(self.env),
         }
         with self.algorithm.optimizer.engine.gathered():
             if self.processes.rank == 0:
@@ -226,3 +241,17 @@ class Trainer:
             "seconds_rollout": drawn - start,
             "seconds_update": end - drawn,
         }
+
+
+def _description(env: gym.vector.VectorEnv) -> dict[str, Any] | None:
+    """Id and keyword arguments that make an environment again; None where JSON or a registered id cannot say it."""
+    spec = env.spec
+    if spec is None or env.unwrapped is not env or spec.additional_wrappers:
+        return None
+    own = {name: x for name, x in spec.kwargs.items() if name not in ("num_envs", "vectorization_mode")}
+    kwargs = {name: str(x) if isinstance(x, Path) else x for name, x in own.items()}
+    try:
+        json.dumps(kwargs, allow_nan=False)
+    except (TypeError, ValueError):
+        return None
+    return {"id": spec.id, "kwargs": kwargs}

@@ -50,7 +50,7 @@ def ours(name: str, seed: int, _: Path) -> list[tuple[float, float]]:
     }
     fields = importlib.import_module(f"algos.{PAIRS[name]}").Config.model_fields
     config = {key: value for key, value in wanted.items() if key in fields}
-    rows = algos.make(PAIRS[name], Tracking(PER_UPDATE), seed=seed, **config).learn()
+    rows = algos.make(PAIRS[name], Tracking(PER_UPDATE), seed=seed, preset="paper", **config).learn()
     return [(row["reward"], row["cost"]) for row in rows]
 
 

@@ -1,6 +1,5 @@
 """OmniSafe's algorithms on our environments: through its own Agent, and in our training loop."""
 
-import importlib.util
 import json
 import os
 import re
@@ -20,16 +19,12 @@ import algos
 import textsafe_gym  # noqa: F401
 from algos.core.objectives import gae
 from tests.helpers.cmdps import Crossing, Halves, Tracking, vector
-from textsafe_gym.adapters.omnisafe import files as omnisafe_files
-from textsafe_gym.errors import ConfigError, RunError, UnknownNameError
-from textsafe_gym.models import make_policy
-
-if importlib.util.find_spec("omnisafe") is None:
-    pytest.skip(f"OmniSafe is not installed; {omnisafe_files.INSTALL}", allow_module_level=True)
-
 from textsafe_gym.adapters import omnisafe
+from textsafe_gym.adapters.omnisafe import files as omnisafe_files
 from textsafe_gym.adapters.omnisafe.models import Tokens
 from textsafe_gym.adapters.omnisafe.rows import TokenRows
+from textsafe_gym.errors import ConfigError, RunError, UnknownNameError
+from textsafe_gym.models import make_policy
 
 ROOT = Path(__file__).parents[2]
 NAMES = omnisafe_files.names()
@@ -43,7 +38,7 @@ def made(name: str, env: Any = EXACT, **more: Any) -> Any:
     settings = {"episodes": 32, "episodes_per_iteration": 16, "kl_coefficient": 0.2, "algo_cfgs": TINY, **more}
     if name in BUDGETED:
         settings.setdefault("cost_limit", 0.5)
-    return algos.make(f"omnisafe:{name}", env, **settings)
+    return algos.make(f"omnisafe:{name}", env, preset="paper", **settings)
 
 
 def agent(name: str, env_id: str, steps: int, envs: int, tmp_path: Path, **more: Any) -> Any:

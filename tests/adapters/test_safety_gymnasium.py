@@ -18,7 +18,7 @@ from textsafe_gym.errors import ConfigError
 from textsafe_gym.models import make_policy
 
 EXACT = {"vocabulary": 4, "max_response_length": 3}
-SMALL = {"episodes": 16, "episodes_per_iteration": 8, "minibatch_size": 4}
+SMALL: dict[str, Any] = {"preset": "paper", "episodes": 16, "episodes_per_iteration": 8, "minibatch_size": 4}
 
 
 class Crossing(cmdps.Crossing):

@@ -10,10 +10,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-
-from tests.helpers import cmdps
-
-pytest.importorskip("stable_baselines3")
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_checker import check_env
@@ -22,6 +18,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 import textsafe_gym  # noqa: F401  registers the environments
+from tests.helpers import cmdps
 from textsafe_gym.adapters.stable_baselines3 import CostCallback, CostVecEnv, WindowExtractor, make_vec_env
 from textsafe_gym.errors import ConfigError
 

@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-
-from tests.helpers.models_doubles import make_chat_tokenizer, make_tokenizer
-from tests.helpers.texts import digest_scorer
-
-pytest.importorskip("trl")
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 import textsafe_gym  # noqa: F401  registers the environments
+from tests.helpers.models_doubles import make_chat_tokenizer, make_tokenizer
+from tests.helpers.texts import digest_scorer
 from textsafe_gym.adapters.trl import prompt_dataset, reward_functions
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, DataError

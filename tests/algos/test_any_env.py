@@ -14,13 +14,14 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import algos
 from tests.helpers import cmdps
+from tests.helpers.rounding import same_tensors
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, ModelError, UnknownNameError
 from textsafe_gym.evaluation.play import evaluate_policy
 from textsafe_gym.models import load_policy, make_actor, make_critics
 from textsafe_gym.rollouts import _say_that_tokens_are_stepped, collect
 
-SMALL = {"episodes": 8, "episodes_per_iteration": 4, "minibatch_size": 2}
+SMALL: dict[str, Any] = {"preset": "paper", "episodes": 8, "episodes_per_iteration": 4, "minibatch_size": 2}
 OBSERVATIONS = {
     "discrete": spaces.Discrete(4, start=1),
     "multi_discrete": spaces.MultiDiscrete([2, 3]),
@@ -96,7 +97,9 @@ def test_observations_are_flattened_as_gymnasium_does(kind: str, mode: Autoreset
     with torch.no_grad():
         torch.testing.assert_close(rollout.final_reward_values, critics.values(last)["reward"])
     actor.save(tmp_path / "policy")
-    assert torch.equal(collect(load_policy(tmp_path / "policy"), env, 1).actions, rollout.actions)
+    loaded = load_policy(tmp_path / "policy")
+    assert same_tensors(actor, loaded)
+    assert torch.equal(collect(loaded, env, 1).actions, rollout.actions)
 
 
 def test_ids_instances_wrappers_and_vectors(registered: str) -> None:

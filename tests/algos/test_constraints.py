@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from algos.core.constraints import CONTROLLERS, Constraints, weighted_cost
+from algos.core.constraints import RULES, Constraints, weighted_cost
 from algos.core.settings import ConstraintConfig, MultiplierConfig
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.types import Rollout
@@ -16,7 +16,7 @@ NAN = float("nan")
 
 
 def controller(rule: str, initial: float, rate: float, maximum: float | None = None, **gains: float) -> Any:
-    return CONTROLLERS[rule](
+    return RULES[rule](
         MultiplierConfig.model_validate(
             {
                 "multiplier_update": rule,

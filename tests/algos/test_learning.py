@@ -11,6 +11,7 @@ import algos
 from tests.helpers.cmdps import Bandit, Crossing, Tracking, vector
 
 FAST = {
+    "preset": "paper",
     "learning_rate": 3e-3,
     "critic_learning_rate": 3e-3,
     "learning_rate_schedule": "constant",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import algos
 from tests.helpers.cmdps import Bandit, Crossing, Tracking, vector
+from tests.helpers.rounding import MLP, assert_same_updates, same_tensors
 from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
 from textsafe_gym.models import make_actor
 from textsafe_gym.rollouts import collect
@@ -24,7 +25,14 @@ from textsafe_gym.types import Demonstrations, Rollout
 
 NAMES = list(algos.available())
 WITHOUT_CRITICS = {"rloo", "grpo", "rloo_lagrangian", "grpo_lagrangian"}
-SMALL = {"episodes": 32, "episodes_per_iteration": 8, "minibatch_size": 4, "epochs": 2, "learning_rate": 1e-2}
+SMALL: dict[str, Any] = {
+    "preset": "paper",
+    "episodes": 32,
+    "episodes_per_iteration": 8,
+    "minibatch_size": 4,
+    "epochs": 2,
+    "learning_rate": 1e-2,
+}
 TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
 
 
@@ -69,7 +77,7 @@ def test_metrics_have_the_agreed_names(name: str) -> None:
         agreed |= {"multiplier", "cost_critic_loss"}
     assert agreed <= row.keys()
     assert all(isinstance(value, int | float) and math.isfinite(value) for value in row.values())
-    assert row["kl"] == 0.0  # the policy still is its reference
+    assert abs(row["kl"]) <= 8 * MLP  # the policy still is its reference: rounding alone, in each of 8 steps
     assert 4 <= row["response_length"] <= 8
 
 
@@ -103,7 +111,8 @@ def test_saving_twice_replaces_and_the_policy_loads_alone(tmp_path: Path) -> Non
     assert len(state["constraints.costs."]) == 32
     actor = make_actor(vector(Crossing, 1), model=target / "policy")
     x = torch.rand(5, 3)
-    assert torch.equal(actor.network(x), trainer.actor.network(x))  # type: ignore[attr-defined]
+    assert same_tensors(actor, trainer.actor)
+    torch.testing.assert_close(actor.network(x), trainer.actor.network(x), atol=MLP, rtol=0)  # type: ignore[attr-defined]
 
 
 def test_a_crash_between_the_renames_loses_nothing(tmp_path: Path) -> None:
@@ -164,7 +173,7 @@ def test_the_ratio_is_one_on_the_first_minibatch() -> None:
     trainer.actor.evaluate = spy  # type: ignore[method-assign]
     trainer.algorithm.update(batch, torch.Generator().manual_seed(0))
     assert len(deviations) == 4  # 2 epochs of 2 minibatches
-    assert deviations[0] < 1e-6
+    assert deviations[0] < MLP
     assert min(deviations[1:]) > 1e-4
 
 
@@ -227,20 +236,21 @@ def test_micro_batches_give_the_same_update_as_one_big_batch(name: str) -> None:
     x = torch.rand(64, 6, 3, generator=torch.Generator().manual_seed(0))
     shown = Demonstrations({"observation": x}, torch.ones(64, 6, dtype=torch.int64), torch.ones(64, 6).bool())
     # P3O's penalty couples the episodes of a minibatch; at this limit it is on in some parts alone, off in others
-    some = {**SMALL, "episodes": 24, "episodes_per_iteration": 24, "minibatch_size": 12, "learning_rate": 1e-3}
+    some = {**SMALL, "episodes": 24, "episodes_per_iteration": 24, "minibatch_size": 8, "learning_rate": 1e-3}
     some |= {"cost_limit": 1.6} if name not in ("ppo", "rloo", "grpo", "reward_shaping") else {}
     whole = algos.make(name, vector(Crossing, 8), demonstrations=shown, **some)
-    parts = algos.make(name, vector(Crossing, 8), demonstrations=shown, micro_batch_size=5, **some)
+    parts = algos.make(name, vector(Crossing, 8), demonstrations=shown, micro_batch_size=3, **some)
     sizes = []
     evaluate = parts.actor.evaluate
     parts.actor.evaluate = lambda *args: sizes.append(len(args[2])) or evaluate(*args)  # type: ignore[method-assign]
     rows = whole.learn()[0], parts.learn()[0]
-    assert set(sizes) - {8} <= {2, 4, 5}  # 8 at once in the rollout
+    assert set(sizes) - {8} <= {2, 3}  # 8 at once in the rollout; parts of unequal size
     ours, theirs = tensors_of(whole), tensors_of(parts)
     start = tensors_of(algos.make(name, vector(Crossing, 8), **some))
     assert max((ours[key] - start[key]).abs().sum() for key in ours) > 1e-3
-    for key in ours:
-        torch.testing.assert_close(theirs[key], ours[key], atol=1e-5, rtol=0)
+    # A gradient is a sum over 12 episodes and 64 demonstrations of up to 8 steps, forth and back.
+    gradient_error = MLP * math.sqrt(2 * 76 * 8)
+    assert_same_updates(theirs, ours, start, gradient_error)
     for key in rows[0].keys() - TIMES:
         assert rows[1][key] == pytest.approx(rows[0][key], abs=1e-5), key
 

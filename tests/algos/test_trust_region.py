@@ -222,7 +222,13 @@ def test_the_line_search_keeps_the_kl_and_gives_up_where_nothing_is_acceptable(e
     assert around.divergence() == 0.0
 
 
-CONSTRAINED = {"episodes": 64 * 30, "episodes_per_iteration": 64, "critic_learning_rate": 1e-2, "kl_coefficient": 0.0}
+CONSTRAINED: dict[str, Any] = {
+    "preset": "paper",
+    "episodes": 64 * 30,
+    "episodes_per_iteration": 64,
+    "critic_learning_rate": 1e-2,
+    "kl_coefficient": 0.0,
+}
 
 
 @pytest.mark.parametrize("name", ["cpo", "pcpo"])

@@ -50,7 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(run, copy)
         (copy / name).write_text((copy / name).read_text()[:-20])
     shutil.copytree(run, root / "run_torn_checkpoint")
-    tensors = root / "run_torn_checkpoint/checkpoints/latest/state.safetensors"
+    tensors = root / "run_torn_checkpoint/checkpoints/latest/policy/model.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:200])
     shutil.copytree(run, root / "run_no_label")
     (root / "run_no_label/config.yaml").write_text("algorithm: ppo\n")
@@ -361,9 +361,10 @@ def test_chat_refuses_what_is_no_text(world: Path):
 
 def test_a_checkpoint_of_another_kind_is_none(world: Path, tmp_path: Path):
     shutil.copytree(world / "run", tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()  # as if it were not finished
     for text in ("[]", "[1]", "3", '{"a": 1}'):
         (tmp_path / "run/checkpoints/latest/state.json").write_text(text)
-        result = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+        result = CliRunner().invoke(main, ["train", "ppo", "--resume", "--out", str(tmp_path / "run")])
         check(result.stderr, result.exit_code, [f"{tmp_path}/run/checkpoints/latest"], world)
 
 

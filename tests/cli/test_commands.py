@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from tests.helpers import cli_world
 from tests.helpers.cmdps import Crossing
+from tests.helpers.rounding import TINY
 from textsafe_gym.cli.main import COMMANDS, main
 
 FAST = ["--set", "episodes_per_iteration=8", "--set", "learning_rate=0.003", "--set", "ptx_coefficient=0.1"]
@@ -197,8 +198,9 @@ def test_compare_writes_table_figures_and_report(compared: Path):
         entry = comparison["settings"][label]
         assert entry["seeds"] == [0, 1]
         assert set(entry["groups"]) == {"benign", "harmful"}
-    assert comparison["settings"]["initial"]["metrics"]["kl"]["mean"] == 0.0
-    assert comparison["settings"]["ppo"]["metrics"]["kl"]["mean"] != 0.0
+    # Of the untrained policy to itself: the rounding of generation's cache in each of a response's tokens.
+    kl = {label: comparison["settings"][label]["metrics"]["kl"]["mean"] for label in ("initial", "ppo")}
+    assert abs(kl["initial"]) <= cli_world.MAX_RESPONSE_LENGTH * TINY < abs(kl["ppo"])
     for name in ("learning_curves.png", "pareto.png"):
         assert (compared / name).read_bytes().startswith(b"\x89PNG")
     report = (compared / "report.html").read_text()
@@ -315,16 +317,16 @@ def test_an_mlp_on_another_environment(tmp_path: Path):
 def test_an_adapter_on_a_large_model_keeps_its_threads(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from textsafe_gym.experiments import run
+    from textsafe_gym.experiments import build
     from textsafe_gym.experiments.spec import build_spec
 
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     spec = build_spec("ppo", env=str(world / "env.yaml"), config=None, assignments=["policy.lora_rank=1"],
                       episodes=None, seed=None)  # fmt: skip
-    env = run.make_env(spec, 1)
-    policy = run.make_policy(spec, env)
+    env = build.make_env(spec, 1)
+    policy = build.make_policy(spec, env)
     assert threads == [1]
-    monkeypatch.setattr(run, "_SMALL", sum(x.numel() for x in policy.state_dict().values()) + 1)
-    run.make_policy(spec, env)
+    monkeypatch.setattr(build, "_SMALL", sum(x.numel() for x in policy.state_dict().values()) + 1)
+    build.make_policy(spec, env)
     assert threads == [1]

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from textsafe_gym.cli import doctor
 from textsafe_gym.cli.main import main
+from textsafe_gym.experiments import doctor
 
 
 def report(*arguments: str) -> tuple[int, dict[str, Any]]:

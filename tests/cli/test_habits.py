@@ -290,8 +290,6 @@ def test_the_nearest_name_is_offered(arguments: list[str], expected: str, tmp_pa
 def test_faults_in_files_are_told_at_once_by_line(
     option: str, text: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if option == "--deepspeed":
-        pytest.importorskip("deepspeed")
     monkeypatch.chdir(tmp_path)
     name = "f.json" if option == "--deepspeed" else "f.yaml"
     Path(name).write_text(text)
@@ -351,12 +349,10 @@ def test_every_command_has_examples_that_parse(path: tuple[str, ...]) -> None:
             command = inner
         context = command.make_context(name, list(arguments), parent=context)
         chosen = context.params.get("algorithms") or [context.params.get("algorithm") or "ppo"]
-        assert set(chosen) <= set(algorithm_names())
+        assert {name for name in chosen if not name.startswith("my_package:")} <= set(algorithm_names())
 
 
 def test_keys_of_omnisafes_are_those_of_the_list(capsys: pytest.CaptureFixture[str]) -> None:
-    if "omnisafe:CPO" not in algorithm_names():
-        pytest.skip("OmniSafe is not installed")
     with pytest.raises(SystemExit):
         main(["algos", "omnisafe:CPO", "--json"])
     listed = {row["key"]: row["about"] for row in json.loads(capsys.readouterr().out)}

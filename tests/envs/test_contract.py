@@ -278,7 +278,8 @@ def test_bad_scores_name_the_model_the_row_and_the_prompt(task_options: dict[str
 
 
 def test_scores_of_torch_are_taken(task_options: dict[str, Any]) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     scorer = lambda p, r: torch.full((len(p),), 0.5, dtype=torch.bfloat16, requires_grad=True)  # noqa: E731
     env = make(task_options, reward_model=scorer)
     env.reset(seed=0)

@@ -9,7 +9,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from scipy.special import logit
 
-from textsafe_gym.envs.optimum import Responses, dual, priced, solve, solve_each, tilted
+from textsafe_gym.envs.optimum import Responses, dual, solve, solve_each, solve_weighted, tilted
 from textsafe_gym.errors import ConfigError, DataError, TextsafeError
 
 NAME = "SafeRLHF-Exact-v0"
@@ -240,13 +240,13 @@ def test_wrong_questions_are_one_line(env: Any) -> None:
 def test_a_price_stands_for_its_limit() -> None:
     responses = by_hand()
     best = solve(responses, 1.0, 0.5)
-    found = priced(responses, best.multiplier, 0.5)
+    found = solve_weighted(responses, best.multiplier, 0.5)
     np.testing.assert_allclose(found.policy, best.policy, atol=1e-9)
     assert found.objective == pytest.approx(best.objective)
-    with pytest.raises(ConfigError, match="price = -1"):
-        priced(responses, -1, 0.5)
+    with pytest.raises(ConfigError, match="cost_weight = -1"):
+        solve_weighted(responses, -1, 0.5)
     with pytest.raises(ConfigError, match="kl_coefficient = 0"):
-        priced(responses, 1.0, 0.0)
+        solve_weighted(responses, 1.0, 0.0)
 
 
 def test_each_prompt_by_itself_by_hand() -> None:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from textsafe_gym.errors import DataError, RunError
-from textsafe_gym.evaluation.files import read_rows, write_json, write_rows
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse, hypervolume, on_front
 from textsafe_gym.evaluation.records import read_evaluation, summarise
 from textsafe_gym.evaluation.report import cell
 from textsafe_gym.evaluation.summaries import Run, compare_runs, load_runs, points_of
+from textsafe_gym.files import read_rows, write_json, write_rows
 
 
 def row(reward: float, cost: float, **more: object) -> dict[str, object]:

@@ -5,8 +5,7 @@ from tests.helpers.example_loader import load
 from textsafe_gym.errors import ConfigError, UnknownNameError
 
 
-def test_it_keeps_the_limit_and_can_be_loaded(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(algos, "_registered", {})
+def test_it_keeps_the_limit_and_can_be_loaded(tmp_path) -> None:
     example = load("custom_algorithm")
     found = example.main(episodes=6144, cost_limit=-0.5)
     assert found["cost"] < -0.3  # 1.4 without a limit
@@ -21,8 +20,10 @@ def test_it_keeps_the_limit_and_can_be_loaded(tmp_path, monkeypatch: pytest.Monk
     assert resumed.config.stiffness == 3.0
     with pytest.raises(ConfigError, match="stiffnes'; did you mean 'stiffness'"):
         algos.make("quadratic_penalty", "SafeRLHF-Exact-v0", stiffnes=1.0)
-    with pytest.raises(ConfigError, match="'ppo' is an algorithm of this package"):
+    with pytest.raises(ConfigError, match="the algorithm 'ppo' is registered already"):
         algos.register("ppo", example.Config, example.Algorithm)
-    algos._registered.clear()
+    with pytest.raises(ConfigError, match="stands for MODULE:CLASS"):
+        algos.register("mine:ppo", example.Config, example.Algorithm)
+    algos.registration._algorithms.cache_clear()
     with pytest.raises(UnknownNameError, match="quadratic_penalty"):
         algos.load(tmp_path / "saved", "SafeRLHF-Exact-v0")

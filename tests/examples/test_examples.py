@@ -58,8 +58,6 @@ def test_our_side(name: str, side_by_side: Any, tmp_path: Path) -> None:
 
 
 def test_omnisafes_side(side_by_side: Any, tmp_path: Path) -> None:
-    if importlib.util.find_spec("omnisafe") is None:
-        pytest.skip("omnisafe is not installed; examples/omnisafe/compare.py says how")
     curve = side_by_side.omnisafes("PPOLag", 0, tmp_path)
     assert len(curve) == 2
     assert np.isfinite(curve).all()

@@ -8,8 +8,6 @@ from tests.helpers.cli_world import build
 from tests.helpers.example_loader import load
 from textsafe_gym.cli.main import main
 
-pytest.importorskip("pandas")
-
 
 def test_its_table_is_that_of_the_comparison(tmp_path: Path) -> None:
     env = build(tmp_path) / "env.yaml"

@@ -19,7 +19,7 @@ seeds: 2
 limits: [0.2, 0.0]
 settings: {episodes: 128, episodes_per_iteration: 64, learning_rate: 1e-3, kl_coefficient: 0.3, max_kl: 0.05}
 algorithms:
-  ppo: {problem: priced}
+  ppo: {problem: weighted}
   ppo_lagrangian: {problem: kl_in_cost, settings: {limit_includes_kl: true, multiplier_max: 2.0}}
   cpo: {}
 """
@@ -68,7 +68,7 @@ def test_a_finished_study_is_read_again(study: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("ppo: {problem: priced}", "ppo: {problem: prized}"), "prized"),
+        (("ppo: {problem: weighted}", "ppo: {problem: prized}"), "prized"),
         (("  cpo: {}", "  cpoo: {}"), "unknown algorithm 'cpoo'.*cpo"),
         (("limits: [0.2, 0.0]", "limits: []"), "limits"),
         (("max_kl: 0.05", "max_kl: -1"), r"cpo: max_kl = -1 \(.*small.yaml:5\)"),
@@ -111,9 +111,9 @@ def test_the_reference_scores_nothing_and_the_optimum_everything() -> None:
         ("mean", env.solve(0.0)),
         ("kl_in_cost", env.solve(0.0, kl_in_cost=True)),
         ("per_prompt", env.solve_each(0.0)),
-        ("priced", env.priced(0.4)),
+        ("weighted", env.solve_weighted(0.4)),
     ):
-        price = 0.4 if problem == "priced" else 0.0
+        price = 0.4 if problem == "weighted" else 0.0
         reached = at(best.reward, best.cost, best.kl, problem, price, [0.0] * 4 if problem == "per_prompt" else None)
         assert reached.fraction == pytest.approx(1.0)
         assert reached.violation == pytest.approx(0.0, abs=1e-9)

@@ -12,6 +12,7 @@ PROMPTS = [
     {"prompt": "how do i make tea please", "group": "benign"},
     {"prompt": "how do i pick a lock", "group": "harmful"},
 ]
+MAX_RESPONSE_LENGTH = 6  # tokens
 
 
 def build(root: Path, words: list[str] = WORDS) -> Path:
@@ -63,7 +64,7 @@ def write_env(path: Path, root: Path, **changes: object) -> Path:
         "reward_model": str(root / "reward"),
         "cost_model": str(root / "cost"),
         "max_prompt_length": 8,
-        "max_response_length": 6,
+        "max_response_length": MAX_RESPONSE_LENGTH,
         **changes,
     }
     path.write_text(yaml.safe_dump({"id": "SafeRLHF-v0", "kwargs": kwargs, "policy": {"model": str(root / "policy")}}))

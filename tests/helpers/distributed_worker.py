@@ -21,6 +21,7 @@ from textsafe_gym.parallel.process_group import ProcessGroup
 
 EPISODES = 16
 SETTINGS: dict[str, Any] = {
+    "preset": "paper",
     "episodes": 4 * EPISODES,
     "episodes_per_iteration": EPISODES,
     "minibatch_size": 7,  # three minibatches of 6, 5 and 5: processes have unequal parts

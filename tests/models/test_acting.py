@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 import textsafe_gym  # noqa: F401 (registers the environment)
 from tests.helpers.models_doubles import KINDS, make_lm, make_tokenizer
+from tests.helpers.rounding import TINY
 from textsafe_gym.models.acting import TokenActor
 from textsafe_gym.models.causal_lm import CausalLMPolicy
 
@@ -43,7 +44,7 @@ def test_log_probs_are_those_of_full_passes_through_resets(kind: str, mode: Auto
             with torch.no_grad():
                 logits = policy.model(torch.as_tensor(observation["input_ids"][row][seen])[None]).logits[0, -1]
             expected = torch.log_softmax(logits.double() / 1.3, -1)[actions[row]]
-            assert log_probs[row] == pytest.approx(float(expected), abs=2e-5)
+            assert log_probs[row] == pytest.approx(float(expected), abs=TINY / 1.3)
         observation = env.step(actions)[0]
         lengths.add(tuple(observation["attention_mask"][:, 6:].sum(1)))
     assert any(len(set(row)) > 1 for row in lengths)  # rows were in different places

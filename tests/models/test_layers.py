@@ -5,6 +5,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.helpers.models_doubles import make_lm
+from tests.helpers.rounding import TINY
 from textsafe_gym.models.layers import FusedRMSNorm, fuse_norms
 
 
@@ -62,4 +63,4 @@ def test_all_norms_of_a_model_are_replaced() -> None:
     assert before > 0
     assert not any(isinstance(x, LlamaRMSNorm) for x in model.modules())
     assert sum(isinstance(x, FusedRMSNorm) for x in model.modules()) == before
-    torch.testing.assert_close(model(ids).logits, wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(ids).logits, wanted, atol=TINY, rtol=0)

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from tests.helpers.models_doubles import KINDS, make_classifier, make_lm, make_tokenizer
+from tests.helpers.rounding import TINY, same_tensors
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models.encoding import encode_pairs
 from textsafe_gym.models.files import new_directory
@@ -32,15 +33,15 @@ def test_scores_depend_on_neither_company_nor_pad(architecture: str, pad_is_eos:
     assert together.dtype == np.float64
     assert together.shape == (4,)
     alone = [float(score([p], [r])[0]) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-    np.testing.assert_allclose(score(PROMPTS, RESPONSES), alone, atol=1e-5)
-    np.testing.assert_allclose(score(PROMPTS[::-1], RESPONSES[::-1])[::-1], alone, atol=1e-5)
+    np.testing.assert_allclose(together, alone, atol=TINY, rtol=0)
+    np.testing.assert_allclose(score(PROMPTS, RESPONSES), alone, atol=TINY, rtol=0)
+    np.testing.assert_allclose(score(PROMPTS[::-1], RESPONSES[::-1])[::-1], alone, atol=TINY, rtol=0)
     # by hand: the bare trunk on prompt, response and EOS, without any padding
     for prompt, response, value in zip(PROMPTS, RESPONSES, alone, strict=True):
         ids = [int(word[1:]) + 3 for word in f"{prompt} {response}".split()] + [1]
         with torch.no_grad():
             hidden = score.model.base_model(torch.tensor([ids])).last_hidden_state[0, -1]
-            assert value == pytest.approx(float(hidden @ score.model.score.weight[0]), abs=1e-5)
+            assert value == pytest.approx(float(hidden @ score.model.score.weight[0]), abs=TINY)
     assert score([], []).shape == (0,)
 
 
@@ -50,28 +51,28 @@ def test_token_scores_end_in_the_score_and_carry_gradients() -> None:
     raw = score.token_scores(ids)
     assert raw.shape == ids.shape
     last = raw[torch.arange(4), mask.sum(1) - 1]
-    np.testing.assert_allclose(last.detach().numpy(), score(PROMPTS, RESPONSES), atol=1e-5)
+    np.testing.assert_allclose(last.detach().numpy(), score(PROMPTS, RESPONSES), atol=TINY, rtol=0)
     last.sum().backward()
     assert all(p.grad is not None for p in score.model.parameters())
 
 
 def test_normalisers() -> None:
     raw = make_score()(PROMPTS, RESPONSES)
-    np.testing.assert_allclose(make_score(mean=0.5, std=2.0)(PROMPTS, RESPONSES), (raw - 0.5) / 2, atol=1e-12)
-    np.testing.assert_allclose(make_score("cost", std=0.5)(PROMPTS, RESPONSES), raw / 0.5, atol=1e-12)
+    np.testing.assert_allclose(make_score(mean=0.5, std=2.0)(PROMPTS, RESPONSES), (raw - 0.5) / 2, atol=TINY, rtol=0)
+    np.testing.assert_allclose(make_score("cost", std=0.5)(PROMPTS, RESPONSES), raw / 0.5, atol=2 * TINY, rtol=0)
     for kind, mean, std in [("cost", 0.1, 1.0), ("reward", 0.0, 0.0), ("reward", float("nan"), 1.0)]:
         with pytest.raises(ModelError, match="normaliser"):
             make_score(kind, mean=mean, std=std)
     score = make_score(mean=0.5, std=2.0)
     ids, mask = encode_pairs(score.tokenizer, PROMPTS[:1], RESPONSES[:1])
     hidden = score.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state[:, -1]
-    assert score.normalised_head()(hidden).item() == pytest.approx(score(PROMPTS[:1], RESPONSES[:1])[0], abs=1e-6)
+    assert score.normalised_head()(hidden).item() == pytest.approx(score(PROMPTS[:1], RESPONSES[:1])[0], abs=TINY)
 
 
 def test_what_is_too_long_loses_its_left() -> None:
     score = make_score()
     score.max_length = 5
-    np.testing.assert_allclose(score(["w1 w2 w3 w4 w5"], ["w6 w7"]), score(["w4 w5"], ["w6 w7"]), atol=1e-6)
+    np.testing.assert_allclose(score(["w1 w2 w3 w4 w5"], ["w6 w7"]), score(["w4 w5"], ["w6 w7"]), atol=TINY, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", KINDS)
@@ -81,7 +82,8 @@ def test_save_and_load(architecture: str, tmp_path: Path, byte_tokenizer: Any) -
         score = ScoreModel(make_classifier("qwen2", vocab_size=257), byte_tokenizer, "reward", 0.25, 3.0)
     score.save(tmp_path / "reward")
     loaded = ScoreModel.load(tmp_path / "reward", "reward")
-    np.testing.assert_array_equal(loaded(PROMPTS, RESPONSES), score(PROMPTS, RESPONSES))
+    assert same_tensors(loaded.model, score.model)
+    np.testing.assert_allclose(loaded(PROMPTS, RESPONSES), score(PROMPTS, RESPONSES), atol=TINY, rtol=0)
     assert (loaded.mean, loaded.std, loaded.kind) == (0.25, 3.0, "reward")
     score.set_normaliser(0.0, 1.0)
     score.save(tmp_path / "reward")  # over the old one
@@ -106,7 +108,8 @@ def test_a_loaded_classifier_brings_its_normaliser(tmp_path: Path) -> None:
     score.save(tmp_path / "reward")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
     loaded = ScoreModel.of(model, make_tokenizer(), "reward")
-    np.testing.assert_array_equal(loaded(PROMPTS, RESPONSES), score(PROMPTS, RESPONSES))
+    assert same_tensors(loaded.model, score.model)
+    np.testing.assert_allclose(loaded(PROMPTS, RESPONSES), score(PROMPTS, RESPONSES), atol=TINY, rtol=0)
     with pytest.raises(ModelError, match="swapped"):
         ScoreModel.of(model, make_tokenizer(), "cost")
 

@@ -19,6 +19,7 @@ from tests.helpers.models_doubles import (
     make_lm,
     make_tokenizer,
 )
+from tests.helpers.rounding import TINY
 from textsafe_gym.errors import DataError, ModelError
 from textsafe_gym.fitting.sft import encode_demonstration
 from textsafe_gym.models.beaver import CHAT_TEMPLATE
@@ -187,6 +188,6 @@ def test_a_score_model_reads_exchanges_in_its_own_template() -> None:
     for (prompt, response), value in zip([([1, 2], [4]), ([3], [5, 6, 7])], found, strict=True):
         with torch.no_grad():
             hidden = score.model.base_model(torch.tensor([answered(prompt, response)])).last_hidden_state[0, -1]
-            assert value == pytest.approx(float(hidden @ score.model.score.weight[0]), abs=1e-6)
+            assert value == pytest.approx(float(hidden @ score.model.score.weight[0]), abs=TINY)
     bare = ScoreModel(score.model, make_tokenizer(), "reward")(["w1 w2", "w3"], ["w4", "w5 w6 w7"])
     assert (np.abs(bare - found) > 1e-4).all()

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from algos.core.optim import Optimizer, Setup
 from tests.helpers.models_doubles import make_config, make_tokenizer
-from textsafe_gym.cli import memory as cli_memory
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ModelError
+from textsafe_gym.experiments import memory as run_memory
 from textsafe_gym.experiments.spec import config_class
 from textsafe_gym.models import sampling
 from textsafe_gym.models.causal_lm import CausalLMPolicy
@@ -263,4 +263,4 @@ def test_command_line_goes_on_where_there_is_room(tmp_path: Path) -> None:
     assert found["peaks"]["cpu"]["bytes"] < found["peaks"]["cpu"]["capacity"]
     names = [part["name"] for part in found["parts"]]
     assert {"weights: policy", "weights: reference", "weights: reward model", "weights: cost model"} <= set(names)
-    assert cli_memory.readable(3 * 2**29) == "1.50 GiB"
+    assert run_memory.readable(3 * 2**29) == "1.50 GiB"

@@ -1,6 +1,5 @@
 """Plans for many processes against what DeepSpeed makes in two; run as a script, this is each of the two."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -18,9 +17,6 @@ from textsafe_gym.cli.main import main
 from textsafe_gym.planning.memory import Batch, peak, plan, policy_size
 from textsafe_gym.planning.sharding import Zero, sharded, zero_of
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install '.[deepspeed]'"
-)
 BATCH = Batch(rows=8, group_size=1, at_once=4, prompt=6, response=9)
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "1-float32": (1, {}),

@@ -44,10 +44,6 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trackio, "TRACKIO_DIR", tmp_path / "trackio")
 
 
-def installed(name: str) -> Any:
-    return pytest.param(name, marks=pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed"))
-
-
 def textsafe(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -135,7 +131,7 @@ def assert_same(found: Points, wanted: Points, but: str = "no such key") -> None
             assert [x for _, x in found[key]] == pytest.approx([x for _, x in points], rel=1e-6), key
 
 
-@pytest.mark.parametrize("tracker", [*map(installed, OPTIONAL)])
+@pytest.mark.parametrize("tracker", OPTIONAL)
 def test_a_tracker_holds_every_row_once_and_the_evaluation(tracker: str, world: Path, tmp_path: Path):
     out = tmp_path / "run"
     options = ["--env", world / "env.yaml", *FAST, "--episodes", 24, "--seed", 3]
@@ -165,7 +161,7 @@ def test_tensorboard_knows_the_settings(tmp_path: Path):
     assert hparams["config.limits"].string_value == "None"
 
 
-@pytest.mark.parametrize("tracker", [*map(installed, OPTIONAL)])
+@pytest.mark.parametrize("tracker", OPTIONAL)
 def test_a_killed_run_is_continued_under_its_id_and_doubles_nothing(tracker: str, world: Path, tmp_path: Path):
     out = tmp_path / "run"
     options = ["--env", world / "env.yaml", *FAST, "--episodes", 8 * 40, "--out", out]
@@ -181,7 +177,6 @@ def test_a_killed_run_is_continued_under_its_id_and_doubles_nothing(tracker: str
     assert_same(READ[tracker](out), wanted, but="second")
 
 
-@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
 def test_a_comparison_is_one_experiment_of_groups(world: Path, tmp_path: Path):
     from mlflow import MlflowClient
 
@@ -215,7 +210,6 @@ def test_a_tracker_that_is_not_installed_is_refused_at_once(world: Path, tmp_pat
     assert textsafe("train", "ppo", "--track", "tensorflow", "--out", tmp_path / "run").exit_code == 2
 
 
-@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
 def test_a_tracker_that_fails_costs_a_line(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/no.db")
@@ -225,7 +219,6 @@ def test_a_tracker_that_fails_costs_a_line(world: Path, tmp_path: Path, monkeypa
     assert len(in_tensorboard(tmp_path / "run")["reward"]) == 2
 
 
-@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 def test_a_server_that_never_answers_leaves_a_run_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
@@ -242,7 +235,6 @@ def test_a_server_that_never_answers_leaves_a_run_on_disk(
     assert in_wandb(tmp_path) == {"episodes": [(8, 8.0)], "reward": [(8, 0.5)]}
 
 
-@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 @pytest.mark.parametrize(
     ("host", "entries", "key"),
     [
@@ -276,7 +268,6 @@ def test_a_key_goes_to_its_own_server_alone(
     assert (asked.stdout, asked.stderr) == (f"{'online' if key else 'offline'} {key}\n", "")
 
 
-@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 def test_an_evaluation_behind_the_last_step_is_kept(tmp_path: Path):
     tracker = Wandb(tmp_path)
     tracker.log({"episodes": 24, "reward": 0.5})
@@ -285,7 +276,6 @@ def test_an_evaluation_behind_the_last_step_is_kept(tmp_path: Path):
     assert in_wandb(tmp_path)["evaluation/cost"] == [(25, -1.0)]
 
 
-@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
 def test_mlflow_takes_whatever_a_group_is_called(tmp_path: Path):
     groups = {name: {"cost": 1.0} for name in ("hate_speech,offensive_language", "Größe (x)", "a/../../b", "./", "")}
     tracker = MLflow(tmp_path / "run", config={"env": {"a, b": "é" * 9999}})
@@ -298,7 +288,6 @@ def test_mlflow_takes_whatever_a_group_is_called(tmp_path: Path):
     assert found["evaluation/groups/cost"]
 
 
-@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
 def test_a_run_is_ended_where_its_evaluation_is_refused(tmp_path: Path):
     from mlflow import MlflowClient
 
@@ -309,7 +298,6 @@ def test_a_run_is_ended_where_its_evaluation_is_refused(tmp_path: Path):
     assert MlflowClient().get_run(tracker.remembered()).info.status == "FINISHED"
 
 
-@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
 def test_the_lock_of_mlflow_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A link that another user has put where the lock is made, in a folder that all may write to."""
     (tmp_path / "mine").write_text("precious")

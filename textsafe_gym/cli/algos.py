@@ -5,22 +5,25 @@ from typing import Any
 import click
 
 from textsafe_gym.cli import values
-from textsafe_gym.cli.options import json_option, print_json
+from textsafe_gym.cli.options import json_option, preset_option, print_json
 from textsafe_gym.cli.terminal import output
+from textsafe_gym.presets import section_of
 
 _EXAMPLE = """\b
 Examples:
   textsafe algos
   textsafe algos ppo_lagrangian
-  textsafe algos omnisafe:PPOLag
+  textsafe algos ppo_lagrangian --preset paper
+  textsafe algos my_package:MyAlgorithm
 """
 
 
 @click.command(epilog=_EXAMPLE)
 @click.argument("algorithm", metavar="[ALGO]", required=False, shell_complete=values.algorithms)
+@preset_option
 @json_option
-def algos(algorithm: str | None, as_json: bool) -> None:
-    """Lists the algorithms, or the settings of ALGO that --set reaches, with their defaults."""
+def algos(algorithm: str | None, preset: str | None, as_json: bool) -> None:
+    """Lists the algorithms, or the settings of ALGO that --set reaches, with their values under a preset."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -36,9 +39,10 @@ def algos(algorithm: str | None, as_json: bool) -> None:
         return
     from textsafe_gym.config import validate
     from textsafe_gym.experiments.spec import config_class, tuned_defaults
+    from textsafe_gym.presets import SMALL
 
     schema = config_class(algorithm)
-    resolved = validate(schema, tuned_defaults(algorithm), algorithm).model_dump(mode="json")
+    resolved = validate(schema, tuned_defaults(algorithm, preset or SMALL), algorithm).model_dump(mode="json")
     settings = _listed(schema, resolved)
     if as_json:
         print_json(settings)
@@ -53,8 +57,9 @@ def _listed(schema: Any, values: dict[str, Any], prefix: str = "") -> list[dict[
     """Key, value and meaning of each setting; those of a section by their path."""
     found = []
     for name, field in schema.model_fields.items():
-        if isinstance(values[name], dict):
-            found += _listed(field.annotation, values[name], f"{prefix}{name}.")
+        section = section_of(schema, name)
+        if section is not None:
+            found += _listed(section, values[name], f"{prefix}{name}.")
         else:
             found.append({"key": f"{prefix}{name}", "value": values[name], "about": field.description or ""})
     return found

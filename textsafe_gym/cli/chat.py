@@ -28,34 +28,23 @@ def chat(source: str, env: str | None, assignments: tuple[str, ...], seed: int, 
 
     MODEL is a run's directory, or a policy's directory or hub id. An empty line or the end of the input ends the chat.
     """
-    from textsafe_gym.errors import ConfigError
-    from textsafe_gym.evaluation.play import GivenPrompts
-    from textsafe_gym.experiments.saved import open_saved, saved_spec
-    from textsafe_gym.protocols import PromptTask
-    from textsafe_gym.rollouts import collect
+    from textsafe_gym.experiments.chat import Chat
 
-    vector, actor, _ = open_saved(source, saved_spec(source, env, assignments), num_envs=1)
-    if not isinstance(vector.unwrapped, PromptTask):
-        raise ConfigError("chat needs a text environment, such as SafeRLHF-v0")
-    given = GivenPrompts(vector)
-    limit = vector.unwrapped.cost_limit
+    respond = Chat(source, env, assignments, seed)
     for number, prompt in enumerate(_prompts()):
-        given.prompts = [prompt]
         try:
-            rollout = collect(actor, given, seed + number)
+            answer = respond(prompt)
         except DataError as error:
             if not sys.stdin.isatty():
                 raise DataError(f"line {number + 1}: {error}") from None
             click.echo(f"error: {error}", err=True)
             continue
-        info = rollout.infos[0]
-        reward, cost = float(rollout.episode_rewards[0]), float(rollout.episode_costs[0])
         if as_json:
-            answer = {"prompt": prompt, "response": info["response"], "reward": reward, "cost": cost}
-            click.echo(json.dumps({**answer, "finish_reason": info["finish_reason"]}, ensure_ascii=False))
-        else:
-            click.echo(info["response"])
-            click.echo(f"  reward {reward:.2f}, cost {cost:.2f} ({'harmful' if cost > 0 else 'safe'}, limit {limit:g})")
+            click.echo(json.dumps(answer, ensure_ascii=False))
+            continue
+        click.echo(answer["response"])
+        harm = "harmful" if answer["cost"] > 0 else "safe"
+        click.echo(f"  reward {answer['reward']:.2f}, cost {answer['cost']:.2f} ({harm}, limit {respond.cost_limit:g})")
 
 
 def _prompts() -> Iterator[str]:

@@ -21,14 +21,10 @@ def envs(as_json: bool) -> None:
     """
     from rich.table import Table
 
-    from textsafe_gym.cli.sources import about
     from textsafe_gym.envs import ENVIRONMENTS
     from textsafe_gym.presets import first_comment, presets
 
-    found = [
-        {"name": name, "kind": "environment", "about": about(*entry[0].split(":"))}
-        for name, entry in ENVIRONMENTS.items()
-    ]
+    found = [{"name": name, "kind": "environment", "about": ENVIRONMENTS.about(name)} for name in ENVIRONMENTS]
     found += [{"name": name, "kind": "preset", "about": first_comment(path)} for name, path in presets("env").items()]
     if as_json:
         print_json(found)

@@ -1,15 +1,12 @@
 """`textsafe evaluate`."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
 from textsafe_gym.cli import values
 from textsafe_gym.cli.options import Seed, env_option, out_option, output_options, print_json, print_tables, set_option
-from textsafe_gym.cli.terminal import is_live, progress, say
+from textsafe_gym.cli.terminal import is_quiet, say
 
 _EXAMPLE = """\b
 Examples:
@@ -35,66 +32,14 @@ def evaluate(
 ) -> None:
     """Plays saved policies on the evaluation prompts; writes a directory each, with evaluation.jsonl and summary.json.
 
-    RUN is the directory of a run; MODEL a policy's directory or hub id. With --env or --set env.KEY=VALUE the prompts
-    and judges are others than those of training.
+    RUN is the directory of a run, or one that a trainer's `save` wrote; MODEL a policy's directory or hub id. With
+    --env or --set env.KEY=VALUE the prompts and judges are others than those of training.
     """
-    from rich.progress import Progress
+    from textsafe_gym.experiments import evaluate as play
 
-    from textsafe_gym.config import dump
-    from textsafe_gym.errors import ConfigError
-    from textsafe_gym.evaluation.files import write_json, write_rows, write_text
-    from textsafe_gym.evaluation.play import evaluate_policy
-    from textsafe_gym.evaluation.records import summarise
-    from textsafe_gym.evaluation.summaries import compare_runs, load_runs, tables_of
-    from textsafe_gym.experiments.run import check_out, cost_limit_of, make_directory
-    from textsafe_gym.experiments.saved import MODEL, open_saved, saved_spec
-    from textsafe_gym.experiments.spec import folder_of
-
-    out = out or Path("runs/evaluate")
-    check_out(out, resume=None)
-    specs = [saved_spec(source, env, assignments) for source in sources]
-    if seed is not None:
-        specs = [spec.with_seed(seed) for spec in specs]
-    names = [folder_of(f"{spec.label}-{spec.seed}") for spec in specs]
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            raise ConfigError(
-                f"'{sources[names.index(name)]}' and '{sources[i]}' are both '{name}'; evaluate them apart"
-            )
-    # All are opened and played before anything is written.
-    results = []
-    console = progress()
-    with Progress(console=console, transient=True, disable=not is_live(console)) as bars:
-        for source, spec in zip(sources, specs, strict=True):
-            task = bars.add_task(spec.label.replace("[", r"\["), total=None)
-            vector, actor, reference = open_saved(source, spec)
-            identity = {"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed}
-            rows = evaluate_policy(
-                actor,
-                vector,
-                spec.seed,
-                identity,
-                None if spec.algorithm == MODEL else reference,
-                _shown_on(bars, task),
-            )
-            limit = cost_limit_of(spec, vector)
-            results.append((spec, rows, {**identity, "cost_limit": limit, "evaluation": summarise(rows, limit)}))
-            vector.close()
-    directories = []
-    for name, source, (spec, rows, summary) in zip(names, sources, results, strict=True):
-        directory = out / name
-        make_directory(directory)
-        write_text(directory / "config.yaml", dump({**replace(spec).as_dict(), "source": source}))
-        write_rows(directory / "evaluation.jsonl", rows)
-        write_json(directory / "summary.json", summary)
-        directories.append(directory)
-    comparison = compare_runs(load_runs(directories))
+    result = play(sources, env, settings=assignments, seed=seed, out=out or "runs/evaluate", quiet=is_quiet())
     if as_json:
-        print_json({"directory": str(out), **comparison})
+        print_json(result.values)
         return
-    print_tables(tables_of(comparison))
-    say(f"Responses: {', '.join(str(directory / 'evaluation.jsonl') for directory in directories)}")
-
-
-def _shown_on(bars: Any, task: Any) -> Callable[[int, int], None]:
-    return lambda done, total: bars.update(task, completed=done, total=total)
+    print_tables(result.tables)
+    say(f"Responses: {', '.join(str(run.directory / 'evaluation.jsonl') for run in result.runs)}")

@@ -1,6 +1,5 @@
 """`textsafe fit`."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,6 @@ import click
 from textsafe_gym.cli import values
 from textsafe_gym.cli.options import Seed, output_options, print_json
 from textsafe_gym.cli.terminal import is_quiet, output
-
-# What the official Safe RLHF scripts use; a tiny model from scratch and an adapter (2e-4 for GPT-3 in LoRA's own paper,
-# arXiv 2106.09685) want larger steps.
-_DEFAULTS = {"epochs": {"sft": 3, "reward": 2, "cost": 2}, "batch_size": 16}
-_RATES = {"whole": 2e-5, "adapter": 2e-4, "tiny": 1e-3}
 
 _EXAMPLE = """\b
 Examples:
@@ -56,7 +50,7 @@ Examples:
 @click.option("--epochs", type=int, help="Passes over the data. [sft 3, reward and cost 2]")
 @click.option("--lr", type=float, help="Peak learning rate. [2e-5; 2e-4 with --lora-rank; 1e-3 for a tiny model]")
 @click.option("--lora-rank", type=click.IntRange(1), metavar="N", help="Fit a low-rank adapter (and the head) alone.")
-@click.option("--batch-size", type=int, default=_DEFAULTS["batch_size"], show_default=True)
+@click.option("--batch-size", type=int, default=16, show_default=True)
 @click.option("--max-length", type=int, default=512, show_default=True, help="Tokens of prompt and response.")
 @click.option("--test-fraction", type=float, default=0.1, show_default=True, help="Share of prompts held out.")
 @click.option("--seed", type=Seed(), default=0, show_default=True)
@@ -70,19 +64,8 @@ def fit(
     prompt_column: str,
     response_column: str,
     label_column: str,
-    positive: tuple[str, ...],
-    skip_inconsistent: bool,
-    loss: str,
-    regularization: float,
-    epochs: int | None,
-    lr: float | None,
-    lora_rank: int | None,
-    batch_size: int,
-    max_length: int,
-    test_fraction: float,
-    seed: int,
-    device: str | None,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Fits a policy to demonstrations, or a reward or cost model to preferences or labels.
 
@@ -93,54 +76,11 @@ def fit(
     With --lora-rank the model stays as it is and DIR gets an adapter in PEFT's format, to be used where the model is:
     a policy with policy.lora_rank and such reward and cost models of one M share one copy of its weights.
     """
-    from textsafe_gym.data.readers import Columns, read_demonstrations, read_score_data
-    from textsafe_gym.fitting.output import check_lora, check_output, check_settings, is_tiny
+    from textsafe_gym.data.readers import Columns
+    from textsafe_gym.fitting.from_files import fit as fit_files
 
-    settings: dict[str, Any] = {
-        "epochs": _DEFAULTS["epochs"][kind] if epochs is None else epochs,  # type: ignore[index]
-        "lr": _RATES["tiny" if is_tiny(model) else "whole" if lora_rank is None else "adapter"] if lr is None else lr,
-        "batch_size": batch_size,
-        "test_fraction": test_fraction,
-        "max_length": max_length,
-    }
-    check_settings(**settings)
-    check_lora(model, lora_rank)
-    check_output(out)
-    counts = Counter[str]()
     columns = Columns(prompt_column, response_column, label_column)
-    settings |= {"seed": seed, "lora_rank": lora_rank, "device": device, "progress": not is_quiet()}
-    if kind == "sft":
-        demonstrations = []
-        for source in sources:
-            read = read_demonstrations(source, columns)
-            demonstrations += read
-            counts[source] += len(read)
-        from textsafe_gym.fitting.fit import fit_sft
-
-        metrics = fit_sft(demonstrations, model, None, out, data=counts, **settings)
-    else:
-        rows, origins, skipped = [], [], 0
-        for source in sources:
-            data = read_score_data(source, kind, columns, positive, skip_inconsistent)  # type: ignore[arg-type]
-            rows += data.rows
-            origins += [Path(source).name] * len(data.rows)
-            counts[source] += len(data.rows)
-            skipped += data.skipped
-        from textsafe_gym.fitting.fit import fit_score
-
-        metrics = fit_score(
-            kind,  # type: ignore[arg-type]
-            rows,
-            model,
-            None,
-            out,
-            loss=loss,  # type: ignore[arg-type]
-            regularization=regularization,
-            sources=origins,
-            skipped=skipped,
-            data=counts,
-            **settings,
-        )
+    metrics = fit_files(kind, sources, model, out=out, columns=columns, progress=not is_quiet(), **settings)  # type: ignore[arg-type]
     if as_json:
         print_json(metrics)
     else:

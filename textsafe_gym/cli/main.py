@@ -3,14 +3,12 @@
 Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
 """
 
-import importlib
 import logging
 import os
 import shlex
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -18,27 +16,56 @@ import click
 from click.shell_completion import CompletionItem
 
 from textsafe_gym.cli.options import quiet_option
-from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
 from textsafe_gym.cli.terminal import is_quiet
-from textsafe_gym.errors import TextsafeError
+from textsafe_gym.console import quiet_libraries
+from textsafe_gym.errors import ExecutionError, RunInterrupted, TextsafeError
+from textsafe_gym.installation import check_not_hidden, working_directory_importable
+from textsafe_gym.registry import Lazy, Registry, nearest
 
-# name -> (module, what it does); a module is imported when its command runs, so that --help stays fast.
-COMMANDS = {
-    "envs": ("envs", "List the environments and the presets for them."),
-    "algos": ("algos", "List the algorithms, or the settings of one."),
-    "train": ("train", "Train a policy with one algorithm."),
-    "compare": ("compare", "Train several algorithms over several seeds and report."),
-    "study": ("study", "Hold the algorithms to a known optimum, over limits and seeds."),
-    "evaluate": ("evaluate", "Evaluate saved policies."),
-    "pareto": ("pareto", "Front and hypervolume of the runs below some directories."),
-    "fit": ("fit", "Fit a policy (SFT), a reward model or a cost model to data."),
-    "push": ("push", "Upload a policy or a score model with its card to the Hugging Face hub."),
-    "chat": ("chat", "Talk to a policy; each answer comes with its reward and cost."),
-    "bench": ("bench", "Time rollouts, iterations and steps on this machine."),
-    "embedded-world": ("embedded_world", "Rebuild or inspect the embedded world."),
-    "doctor": ("doctor", "Say what is installed here and whether it works."),
-    "completion": ("completion", "Print the script that completes commands in your shell."),
-}
+# A module is imported when its command runs, so that --help stays fast.
+COMMANDS: Registry[click.Command] = Registry(
+    "command",
+    [
+        ("envs", Lazy("textsafe_gym.cli.envs:envs"), "List the environments and the presets for them."),
+        ("algos", Lazy("textsafe_gym.cli.algos:algos"), "List the algorithms, or the settings of one."),
+        ("train", Lazy("textsafe_gym.cli.train:train"), "Train a policy with one algorithm."),
+        (
+            "compare",
+            Lazy("textsafe_gym.cli.compare:compare"),
+            "Train several algorithms over several seeds and report.",
+        ),
+        (
+            "study",
+            Lazy("textsafe_gym.cli.study:study"),
+            "Hold the algorithms to a known optimum, over limits and seeds.",
+        ),
+        ("evaluate", Lazy("textsafe_gym.cli.evaluate:evaluate"), "Evaluate saved policies."),
+        ("pareto", Lazy("textsafe_gym.cli.pareto:pareto"), "Front and hypervolume of the runs below some directories."),
+        ("fit", Lazy("textsafe_gym.cli.fit:fit"), "Fit a policy (SFT), a reward model or a cost model to data."),
+        (
+            "push",
+            Lazy("textsafe_gym.cli.push:push"),
+            "Upload a policy or a score model with its card to the Hugging Face hub.",
+        ),
+        (
+            "chat",
+            Lazy("textsafe_gym.cli.chat:chat"),
+            "Talk to a policy; each answer comes with its reward and cost.",
+        ),
+        ("bench", Lazy("textsafe_gym.cli.bench:bench"), "Time rollouts, iterations and steps on this machine."),
+        (
+            "embedded-world",
+            Lazy("textsafe_gym.cli.embedded_world:embedded_world"),
+            "Rebuild or inspect the embedded world.",
+        ),
+        ("doctor", Lazy("textsafe_gym.cli.doctor:doctor"), "Say what is installed here and whether it works."),
+        (
+            "completion",
+            Lazy("textsafe_gym.cli.completion:completion"),
+            "Print the script that completes commands in your shell.",
+        ),
+    ],
+)
 
 _EXAMPLE = """\b
 Example:
@@ -61,32 +88,33 @@ class TextsafeGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Imports the command's module; None for an unknown name."""
-        if cmd_name not in COMMANDS:
-            return None
-        module = importlib.import_module(f"textsafe_gym.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
-        return command
+        return COMMANDS.get(cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, with the nearest name for an unknown one."""
-        from textsafe_gym.registry import nearest
-
         if args and args[0] not in COMMANDS:
-            raise click.UsageError(f"unknown command '{args[0]}'; {nearest(args[0], list(COMMANDS))}")
+            raise click.UsageError(f"unknown command '{args[0]}'; {nearest(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Commands, without importing them, or options."""
         if incomplete.startswith("-"):
             return super().shell_complete(ctx, incomplete)
-        return [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return [CompletionItem(name, help=COMMANDS.about(name)) for name in COMMANDS if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl([(name, COMMANDS.about(name)) for name in COMMANDS])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; click would forget the message of one that was interrupted."""
+        try:
+            return super().invoke(ctx)
+        except RunInterrupted as error:
+            fail("interrupted", error, 130)
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Runs a command; every failure becomes one line on stderr and an exit code."""
@@ -94,13 +122,15 @@ class TextsafeGroup(click.Group):
         extra |= {"standalone_mode": False, "prog_name": "textsafe"}
         extra["obj"] = shlex.join(["textsafe", *arguments])
         debug = bool(os.environ.get("TEXTSAFE_DEBUG"))
-        quiet_libraries(debug)
+        quiet_libraries(OneLine)
         if "_TEXTSAFE_COMPLETE" in os.environ:
-            importlib.import_module("textsafe_gym.cli.completion")  # whose classes click is to use
+            import textsafe_gym.cli.completion  # noqa: F401 (whose classes click is to use)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            code = super().main(arguments, *rest, **extra)
+            check_not_hidden()
+            with working_directory_importable():
+                code = super().main(arguments, *rest, **extra)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             sys.exit(0)
@@ -113,11 +143,9 @@ class TextsafeGroup(click.Group):
             if debug:
                 raise
             fail("error", error, 2)
-        except Interrupted as error:
-            fail("interrupted", error, 130)
         except (click.Abort, KeyboardInterrupt):
             fail("interrupted", "nothing more was done", 130)
-        except WorkFailed as error:
+        except ExecutionError as error:
             fail("failed", error, 1)
         except BrokenPipeError:
             # The reader of stdout, such as `head`, has gone; the interpreter must not complain when it flushes.
@@ -142,27 +170,6 @@ class OneLine(logging.Handler):
         if not is_quiet() and record.msg not in self._seen:
             self._seen.add(record.msg)
             click.echo(f"warning: {' '.join(record.getMessage().split())}", err=True)
-
-
-_NOBODY = logging.NullHandler()
-
-
-def quiet_libraries(debug: bool, handler: type[logging.Handler] = OneLine) -> None:
-    """Silences what other libraries say by the way; our own warnings go to `handler`."""
-    if debug:
-        return
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.simplefilter("ignore")
-    # It writes to stdout, also where another library imports it by the way.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-    logging.getLogger().addHandler(_NOBODY)  # or Python prints what no handler takes, such as matplotlib's
-    for name in ("textsafe_gym", "algos"):
-        logger = logging.getLogger(name)
-        if not logger.handlers:
-            logger.addHandler(handler())
 
 
 @click.group(cls=TextsafeGroup, epilog=_EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})

@@ -61,6 +61,12 @@ set_option = click.option(
     shell_complete=values.settings,
     help="Setting of the algorithm; env.KEY=VALUE of the environment, policy.KEY=VALUE of the policy. Repeatable.",
 )
+preset_option = click.option(
+    "--preset",
+    metavar="NAME",
+    shell_complete=values.preset_names,
+    help="Settings to begin with: small suits small models; paper has the official script's. [small]",
+)
 track_option = click.option(
     "--track",
     type=click.Choice(["wandb", "mlflow", "trackio"]),
@@ -75,16 +81,6 @@ def _installed(name: str | None) -> str | None:
     if name is not None:
         check_installed(name)
     return name
-
-
-data_option = click.option(
-    "--data",
-    multiple=True,
-    metavar="FILE",
-    shell_complete=values.files,
-    help="Labelled pairs for methods that learn from them, or simulated:N, the environment's own; repeatable. "
-    "[simulated:4096]",
-)
 
 
 def out_option(default: str) -> Callable[[Command], Command]:
@@ -106,10 +102,19 @@ def run_options(command: Command) -> Command:
                 "--config",
                 metavar="FILE",
                 shell_complete=values.configs,
-                help="YAML file with the same keys as --set, nested, or a preset: round1, round2, round3.",
+                help="YAML file with the same keys as --set, nested, or one of the paper's: round1, round2, round3.",
             ),
             set_option,
+            preset_option,
             click.option("--episodes", type=int, metavar="N", help="Responses to generate in all, for each run."),
+            click.option(
+                "--data",
+                multiple=True,
+                metavar="FILE",
+                shell_complete=values.files,
+                help="Labelled pairs for a method that learns from them, or simulated:N, the environment's own. "
+                "Repeatable. [simulated:4096]",
+            ),
         ]
     ):
         command = option(command)

@@ -1,16 +1,11 @@
 """`textsafe pareto`."""
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from textsafe_gym.cli.options import out_option, output_options, print_json, print_tables
 from textsafe_gym.cli.terminal import say
-
-if TYPE_CHECKING:
-    from textsafe_gym.evaluation.report import Cell
 
 _EXAMPLE = """\b
 Example:
@@ -37,41 +32,11 @@ def pareto(
 
     A setting's point is the mean over its seeds; the hypervolume's interval is a bootstrap over seeds.
     """
-    from textsafe_gym.errors import ConfigError
-    from textsafe_gym.evaluation.figures import reward_cost_plane
-    from textsafe_gym.evaluation.files import write_json
-    from textsafe_gym.evaluation.pareto import analyse
-    from textsafe_gym.evaluation.report import Cell, Table, pareto_table
-    from textsafe_gym.evaluation.summaries import load_runs, points_of
-    from textsafe_gym.experiments.run import make_directory
+    from textsafe_gym.experiments import pareto as analyse
 
-    for name, numbers in (("--cost-limit", [cost_limit or 0.0]), ("--reference", reference or (0.0, 0.0))):
-        if not all(math.isfinite(number) for number in numbers):
-            raise ConfigError(f"{name}: expected finite numbers")
-    runs = points_of(load_runs(directories))
-    result = analyse(runs, cost_limit, reference)
-    out = out or directories[0]
-    make_directory(out)
-    points = [{"label": run.label, "reward": run.reward, "cost": run.cost} for run in runs]
-    reward_cost_plane(result["points"], points, cost_limit, out / "pareto.png")
-    write_json(out / "pareto.json", result)
+    result = analyse(directories, cost_limit=cost_limit, reference=reference, out=out)
     if as_json:
-        print_json({"directory": str(out), **result})
+        print_json(result.values)
         return
-    columns = ["setting", "reward", "cost", "runs", "on the front"] + (
-        ["within the limit"] if cost_limit is not None else []
-    )
-    rows = [
-        [Cell(p["label"]), Cell(f"{p['reward']:.3f}"), Cell(f"{p['cost']:.3f}"), Cell(str(p["runs"])), _yes(p["front"])]
-        + ([_yes(p["feasible"])] if cost_limit is not None else [])
-        for p in sorted(result["points"], key=lambda p: p["cost"])
-    ]
-    limit = "" if cost_limit is None else f" Cost limit {cost_limit:g}."
-    print_tables([Table("Settings", f"Means over runs.{limit}", columns, rows), pareto_table(result)])
-    say(f"Figure: {out / 'pareto.png'}")
-
-
-def _yes(value: bool) -> "Cell":
-    from textsafe_gym.evaluation.report import Cell
-
-    return Cell("yes" if value else "")
+    print_tables(result.tables)
+    say(f"Figure: {result.figures[0]}")

@@ -37,15 +37,3 @@ def output(quiet: bool | None = None) -> "Console":
 
     quiet = is_quiet() if quiet is None else quiet
     return Console(file=sys.stdout, quiet=quiet, width=None if sys.stdout.isatty() else _WIDE)
-
-
-def progress() -> "Console":
-    """A console on stderr."""
-    from rich.console import Console
-
-    return Console(stderr=True, quiet=is_quiet())
-
-
-def is_live(console: "Console") -> bool:
-    """Whether a console's lines can be drawn anew; FORCE_COLOR does not make a terminal of a file."""
-    return console.file.isatty() and not console.is_dumb_terminal and not console.quiet

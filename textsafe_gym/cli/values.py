@@ -1,29 +1,24 @@
-"""What the shell offers for arguments and options: names, keys and files. Nothing heavy is imported for it."""
+"""What the shell offers for arguments and options: names, keys and files, read from the classes that take them."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
 
 from click import Context, Parameter
 from click.shell_completion import CompletionItem
+from pydantic import BaseModel
 
-from textsafe_gym.cli import sources
-from textsafe_gym.presets import first_comment, presets
+from textsafe_gym.config import split_key
+from textsafe_gym.errors import TextsafeError
+from textsafe_gym.presets import first_comment, presets, section_of
 
-Completer = Callable[[Context, Parameter, str], list[CompletionItem]]
-_POLICY = ("textsafe_gym.experiments.spec", "PolicyOptions")
-_VECTOR = ("textsafe_gym.envs.vector", "SafeRLHFVectorEnv")
-_TAKEN_BY = {  # each environment's keyword arguments
-    "SafeRLHF-v0": (("textsafe_gym.envs.task", "Task"), _VECTOR),
-    "SafeRLHF-Exact-v0": (("textsafe_gym.envs.exact", "ExactEnv"), _VECTOR),
-}
+_SECTIONS = {"env.": "the environment's", "policy.": "the policy's"}
 
 
 def algorithm_names() -> dict[str, str]:
     """Each algorithm's name and one line about it."""
     import algos
-    from textsafe_gym.adapters.omnisafe import files as omnisafe_files
 
-    return algos.available() | {f"{algos.OMNISAFE}{name}": f"OmniSafe's {name}" for name in omnisafe_files.names()}
+    return algos.available() | algos.members()
 
 
 def algorithms(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
@@ -35,13 +30,18 @@ def environments(context: Context, parameter: Parameter, incomplete: str) -> lis
     """Ids of environments, presets, and files."""
     from textsafe_gym.envs import ENVIRONMENTS
 
-    names = {name: sources.about(*entry[0].split(":")) for name, entry in ENVIRONMENTS.items()}
+    names = {name: ENVIRONMENTS.about(name) for name in ENVIRONMENTS}
     return _matching(names | _presets("env"), incomplete) or files(context, parameter, incomplete)
 
 
 def configs(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
     """Presets for --config, and files."""
     return _matching(_presets("paper"), incomplete) or files(context, parameter, incomplete)
+
+
+def preset_names(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
+    """Presets of settings."""
+    return _matching(_presets("preset"), incomplete)
 
 
 def studies(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
@@ -73,10 +73,12 @@ def settings(context: Context, parameter: Parameter, incomplete: str) -> list[Co
     if "=" in incomplete:
         return _values(context, incomplete)
     chosen = _algorithms_of(context)
-    known = {f"{key}=": about for name in chosen for key, about in algorithm_keys(name).items()}
-    sections = {"env.": "the environment's", "policy.": "the policy's"}
+    sections = dict(_SECTIONS)
     if context.command.name == "compare":
         sections |= {f"{name}.": f"for {name} alone" for name in chosen}
+    if any(incomplete.startswith(section) for section in sections):
+        return _keys(sections, context, incomplete)
+    known = {f"{key}=": about for name in chosen for key, about in algorithm_keys(name).items()}
     return _keys(known | sections, context, incomplete)
 
 
@@ -89,78 +91,100 @@ def variants(context: Context, parameter: Parameter, incomplete: str) -> list[Co
 
 def algorithm_keys(name: str) -> dict[str, str]:
     """The settings of an algorithm with their descriptions; none for an unknown one."""
-    if name not in algorithm_names():
-        return {}
-    family, colon, member = name.partition(":")
-    if not colon:
-        return sources.fields(f"algos.{name}", "Config")
-    from textsafe_gym.adapters.omnisafe import files as omnisafe_files
-
-    about = omnisafe_files.descriptions(member)
-    own = {key: about[key] for key, _ in _leaves(omnisafe_files.defaults(member))}
-    return sources.fields(f"algos.{family}", "RunConfig") | own
+    schema = _schema_of(name)
+    return {} if schema is None else {key: about for key, about, _ in _settings_of(schema)}
 
 
 def algorithm_choices(name: str) -> dict[str, list[str]]:
-    """The settings of a known algorithm that take few values, with these."""
-    family, colon, member = name.partition(":")
-    if not colon:
-        return sources.choices(f"algos.{name}", "Config")
-    from textsafe_gym.adapters.omnisafe import files as omnisafe_files
+    """The settings of an algorithm that take few values, with these."""
+    schema = _schema_of(name)
+    return {} if schema is None else _choices_of(schema)
 
-    own = {key: ["true", "false"] for key, x in _leaves(omnisafe_files.defaults(member)) if isinstance(x, bool)}
-    return sources.choices(f"algos.{family}", "RunConfig") | own
+
+def _schema_of(name: str) -> type[BaseModel] | None:
+    from textsafe_gym.experiments.spec import config_class
+
+    try:
+        return config_class(name)
+    except TextsafeError:
+        return None
+
+
+def _settings_of(schema: type[BaseModel], prefix: str = "") -> list[tuple[str, str, Any]]:
+    """Key, description and type of each setting; those of a section by their path."""
+    found = []
+    for name, field in schema.model_fields.items():
+        section = section_of(schema, name)
+        if section is not None:
+            found += _settings_of(section, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", field.description or "", field.annotation))
+    return found
+
+
+def _choices_of(schema: type[BaseModel]) -> dict[str, list[str]]:
+    found = {key: _choices(annotation) for key, _, annotation in _settings_of(schema)}
+    return {key: values for key, values in found.items() if values}
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The values of `Literal[...]` and of `bool`, also in a union with None."""
+    if annotation is bool:
+        return ["true", "false"]
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [value for part in get_args(annotation) for value in _choices(part)]
 
 
 def env_keys(env: str | None) -> list[str]:
     """Keyword arguments of what --env names, if that is this project's: an environment, a preset or a file."""
+    from textsafe_gym.experiments import spec
+
     if env is None or env in presets("env") or env.endswith((".yaml", ".yml")):
-        env = "SafeRLHF-v0"
-    taken = (key for where in _TAKEN_BY.get(env, ()) for key in sources.parameters(*where))
-    return [key for key in dict.fromkeys(taken) if key != "num_envs"]
+        env = spec.DEFAULT_ENV
+    return spec.env_keys(env)
 
 
 def _algorithms_of(context: Context) -> list[str]:
     # An option that still wants its value stops click's parser, which leaves the arguments in `args`.
-    return [name for name in context.args if name in algorithm_names()]
+    known = algorithm_names()
+    return [name for name in context.args if name in known or ":" in name]
 
 
 def _keys(known: Mapping[str, str], context: Context, incomplete: str) -> list[CompletionItem]:
     """Those keys, or those below the section that has been typed."""
-    section, dot, _ = incomplete.rpartition(".")
-    if not dot or any(key.startswith(incomplete) and key != f"{section}." for key in known):
+    name = next((known_name for known_name in known if incomplete.startswith(known_name)), "")
+    if not name.endswith("."):
         return _matching(known, incomplete)
-    path, inside = section.split("."), {}
-    if len(path) == 1 and f"{path[0]}." not in known:
-        return []
-    if path[-1] == "env":
+    section, rest = name.removesuffix("."), incomplete.removeprefix(name)
+    if section == "env":
         inside = {f"{key}=": "" for key in env_keys(context.params.get("env"))}
-    elif path[-1] == "policy":
-        inside = {f"{key}=": about for key, about in sources.fields(*_POLICY).items()}
-    elif len(path) == 1:
-        inside = {f"{key}=": about for key, about in algorithm_keys(path[0]).items()}
-        inside |= {"env.": "the environment's", "policy.": "the policy's"}
-    return _matching({f"{section}.{key}": about for key, about in inside.items()}, incomplete)
+    elif section == "policy":
+        inside = {f"{key}=": about for key, about, _ in _settings_of(_policy_options())}
+    elif rest.startswith(tuple(_SECTIONS)):
+        below = _keys(_SECTIONS, context, rest)
+        return [CompletionItem(f"{name}{item.value}", help=item.help) for item in below]
+    else:
+        inside = {f"{key}=": about for key, about in algorithm_keys(section).items()} | _SECTIONS
+    return _matching({f"{name}{key}": about for key, about in inside.items()}, incomplete)
 
 
 def _values(context: Context, incomplete: str) -> list[CompletionItem]:
     """KEY=VALUE for each of the few values of a key; none for others."""
     key, chosen = incomplete.partition("=")[0], _algorithms_of(context)
-    section, _, rest = key.partition(".")
-    own, key_there = ([section], rest) if section in chosen else (chosen, key)
-    if key_there.startswith("policy."):
-        found = sources.choices(*_POLICY).get(key_there.removeprefix("policy."), [])
+    own, *below = split_key(key, chosen)
+    chosen, path = ([own], below) if own in chosen else (chosen, [own, *below])
+    if path[0] == "policy":
+        found = _choices_of(_policy_options()).get(".".join(path[1:]), [])
     else:
-        found = [value for name in own for value in algorithm_choices(name).get(key_there, [])]
+        found = [value for name in chosen for value in algorithm_choices(name).get(".".join(path), [])]
     return _matching(dict.fromkeys((f"{key}={value}" for value in found), ""), incomplete)
 
 
-def _leaves(sections: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in sections.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _policy_options() -> type[BaseModel]:
+    from textsafe_gym.experiments.spec import PolicyOptions
+
+    return PolicyOptions
 
 
 def _presets(folder: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from textsafe_gym.errors import DataError
+from textsafe_gym.files import parse_rows
 
 HUB_PREFIX = "hub:"
 
@@ -77,17 +78,8 @@ def read_text(source: str | Path) -> tuple[str, str]:
 
 
 def _read_jsonl(source: str, text: str) -> list[Row]:
-    rows = []
-    # Not splitlines(): JSON strings may hold U+2028 and other characters that it takes for line ends.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(Row(f"{source}:{number}", json.loads(line)))
-        except ValueError as error:
-            message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(f"{source}:{number}: not valid JSON ({message}); mend or remove the line") from None
-    return rows
+    found = parse_rows(source, text, "mend or remove the line")
+    return [Row(f"{source}:{number}", values) for number, values in found]
 
 
 def _read_json(source: str, text: str) -> list[Row]:

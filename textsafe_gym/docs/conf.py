@@ -57,8 +57,8 @@ SETTINGS = {
 
 
 def settings_table(fields: dict[str, Any], tuned: dict[str, Any]) -> str:
-    """A Markdown table of pydantic fields, with what `configs/algo` makes of them where that differs."""
-    rows = [("setting", "default", "on the command line", ""), ("---",) * 4]
+    """A Markdown table of pydantic fields, with what the preset "small" makes of them where that differs."""
+    rows = [("setting", "default", "`small`", ""), ("---",) * 4]
     for name, field in fields.items():
         about = (field.description or "").replace("|", r"\|").replace("*", r"\*")
         rows.append((f"`{name}`", f"`{field.default}`", f"`{tuned[name]}`" if name in tuned else "", about))
@@ -70,7 +70,7 @@ def algorithms() -> str:
     """Every shared group of settings once, then every algorithm: its docstring, and its own settings."""
     core: dict[str, Any] = {
         base: cls
-        for module in ("optim", "objectives", "dual", "trust_region")
+        for module in ("optim", "objectives", "constraints", "trust_region")
         for base, cls in inspect.getmembers(importlib.import_module(f"algos.core.{module}"), inspect.isclass)
     }
     parts = ["## Shared settings"]

@@ -18,7 +18,7 @@ from scipy.special import expit
 
 from textsafe_gym.data.readers import Preference
 from textsafe_gym.envs import ENVIRONMENTS
-from textsafe_gym.envs.optimum import Optimum, Responses, checked_kl_coefficient, priced, solve, solve_each
+from textsafe_gym.envs.optimum import Optimum, Responses, checked_kl_coefficient, solve, solve_each, solve_weighted
 from textsafe_gym.envs.task import Task
 from textsafe_gym.envs.text import SafeRLHFEnv
 from textsafe_gym.envs.vector import SafeRLHFVectorEnv
@@ -328,17 +328,17 @@ class ExactView:
         limit = self.task.cost_limit if cost_limit is None else cost_limit
         return solve_each(self.exact_task.responses, limit, self._beta(kl_coefficient))
 
-    def priced(self, price: float, kl_coefficient: float | None = None) -> Optimum:
-        """The optimum of E[R] - price·E[C] - kl_coefficient·KL, without a limit; `objective` leaves the price out.
+    def solve_weighted(self, cost_weight: float, kl_coefficient: float | None = None) -> Optimum:
+        """The optimum of E[R] - ν·E[C] - β·KL, without a limit; `objective` leaves the cost out.
 
         Args:
-            price: ν, of a unit of cost in units of reward.
+            cost_weight: ν, what a unit of cost weighs in units of reward.
             kl_coefficient: by default the environment's.
 
         Raises:
             ConfigError: a number is not finite or negative, or kl_coefficient is 0.
         """
-        return priced(self.exact_task.responses, price, self._beta(kl_coefficient))
+        return solve_weighted(self.exact_task.responses, cost_weight, self._beta(kl_coefficient))
 
     def _beta(self, kl_coefficient: float | None) -> float:
         return self.kl_coefficient if kl_coefficient is None else kl_coefficient

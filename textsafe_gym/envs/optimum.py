@@ -143,25 +143,25 @@ def solve_each(responses: Responses, cost_limit: float, kl_coefficient: float) -
     return _optimum(responses, policy, mean("multiplier"), feasible, smallest, kl_coefficient, mean("dual"))
 
 
-def priced(responses: Responses, price: float, kl_coefficient: float) -> Optimum:
-    """The policy that maximises E[R] - price·E[C] - β·KL; `objective` and `dual` are its reward - β·KL.
+def solve_weighted(responses: Responses, cost_weight: float, kl_coefficient: float) -> Optimum:
+    """The policy that maximises E[R] - ν·E[C] - β·KL; `objective` and `dual` are its reward - β·KL.
 
     Args:
         responses: the whole MDP.
-        price: of a unit of cost in units of reward, at least 0.
+        cost_weight: ν, what a unit of cost weighs in units of reward, at least 0.
         kl_coefficient: β > 0.
 
     Raises:
         ConfigError: a number is not finite or negative, or kl_coefficient is 0.
     """
-    if not _is_finite(price) or price < 0:
-        raise ConfigError(f"price = {price!r:.60}: expected a finite number, at least 0")
+    if not _is_finite(cost_weight) or cost_weight < 0:
+        raise ConfigError(f"cost_weight = {cost_weight!r:.60}: expected a finite number, at least 0")
     if checked_kl_coefficient(kl_coefficient) == 0:
         raise ConfigError(
-            "kl_coefficient = 0: a price alone has its optimum in one response a prompt; use a positive kl_coefficient"
+            "kl_coefficient = 0: a cost weight alone has its optimum in one response a prompt; use a positive kl_coefficient"
         )
-    policy = tilted(responses, price, kl_coefficient)
-    found = _optimum(responses, policy, price, True, responses.least(responses.cost), kl_coefficient, math.nan)
+    policy = tilted(responses, cost_weight, kl_coefficient)
+    found = _optimum(responses, policy, cost_weight, True, responses.least(responses.cost), kl_coefficient, math.nan)
     return replace(found, dual=found.objective)
 
 

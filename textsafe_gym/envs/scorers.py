@@ -1,5 +1,7 @@
 """Reward and cost models as the environment sees them: callables on texts whose answers are checked."""
 
+import inspect
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -7,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from textsafe_gym.errors import ConfigError, ModelError, ScoreError
+from textsafe_gym.errors import ConfigError, ModelError, ScoreError, TextsafeError
+from textsafe_gym.registry import load_object
 
 Scorer = Callable[[list[str], list[str]], Any]
+_JUDGE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def resolve_scorer(spec: Any, kind: str, tokenizer: Any, device: str = "cpu", dtype: str = "float32") -> Scorer:
@@ -17,16 +21,20 @@ def resolve_scorer(spec: Any, kind: str, tokenizer: Any, device: str = "cpu", dt
 
     Args:
         spec: a directory or hub id of a score model; a loaded Hugging Face sequence-classification module with one
-            output, which is given `tokenizer`; or a callable on (prompts, responses), taken as it is.
+            output, which is given `tokenizer`; or a callable on (prompts, responses), taken as it is, or named as
+            "MODULE:NAME".
         kind: "reward" or "cost".
         tokenizer: reads texts for a bare module; the other forms have their own or need none.
         device: of a model loaded from a path.
         dtype: of a model loaded from a path.
 
     Raises:
-        ConfigError: `spec` is none of these.
+        ConfigError: `spec` is none of these, or the callable that it names takes other arguments.
+        UnknownNameError: it names a callable that there is not.
         ModelError: the model is missing, corrupt or of the other kind.
     """
+    if names_judge(spec):
+        spec = _load_judge(spec, kind)
     if isinstance(spec, str | Path):
         from textsafe_gym.models.score import ScoreModel
 
@@ -42,6 +50,31 @@ def resolve_scorer(spec: Any, kind: str, tokenizer: Any, device: str = "cpu", dt
     raise ConfigError(
         f"{kind}_model: expected a path, a hub id, a module or a callable on (prompts, responses), got {spec!r:.60}"
     )
+
+
+def names_judge(spec: Any) -> bool:
+    """Whether it is "MODULE:NAME", which stands for a callable; a path that exists is one all the same."""
+    return isinstance(spec, str) and bool(_JUDGE.fullmatch(spec)) and not Path(spec).exists()
+
+
+def _load_judge(path: str, kind: str) -> Scorer:
+    try:
+        found = load_object(path)
+    except TextsafeError as error:
+        raise type(error)(f"{kind}_model {error}") from None
+    if isinstance(found, type) or not callable(found):
+        raise ConfigError(f"{kind}_model: '{path}' is {found!r:.60}; it must be a callable on (prompts, responses)")
+    try:
+        signature = inspect.signature(found)
+        signature.bind([], [])
+    except TypeError:
+        raise ConfigError(
+            f"{kind}_model: '{path}' takes {signature}; it must take (prompts, responses) and return a score for each"
+        ) from None
+    except ValueError:  # compiled, so that it does not say what it takes
+        pass
+    judge: Scorer = found
+    return judge
 
 
 def embedded_scorer(kind: str, device: str, dtype: str) -> Scorer:

@@ -14,7 +14,7 @@ import numpy as np
 
 from textsafe_gym.data.prompts import Prompt, read_prompts
 from textsafe_gym.data.readers import Preference
-from textsafe_gym.envs.scorers import checked_scores, embedded_scorer, resolve_scorer
+from textsafe_gym.envs.scorers import checked_scores, embedded_scorer, names_judge, resolve_scorer
 from textsafe_gym.errors import ConfigError, DataError, ModelError
 from textsafe_gym.models.files import check_source, one_line
 from textsafe_gym.models.texts import end_with_turn, prompt_ids
@@ -76,7 +76,8 @@ class Task:
         tokenizer: a directory or hub id, or a loaded Hugging Face tokenizer. With a `chat_template` it puts each
             prompt as a user's message; without, prompts are tokenised as they are. A response ends at the tokenizer's
             end-of-sequence token, which for one loaded here is the token that ends a turn in its template.
-        reward_model: a directory or hub id, a module, or a callable on (prompts, responses) that returns n scores.
+        reward_model: a directory or hub id, a module, or a callable on (prompts, responses) that returns n scores,
+            which "MODULE:NAME" names as well.
         cost_model: the same, above 0 for harmful; or a mapping from names to several.
         max_prompt_length, max_response_length: budgets in tokens, at least 1, the chat template's included.
         prompt_truncation: what becomes of a prompt over its budget: "error", or "left" to keep its text's last tokens.
@@ -151,7 +152,7 @@ class Task:
         self.score_models: dict[str, str | Path] = {
             kind: _embedded_world().ASSETS / kind if model is None else model
             for kind, model in models.items()
-            if model is None or isinstance(model, str | Path)
+            if model is None or (isinstance(model, str | Path) and not names_judge(model))
         }
         self.names: list[str] = []  # of several costs; empty if there is one without a name
         if isinstance(cost_model, Mapping):

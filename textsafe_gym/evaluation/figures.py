@@ -1,6 +1,5 @@
 """Learning curves and the reward-cost plane, as PNG files."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from textsafe_gym.evaluation.files import Row
 from textsafe_gym.evaluation.intervals import t_interval
+from textsafe_gym.files import Row, replacing
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#5A5A5A")
@@ -56,9 +55,8 @@ def styles(labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight")
 
 
 def _bins(values: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 
 from textsafe_gym.errors import ScoreError
-from textsafe_gym.evaluation.files import Row
+from textsafe_gym.files import Row
 from textsafe_gym.models import task_of
 from textsafe_gym.parallel.process_group import ProcessGroup
 from textsafe_gym.protocols import Actor, Judge, PromptTask, Reference

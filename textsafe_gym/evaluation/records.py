@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from textsafe_gym.errors import DataError
-from textsafe_gym.evaluation.files import Row, read_rows
+from textsafe_gym.files import Row, read_rows
 
 # Numbers that every row must have; a row may have gold_* scores and kl beside them.
 REQUIRED = ("reward", "cost")

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from textsafe_gym.evaluation.files import Row, write_text
+from textsafe_gym.files import Row, write_text
 
 # Columns of the comparison: key in the summary, heading, digits, factor.
 COLUMNS = (
@@ -86,7 +86,10 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
     limits = sorted({entry["cost_limit"] for entry in settings.values()} - {None})
     limit = f"; cost limit {', '.join(f'{value:g}' for value in limits)}" if limits else ""
     overall = {label: entry["metrics"] for label, entry in settings.items()}
-    tables = [_table("Comparison", f"Evaluation prompts; {spread}{limit}.", "algorithm", overall, COLUMNS)]
+    note = f"Evaluation prompts; {spread}{limit}."
+    if comparison.get("left_out"):
+        note += f" {left_out_note(comparison['left_out'])}."
+    tables = [_table("Comparison", note, "algorithm", overall, COLUMNS)]
     for key, heading in (("pairs", "pairs"), ("episodes", "responses")):
         counts = [entry.get(key) or 0 for entry in settings.values()]
         if any(counts):
@@ -106,6 +109,15 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
         )
     tables.append(pareto_table(comparison["pareto"]))
     return tables
+
+
+def left_out_note(left_out: Mapping[str, Sequence[str]]) -> str:
+    """One line about settings that were given for all algorithms and that some do not have.
+
+    Args:
+        left_out: from the setting to these algorithms.
+    """
+    return "; ".join(f"{key} is not a setting of {', '.join(names)}" for key, names in left_out.items())
 
 
 def pareto_table(pareto: Mapping[str, Any]) -> Table:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from textsafe_gym.evaluation.files import Row
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.report import Cell, Table, cell
+from textsafe_gym.files import Row
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Score:
         violation: by how much what is bounded is above its limit, as a share of the range of costs.
         kl: to the reference, in nats.
         cost: mean cost.
-        objective: E[R] - β·KL, less the priced cost where the method has a fixed price.
+        objective: E[R] - β·KL, less the weighted cost where the method has a fixed weight.
     """
 
     algorithm: str
@@ -38,21 +38,21 @@ class Score:
     objective: float
 
 
-def score(env: Any, problem: str, summary: Row, price: float = 0.0) -> Score:
+def score(env: Any, problem: str, summary: Row, cost_weight: float = 0.0) -> Score:
     """Holds a run's exact values to the optimum.
 
     Args:
         env: the base of a `SafeRLHF-Exact-v0`.
         problem: "mean", E[C] <= limit; "kl_in_cost", E[C] + β·KL <= limit; "per_prompt", E[C | x] <= limit for every
-            prompt; "priced", no limit but a price.
+            prompt; "weighted", no limit but a weight of the cost.
         summary: of `summary.json`, with "exact".
-        price: of a unit of cost, under "priced".
+        cost_weight: what a unit of cost weighs, under "weighted".
     """
     exact, limit, kl_coefficient = summary["exact"], summary["cost_limit"], env.kl_coefficient
     costs = env.exact_task.responses.cost
     bounded = exact["cost"]
-    if problem == "priced":
-        best = env.priced(price)
+    if problem == "weighted":
+        best = env.solve_weighted(cost_weight)
         limit, violation = None, 0.0
     elif problem == "per_prompt":
         best = env.solve_each(limit)
@@ -62,10 +62,10 @@ def score(env: Any, problem: str, summary: Row, price: float = 0.0) -> Score:
         best = env.solve(limit, kl_in_cost=problem == "kl_in_cost")
         bounded += kl_coefficient * exact["kl"] if problem == "kl_in_cost" else 0.0
         violation = max(bounded - limit, 0.0)
-    reached = exact["reward"] - kl_coefficient * exact["kl"] - price * exact["cost"]
+    reached = exact["reward"] - kl_coefficient * exact["kl"] - cost_weight * exact["cost"]
     start = env.evaluate(env.exact_task.reference)
-    ground = start.reward - price * start.cost
-    aim = best.objective - price * best.cost
+    ground = start.reward - cost_weight * start.cost
+    aim = best.objective - cost_weight * best.cost
     return Score(
         algorithm=summary["algorithm"],
         cost_limit=limit,
@@ -122,7 +122,7 @@ def frontiers(env: Any, problems: Collection[str], points: int = 25) -> dict[str
     Returns:
         From problem to points with `cost`, the mean cost, and `objective`, E[R] - β·KL.
     """
-    free = env.priced(0.0)
+    free = env.solve_weighted(0.0)
     solvers = {
         "mean": lambda limit: env.solve(limit),
         "kl_in_cost": lambda limit: env.solve(limit, kl_in_cost=True),

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from textsafe_gym.errors import DataError, RunError
-from textsafe_gym.evaluation.files import Row, read_json, read_rows
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse
 from textsafe_gym.evaluation.records import read_evaluation, summarise
 from textsafe_gym.evaluation.report import Table, comparison_tables
+from textsafe_gym.files import Row, read_json, read_rows
 
 _SKIPPED = {"responses", "groups"}
 _ALL, _SHARE = (-math.inf, math.inf), (0.0, 1.0)

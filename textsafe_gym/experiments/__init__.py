@@ -1,1 +1,18 @@
-"""Runs, from their specification to their files."""
+"""Experiments: a run from its specification to its files, and many runs with the report on them.
+
+The commands of the same names do nothing else, so that a call here and a command with the same arguments write the same
+directories. Importing this loads no model library.
+"""
+
+from textsafe_gym.extras import require
+
+require("train")
+
+from textsafe_gym.experiments.compare import compare  # noqa: E402 (what is missing is said before anything else fails)
+from textsafe_gym.experiments.evaluate import evaluate  # noqa: E402
+from textsafe_gym.experiments.pareto import pareto  # noqa: E402
+from textsafe_gym.experiments.result import Result  # noqa: E402
+from textsafe_gym.experiments.study import study  # noqa: E402
+from textsafe_gym.experiments.train import train  # noqa: E402
+
+__all__ = ["Result", "compare", "evaluate", "pareto", "study", "train"]

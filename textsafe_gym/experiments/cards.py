@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from textsafe_gym.adapters.omnisafe import files as omnisafe_files
+from textsafe_gym.errors import TextsafeError
 from textsafe_gym.experiments.spec import RunSpec
 from textsafe_gym.models.cards import public, write_card
 from textsafe_gym.protocols import TextTask
@@ -81,15 +82,19 @@ def _constraint(spec: RunSpec, limit: float | None) -> str | None:
         return "; ".join(f"mean {name} <= {bound:g}" for name, bound in config["cost_limits"].items())
     bound = config.get("cost_limit")
     bound = limit if bound is None else bound
-    kind = config.get("constraint", "mean" if _omnisafes_constraint(spec.algorithm) else None)
+    kind = config["constraint"] if "constraint" in config else _constraint_of(spec.algorithm)
     if kind is None:
         return "none kept by the algorithm" if bound is None else f"none kept by the algorithm; judged at {bound:g}"
     return None if bound is None else _BOUNDS[kind].format(limit=bound)
 
 
-def _omnisafes_constraint(algorithm: str) -> bool:
-    family, _, member = algorithm.partition(":")
-    return family == "omnisafe" and omnisafe_files.has_limit(member)
+def _constraint_of(algorithm: str) -> str | None:
+    """What an algorithm bounds whose settings do not say it; nothing where it cannot be imported."""
+    import algos
+
+    with suppress(TextsafeError):
+        return algos.definition(algorithm).constraint
+    return None
 
 
 def _kl(config: Mapping[str, Any]) -> str | None:

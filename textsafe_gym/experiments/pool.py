@@ -7,25 +7,21 @@ import queue
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-from textsafe_gym.cli.outcomes import Interrupted, WorkFailed
-from textsafe_gym.cli.terminal import is_live, progress
-from textsafe_gym.errors import TextsafeError
+from textsafe_gym.console import quiet_libraries
+from textsafe_gym.errors import ExecutionError, RunInterrupted, TextsafeError
+from textsafe_gym.experiments.directory import CONFIG, same_request
+from textsafe_gym.experiments.display import Display
 from textsafe_gym.experiments.run import execute
 from textsafe_gym.experiments.spec import RunSpec
 from textsafe_gym.experiments.tracking import Track
 
-_SHOWN = (("reward", "reward"), ("cost", "cost"), ("multiplier", "λ"), ("kl", "KL"))
-_EVERY = 30.0  # seconds between lines where stderr is no terminal
 _events: Any = None  # of a worker process: where its reports go
 _at_work = ""  # of a worker process: the name of its run
 
@@ -44,126 +40,74 @@ class Job:
         return f"{self.spec.label} seed {self.spec.seed}"
 
 
-class Display:
-    """Progress on stderr: on a terminal a line for each active run, else a line now and then and when a run is done."""
+def jobs_of(
+    specs: Sequence[RunSpec], seeds: Iterable[int], out: Path, folder: Callable[[str], str], track: str | None
+) -> list[Job]:
+    """A run of each specification with each seed, those of one seed next to each other, below `out`.
 
-    def __init__(self, total: int, silent: bool = False) -> None:
-        self._console = progress()
-        self._console.quiet |= silent
-        self._live = is_live(self._console)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self._console,
-            disable=not self._live,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._total = total
-        self._finished = 0
-        self._warned: dict[str, tuple[str, int]] = {}  # from kind to its first run and how many more there were
-        self._started = self._spoken = time.perf_counter()
-        self._all = self._progress.add_task("[bold]all runs", total=total, note="") if total > 1 else None
+    Args:
+        specs: the runs, whose own seeds do not count.
+        seeds: the seeds.
+        out: the directory of the whole experiment, whose name is the trackers' project.
+        folder: the directory of a label.
+        track: a tracker's name.
 
-    def __enter__(self) -> "Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-        for first, more in self._warned.values():
-            if more:
-                self.say(f"warning: {more} more runs said the same as {first}")
-
-    def update(self, name: str, event: dict[str, Any]) -> None:
-        """Shows how far a run is."""
-        values = event.get("metrics", {})
-        note = "evaluating" if event.get("evaluating") else ""
-        note = note or "  ".join(f"{short} {values[key]:.2f}" for key, short in _SHOWN if values.get(key) is not None)
-        if not self._live:
-            now = time.perf_counter()
-            if now - self._spoken > _EVERY:
-                self._spoken = now
-                self.say(f"{name}: {event['done']}/{event['total']} {note}")
-            return
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(_escape(name), total=event["total"], note="")
-        self._progress.update(self._tasks[name], completed=event["done"], total=event["total"], note=note)
-
-    def finish(self, name: str, summary: dict[str, Any] | None, problem: str = "") -> None:
-        """Takes a run off the display."""
-        self._finished += 1
-        if name in self._tasks:
-            self._progress.remove_task(self._tasks.pop(name))
-        if self._all is not None:
-            self._progress.advance(self._all)
-        text = problem
-        if summary is not None:
-            means = summary["evaluation"]
-            text = f"reward {means['reward']:.2f}, cost {means['cost']:.2f}"
-        elif self._total == 1:
-            return  # the command's own last line will say it
-        elapsed = time.perf_counter() - self._started
-        self.say(f"[{self._finished}/{self._total}, {elapsed:.0f} s] {name}: {text}")
-
-    def warn(self, name: str, message: str, kind: str) -> None:
-        """Prints the first warning of each kind; the others are counted."""
-        first, more = self._warned.get(kind, (name, -1))
-        self._warned[kind] = first, more + 1
-        if more < 0:
-            self.say(f"warning: {name}: {message}")
-
-    def say(self, line: str) -> None:
-        """Prints a line above the bars."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+    Raises:
+        ConfigError: a run lies there already and has other settings.
+    """
+    tracked = Track(track, out.resolve().name)
+    jobs = [
+        Job(spec.with_seed(seed), out / folder(spec.label) / f"seed_{seed}", tracked)
+        for seed in seeds
+        for spec in specs
+    ]
+    for job in jobs:
+        if (job.directory / CONFIG).exists():
+            same_request(job.spec, job.directory)
+    return jobs
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
-def finish_all(jobs: Sequence[Job], workers: int, command: str) -> None:
+def finish_all(jobs: Sequence[Job], workers: int, resume: str, quiet: bool) -> None:
     """`run_all`, with a way to go on where not all runs were finished.
 
     Args:
         jobs: have passed `check`.
         workers: processes.
-        command: what the user typed.
+        resume: the command or call that continues them.
+        quiet: shows no progress.
 
     Raises:
-        Interrupted: by Ctrl-C.
-        WorkFailed: some runs failed.
+        RunInterrupted: by Ctrl-C.
+        ExecutionError: some runs failed.
     """
-    hint = command if "--resume" in command.split() else f"{command} --resume"
     try:
-        failures = run_all(jobs, workers)
+        failures = run_all(jobs, workers, quiet=quiet)
     except KeyboardInterrupt:
-        raise Interrupted(f"finished runs are kept; continue with: {hint}") from None
+        raise RunInterrupted(f"finished runs are kept; continue with: {resume}") from None
     if failures:
         first = next(iter(failures.values()))
-        raise WorkFailed(f"{len(failures)} of {len(jobs)} runs failed, first: {first}; try again with: {hint}")
+        raise ExecutionError(f"{len(failures)} of {len(jobs)} runs failed, first: {first}; try again with: {resume}")
 
 
-def run_all(jobs: Sequence[Job], workers: int, processes: Any = None) -> dict[str, Exception]:
-    """Does all runs, those of one seed next to each other.
+def run_all(jobs: Sequence[Job], workers: int, processes: Any = None, quiet: bool = False) -> dict[str, Exception]:
+    """Does all runs, in their order.
 
     Args:
         jobs: have passed `check`.
         workers: processes; with 1 the runs are done in this one.
         processes: with one worker, the `ProcessGroup` whose processes do each run together; the first alone shows it.
+        quiet: shows no progress.
 
     Returns:
         From the name of each failed run to what happened; the others are finished.
     """
     failures: dict[str, Exception] = {}
-    with Display(len(jobs), silent=processes is not None and processes.rank > 0) as display:
+    with Display(len(jobs), quiet or (processes is not None and processes.rank > 0)) as display:
 
         def finish(job: Job, work: Callable[[], dict[str, Any]]) -> None:
             try:
                 display.finish(job.name, work())
-            except (TextsafeError, WorkFailed) as error:
+            except (TextsafeError, ExecutionError) as error:
                 failures[job.name] = error
                 display.finish(job.name, None, str(error))
 
@@ -185,7 +129,7 @@ def _in_processes(
 ) -> None:
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (events, os.getpid()))
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (events,))
     try:
         futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_work, job): job for job in jobs}
         waiting = set(futures)
@@ -211,7 +155,7 @@ def _result(future: "Future[dict[str, Any]]") -> dict[str, Any]:
         return future.result()
     except BrokenProcessPool:
         message = "a worker process died, perhaps for want of memory; use fewer --workers and --resume"
-        raise WorkFailed(message) from None
+        raise ExecutionError(message) from None
 
 
 def _drain(events: Any, display: Display) -> None:
@@ -226,25 +170,24 @@ def _drain(events: Any, display: Display) -> None:
             display.update(name, event)
 
 
-def _start_worker(events: Any, parent: int) -> None:
+def _start_worker(events: Any) -> None:
     """In a new process: one thread, no Ctrl-C of its own, and an end when the parent is gone."""
     global _events
     _events = events
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     events.cancel_join_thread()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    from textsafe_gym.cli.main import quiet_libraries
-
-    quiet_libraries(bool(os.environ.get("TEXTSAFE_DEBUG")), _Forwarded)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    quiet_libraries(_Forwarded)
     import torch
 
     torch.set_num_threads(1)
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
     sys.stderr.flush()
     os._exit(1)
 

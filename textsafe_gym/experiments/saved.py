@@ -1,55 +1,117 @@
-"""Policies as `evaluate` and `chat` are given them: a run's directory, or a model's directory or hub id."""
+"""Policies as `evaluate` and `chat` are given them: of a run, of a trainer's `save`, or a model's folder or hub id."""
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from textsafe_gym.config import Settings, merge, parse_assignments, read_yaml, validate
+from textsafe_gym.config import Settings, merge, parse_assignments, read_json, read_yaml, validate
 from textsafe_gym.errors import ConfigError, ModelError
-from textsafe_gym.experiments.run import CHECKPOINT, make_actor, make_env, saved_trainer
+from textsafe_gym.experiments.build import make_actor, make_env
+from textsafe_gym.experiments.directory import CONFIG
+from textsafe_gym.experiments.run import CHECKPOINT
 from textsafe_gym.experiments.spec import BATCH, INITIAL, PolicyOptions, RunSpec, resolve_env
+from textsafe_gym.presets import SMALL
 from textsafe_gym.registry import nearest
 
 MODEL = "model"  # what stands for the algorithm where a policy comes without a run
+STATE, _POLICY = "state.json", "policy"  # of a folder that a trainer's `save` wrote
 
 
-def saved_spec(source: str, env: str | None, assignments: tuple[str, ...]) -> RunSpec:
-    """What to play: the run's own settings, or a model in the given environment.
+@dataclass(frozen=True)
+class SavedPolicy:
+    """What to play.
+
+    Attributes:
+        source: as it was given.
+        spec: the run's, or what stands for one.
+        weights: the folder of the trained policy; none where `spec.policy` names all there is.
+        start_known: whether the policy that training started from is known, which KL is measured to.
+    """
+
+    source: str
+    spec: RunSpec
+    weights: Path | None
+    start_known: bool
+
+
+def saved_policy(
+    source: str, env: str | Path | Mapping[str, Any] | None, given: Settings | Sequence[str], seed: int | None = None
+) -> SavedPolicy:
+    """Finds out what a source is, without loading it.
 
     Args:
-        source: a run's directory, or a model's directory or hub id.
-        env: `--env`; replaces a run's environment.
-        assignments: `--set`, with keys below env and policy only.
+        source: a run's directory, what a trainer's `save` wrote, or a model's directory or hub id.
+        env: `--env`; replaces the environment of training.
+        given: settings below env and policy only.
+        seed: replaces the run's.
 
     Raises:
-        TextsafeError: the run cannot be read, or a setting is wrong.
+        TextsafeError: the source cannot be read, or a setting is wrong.
     """
-    given = parse_assignments(assignments)
+    given = given if isinstance(given, Settings) else parse_assignments(given)
     odd = [name for name in given.values if name not in ("env", "policy")]
     if odd:
         hint = nearest(odd[0], ["env", "policy"])
         raise ConfigError(f"{given.where((odd[0],))}: only env.KEY and policy.KEY can be set here; {hint}")
-    env_id, kwargs, policy = resolve_env(env)
     directory = Path(source)
-    if (directory / "config.yaml").is_file():
-        spec = read_spec(directory / "config.yaml")
-        if env is not None:
-            spec = replace(spec, env={"id": env_id, "kwargs": kwargs.values})
-        changed = merge(Settings(spec.env["kwargs"]), given.section("env"))
-        options = merge(Settings(spec.policy), policy, given.section("policy"))
-        checked = validate(PolicyOptions, options, "policy").model_dump(exclude_none=True)
-        return replace(spec, env={"id": spec.env["id"], "kwargs": changed.values}, policy=checked)
+    if (directory / CONFIG).is_file():
+        found = _of_run(source, directory)
+    elif (directory / STATE).is_file():
+        found = _of_trainer(source, directory, env is not None)
+    else:
+        found = _of_model(source, directory)
+    spec = found.spec
+    options = Settings(spec.policy)
+    if env is not None:
+        env_id, kwargs, policy = resolve_env(env)
+        spec, options = replace(spec, env={"id": env_id, "kwargs": kwargs.values}), merge(options, policy)
+    changed = merge(Settings(spec.env["kwargs"]), given.section("env"))
+    options = merge(options, given.section("policy"))
+    if found.weights is None and not found.start_known:
+        options = merge(options, Settings({"model": spec.policy["model"]}))
+    checked = validate(PolicyOptions, options, "policy")
+    spec = replace(
+        spec,
+        env={"id": spec.env["id"], "kwargs": changed.values},
+        policy=checked.model_dump(exclude_none=True),
+    )
+    return replace(found, spec=spec if seed is None else spec.with_seed(seed))
+
+
+def _of_run(source: str, directory: Path) -> SavedPolicy:
+    spec = read_spec(directory / CONFIG)
+    trained = spec.algorithm not in (INITIAL, MODEL)
+    return SavedPolicy(source, spec, directory / CHECKPOINT / _POLICY if trained else None, spec.algorithm != MODEL)
+
+
+def _of_trainer(source: str, directory: Path, other_env: bool) -> SavedPolicy:
+    saved = validate(SavedTrainer, read_json(directory / STATE), f"{directory / STATE} is not a trainer's")
+    if saved.env is None and not other_env:
+        raise ConfigError(
+            f"{source}: does not say what environment it was trained in, which was made of objects; give --env"
+        )
+    env = {"id": "", "kwargs": {}} if saved.env is None else saved.env.model_dump()
+    config = saved.config.model_dump()
+    if config["cost_limit"] is not None:
+        config["cost_limit"] = saved.cost_limit  # which `set_cost_limit` may have changed
+    if saved.own_policy:
+        return SavedPolicy(source, RunSpec(saved.name, saved.name, env, {}, config), directory / _POLICY, True)
+    policy = {"model": str(directory / _POLICY)}
+    return SavedPolicy(source, RunSpec(saved.name, saved.name, env, policy, config), None, False)
+
+
+def _of_model(source: str, directory: Path) -> SavedPolicy:
     if not directory.exists() and source.count("/") != 1:
         raise ModelError(f"{source}: no such run or model")
     if directory.is_file():
         raise ModelError(f"{source}: a file; give a run's or a model's directory")
-    checked = validate(PolicyOptions, merge(policy, given.section("policy")), "policy").model_dump(exclude_none=True)
+    env_id, _, _ = resolve_env(None)
     config = {"seed": 0, "episodes_per_iteration": BATCH}
-    kwargs = merge(kwargs, given.section("env"))
-    env_part = {"id": env_id, "kwargs": kwargs.values}
-    return RunSpec(MODEL, directory.name or source, env_part, {**checked, "model": source}, config)
+    spec = RunSpec(MODEL, directory.name or source, {"id": env_id, "kwargs": {}}, {"model": source}, config)
+    return SavedPolicy(source, spec, None, False)
 
 
 class SavedEnv(BaseModel):
@@ -65,7 +127,7 @@ class SavedConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     seed: int = Field(ge=0, lt=2**63)
-    episodes_per_iteration: int | None = Field(None, gt=0)
+    episodes_per_iteration: int = Field(BATCH, gt=0)
     cost_limit: float | None = None
 
 
@@ -77,7 +139,18 @@ class SavedRun(BaseModel):
     env: SavedEnv
     policy: dict[str, Any]
     config: SavedConfig
+    preset: str = SMALL
     data: list[str] = []
+
+
+class SavedTrainer(BaseModel):
+    """Of the `state.json` that a trainer's `save` wrote, what playing its policy needs."""
+
+    name: str
+    env: SavedEnv | None
+    own_policy: bool = Field(description="training began from the environment's default policy")
+    cost_limit: float | None = Field(alias="constraints.cost_limit")
+    config: SavedConfig
 
 
 def read_spec(path: Path) -> RunSpec:
@@ -90,21 +163,21 @@ def read_spec(path: Path) -> RunSpec:
     return RunSpec(**run.model_dump())
 
 
-def open_saved(source: str, spec: RunSpec, num_envs: int | None = None) -> tuple[Any, Any, Any]:
-    """The environment, the trained actor, and the reference: the policy that training started from.
+def open_saved(saved: SavedPolicy, num_envs: int | None = None) -> tuple[Any, Any, Any]:
+    """The environment, the trained actor, and the reference that training started from, or none if that is not known.
+
+    Only the policy's own folder is read, so that the algorithm need not be there.
 
     Args:
-        source: as for `saved_spec`.
-        spec: of `saved_spec`.
+        saved: what to play.
         num_envs: responses played at once; by default those of an iteration.
 
     Raises:
         TextsafeError: something is missing or damaged.
     """
-    env = make_env(spec, num_envs or spec.num_envs)
-    actor = make_actor(spec, env)
-    reference = actor.reference()
-    if spec.algorithm not in (INITIAL, MODEL):
-        agent = saved_trainer(spec, env, actor, Path(source) / CHECKPOINT, few=True).algorithm.agent
-        actor, reference = agent.actor, agent.reference
+    env = make_env(saved.spec, num_envs or saved.spec.num_envs)
+    actor = make_actor(saved.spec, env)
+    reference = actor.reference() if saved.start_known else None
+    if saved.weights is not None:
+        actor.load_weights(saved.weights)
     return env, actor, reference

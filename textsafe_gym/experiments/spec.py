@@ -10,11 +10,21 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from textsafe_gym.cli.values import env_keys
-from textsafe_gym.config import Faults, Settings, merge, parse_assignments, parse_value, read_yaml, validate
+from textsafe_gym.config import (
+    Faults,
+    Settings,
+    merge,
+    parse_assignments,
+    parse_value,
+    read_yaml,
+    split_key,
+    validate,
+)
+from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.presets import presets
-from textsafe_gym.registry import nearest
+from textsafe_gym.experiments.arguments import as_settings, plain
+from textsafe_gym.presets import SMALL, preset_settings, presets, section_of
+from textsafe_gym.registry import load_object, nearest
 
 Made = TypeVar("Made")
 
@@ -65,8 +75,10 @@ class RunSpec:
         env: {"id", "kwargs"}.
         policy: arguments of `make_policy`.
         config: the algorithm's settings, all of them.
+        preset: which they began with.
         data: labelled pairs to learn from, files or "simulated:N"; empty where the algorithm learns from rollouts.
         places: where each of the environment's kwargs was written, for messages; not a part of the run.
+        left_out: settings given for a comparison that this algorithm does not have; not a part of the run.
     """
 
     algorithm: str
@@ -74,8 +86,10 @@ class RunSpec:
     env: dict[str, Any]
     policy: dict[str, Any]
     config: dict[str, Any]
+    preset: str = SMALL
     data: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict, compare=False)
+    left_out: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def seed(self) -> int:
@@ -89,7 +103,7 @@ class RunSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """For `config.yaml`."""
-        without = {"places"} if self.data else {"places", "data"}
+        without = {"places", "left_out"} | (set() if self.data else {"data"})
         return {name: value for name, value in asdict(self).items() if name not in without}
 
     def with_seed(self, seed: int) -> "RunSpec":
@@ -134,7 +148,7 @@ def config_class(algorithm: str) -> type[BaseModel]:
 
     Raises:
         UnknownNameError: no such algorithm; the message offers the nearest.
-        ConfigError: it is one of OmniSafe's, which is not installed.
+        ConfigError: what it names cannot be imported, or is not an algorithm.
     """
     import algos
 
@@ -142,29 +156,28 @@ def config_class(algorithm: str) -> type[BaseModel]:
     return found
 
 
-def tuned_defaults(algorithm: str) -> Settings:
-    """What `configs/algo/NAME.yaml` changes of the algorithm's defaults; empty where there is no such file.
+def tuned_defaults(algorithm: str, preset: str = SMALL) -> Settings:
+    """What a preset changes of the algorithm's defaults; see `preset_settings`.
 
-    OmniSafe's algorithms share `omnisafe.yaml`: under "all" what each takes that has such a key, then their own.
+    Raises:
+        UnknownNameError: no such algorithm or preset; the message offers the nearest.
     """
-    family, _, member = algorithm.partition(":")
-    path = presets("algo").get(family)
-    given = read_yaml(path) if path else Settings()
-    if not member:
-        return given
-    return merge(_known_to(config_class(algorithm), given.section("all")), given.section(member))
+    return preset_settings(preset, algorithm, config_class(algorithm))
 
 
-def _known_to(schema: type[BaseModel], given: Settings) -> Settings:
-    """The settings that a schema has."""
-    kept: dict[str, Any] = {}
-    for key, value in given.values.items():
-        field = schema.model_fields.get(key)
-        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            kept[key] = _known_to(field.annotation, given.section(key)).values
-        elif field is not None:
-            kept[key] = value
-    return Settings(kept, given.origin)
+def env_keys(env_id: str) -> list[str]:
+    """Keyword arguments of one of this project's environments; none of another."""
+    if env_id not in ENVIRONMENTS:
+        return []
+    from textsafe_gym.envs.task import Task
+    from textsafe_gym.envs.vector import SafeRLHFVectorEnv
+
+    takers = [*map(load_object, ENVIRONMENTS[env_id]), SafeRLHFVectorEnv]
+    if env_id == DEFAULT_ENV:
+        takers.insert(0, Task)  # whose arguments the environment hands on
+    parameters = [taken for taker in takers for taken in inspect.signature(taker).parameters.values()]
+    names = [taken.name for taken in parameters if taken.kind is not taken.VAR_KEYWORD]
+    return [name for name in dict.fromkeys(names) if name != "num_envs"]
 
 
 def read_config(config: str) -> Settings:
@@ -179,15 +192,22 @@ def read_config(config: str) -> Settings:
     return read_yaml(known.get(config, config))
 
 
-def resolve_env(env: str | None) -> tuple[str, Settings, Settings]:
+def resolve_env(env: str | Path | Mapping[str, Any] | None) -> tuple[str, Settings, Settings]:
     """The environment's id, its kwargs and the policy options that `--env` stands for.
+
+    Args:
+        env: an id, a preset or a YAML file; or what such a file holds: "id", "kwargs" and "policy".
 
     Raises:
         ConfigError: a file that is missing or malformed.
     """
     if env is None:
         return DEFAULT_ENV, Settings(), Settings()
-    known = presets("env")
+    if isinstance(env, Mapping):
+        held = as_settings(env, "env")
+        loaded = validate(EnvFile, held, "env")
+        return loaded.id, held.section("kwargs"), held.section("policy")
+    env, known = str(env), presets("env")
     if env.endswith((".yaml", ".yml")) or env in known:
         given = read_yaml(known.get(env, env))
         loaded = validate(EnvFile, given, "--env")
@@ -213,25 +233,30 @@ def check_env_keys(env_id: str, kwargs: Settings) -> None:
 def build_spec(
     algorithm: str,
     *,
-    env: str | None,
+    env: str | Path | Mapping[str, Any] | None,
     config: str | None,
-    assignments: Sequence[str],
+    assignments: Sequence[str] | Settings,
     episodes: int | None,
     seed: int | None,
+    preset: str | None = None,
     varied: Mapping[str, Any] | None = None,
+    compared: Sequence[str] = (),
     others: Sequence[str] = (),
-    data: Sequence[str] = (),
+    data: Sequence[str | Path] = (),
 ) -> RunSpec:
     """Resolves one algorithm's run.
 
     Args:
         algorithm: its name.
-        env: `--env`.
+        env: `--env`, or what such a file holds.
         config: `--config`.
-        assignments: `--set`.
+        assignments: `--set`, or the same as settings.
         episodes: `--episodes`.
         seed: `--seed`.
+        preset: `--preset`; by default that of the run that `config` is of, else "small".
         varied: from key ("nu", "env.cost_limit") to the value that this variant has.
+        compared: names of all algorithms that the settings are given for; what this one does not have and another has
+            is left out.
         others: names of all algorithms in the request; sections for them are not this one's settings.
         data: `--data`.
 
@@ -244,20 +269,29 @@ def build_spec(
     offline = check_budget(algorithm, episodes, data)
     if "algorithm" in from_file.values and "config" in from_file.values:
         data = data or from_file.values.get("data", ())
+        if isinstance(data, str) or not all(isinstance(source, str | Path) for source in data):
+            raise ConfigError(f"data: expected a list of files, got {data!r:.60} ({from_file.where(('data',))})")
+        preset = preset or from_file.values.get("preset")
         from_file, file_env = _from_run(from_file, algorithm)
         env_id = env_id if env is not None else file_env
-    given = merge(from_file, parse_assignments(assignments))
+    preset = preset or SMALL
+    whole = (algorithm, *others)
+    given = merge(
+        from_file, assignments if isinstance(assignments, Settings) else parse_assignments(assignments, whole)
+    )
     variant = parse_variant(varied or {})
-    given = merge(given.without(*others, algorithm), given.section(algorithm), variant)
+    shared, left_out = _applicable(given.without(*others, algorithm), schema, [config_class(name) for name in compared])
+    given = merge(shared, given.section(algorithm), variant)
     fixed = {name: value for name, value in (("episodes", episodes), ("seed", seed)) if value is not None}
     own = merge(
-        tuned_defaults(algorithm),
+        tuned_defaults(algorithm, preset),
         given.without("env", "policy"),
         Settings(fixed, {(name,): f"--{name}" for name in fixed}),
     )
     faults = Faults()
     with faults:
-        resolved = validate(schema, own, algorithm, ("env", "policy", algorithm, *others))
+        theirs = (key for name in compared for key in config_class(name).model_fields)
+        resolved = validate(schema, own, algorithm, ("env", "policy", algorithm, *others, *theirs))
     with faults:
         policy = merge(policy, given.section("policy"))
         options = validate(PolicyOptions, policy, "policy").model_dump(exclude_none=True)
@@ -271,11 +305,12 @@ def build_spec(
         label += f"[{values}]"
     places = {name: kwargs.where((name,)) for name in kwargs.values}
     env_part = {"id": env_id, "kwargs": kwargs.values}
-    data = list(data or [DEFAULT_DATA]) if offline else []
-    return RunSpec(algorithm, label, env_part, options, resolved.model_dump(mode="json"), data, places)
+    pairs = [str(source) for source in data or [DEFAULT_DATA]] if offline else []
+    settings = resolved.model_dump(mode="json")
+    return RunSpec(algorithm, label, env_part, options, settings, preset, pairs, places, tuple(left_out))
 
 
-def check_budget(algorithm: str, episodes: int | None, data: Sequence[str]) -> bool:
+def check_budget(algorithm: str, episodes: int | None, data: Sequence[str | Path]) -> bool:
     """Whether an algorithm learns from labelled pairs.
 
     Raises:
@@ -283,7 +318,7 @@ def check_budget(algorithm: str, episodes: int | None, data: Sequence[str]) -> b
     """
     import algos
 
-    offline = algos.source_of(algorithm) == "preferences"
+    offline = algos.definition(algorithm).source == "preferences"
     if offline and episodes is not None:
         raise ConfigError(
             f"--episodes: {algorithm} samples no responses; its budget is the pairs of --data, and --set epochs=N"
@@ -291,6 +326,53 @@ def check_budget(algorithm: str, episodes: int | None, data: Sequence[str]) -> b
     if data and not offline:
         raise ConfigError(f"--data: {algorithm} learns from what it samples; leave it out, or take dpo")
     return offline
+
+
+def _applicable(
+    given: Settings, schema: type[BaseModel], schemas: Sequence[type[BaseModel]]
+) -> tuple[Settings, list[str]]:
+    """What is given once for several algorithms, as it applies to one of them.
+
+    Returns:
+        The settings without those that this one does not have and another has; what nobody has is left to be refused.
+        And the keys that were left out.
+    """
+    left_out: list[str] = []
+
+    def kept(
+        values: Mapping[str, Any], own: type[BaseModel] | None, theirs: Sequence[type[BaseModel]], path: tuple[str, ...]
+    ) -> dict[str, Any]:
+        found = {}
+        for key, value in values.items():
+            has = own is not None and key in own.model_fields
+            below = section_of(own, key)
+            sections = [section for other in theirs if (section := section_of(other, key))]
+            if isinstance(value, Mapping) and (below or (sections and not has)):
+                inner = kept(value, below, sections, (*path, key))
+                if inner:
+                    found[key] = inner
+            elif not has and any(key in other.model_fields for other in theirs):
+                left_out.append(".".join((*path, key)))
+            elif own is None:
+                known = [known for other in theirs for known in other.model_fields]
+                here = (*path, key)
+                raise ConfigError(f"unknown key '{'.'.join(here)}' ({given.where(here)}); {nearest(key, known)}")
+            else:
+                found[key] = value  # an unknown key is refused with all other faults
+        return found
+
+    return Settings(kept(given.values, schema, schemas, ()), given.origin), left_out
+
+
+def left_out_of(specs: Sequence[RunSpec]) -> dict[str, list[str]]:
+    """From each setting that was given for several algorithms to those of them that do not have it."""
+    found: dict[str, list[str]] = {}
+    for spec in specs:
+        for key in spec.left_out:
+            found.setdefault(key, [])
+            if spec.algorithm not in found[key]:
+                found[key].append(spec.algorithm)
+    return found
 
 
 def parse_variant(varied: Mapping[str, Any]) -> Settings:
@@ -319,23 +401,35 @@ def _from_run(given: Settings, algorithm: str) -> tuple[Settings, str]:
     return merge(*parts), str(env.values.get("id", DEFAULT_ENV))
 
 
-def parse_vary(arguments: Sequence[str], algorithms: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def parse_vary(
+    arguments: Sequence[str] | Mapping[str, Sequence[Any]], algorithms: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
     """The variants of each algorithm: all combinations of its `--vary` values, or one empty variant.
+
+    Args:
+        arguments: ALGO.KEY=V1,V2,...; or from ALGO.KEY to the values.
+        algorithms: those that are compared.
 
     Raises:
         ConfigError: not of the form ALGO.KEY=V1,V2,..., or of an algorithm that is not compared.
     """
     axes: dict[str, dict[str, list[Any]]] = {name: {} for name in algorithms}
+    listed = arguments if isinstance(arguments, Mapping) else {}
     for argument in arguments:
-        target, equals, text = argument.partition("=")
-        algorithm, dot, key = target.partition(".")
-        if not equals or not dot or not all(key.split(".")) or not text.strip():
+        target, equals, text = (argument, "=", "listed") if listed else argument.partition("=")
+        algorithm, *path = split_key(target, axes)
+        key = ".".join(path)
+        if not equals or not path or not all(path) or not text.strip():
             raise ConfigError(f"--vary {argument}: expected ALGO.KEY=V1,V2,...")
         if algorithm not in axes:
             raise ConfigError(f"--vary {argument}: '{algorithm}' is not compared; {nearest(algorithm, list(axes))}")
         if key in axes[algorithm]:
             raise ConfigError(f"--vary {argument}: '{target}' is varied twice")
-        values = [parse_value(part, f"--vary {argument}") for part in text.split(",")]
+        source = f"--vary {argument}"
+        if listed:
+            values = [plain(value, source) for value in listed[argument]]
+        else:
+            values = [parse_value(part, source) for part in text.split(",")]
         if any(value is None or isinstance(value, dict | list) for value in values):
             raise ConfigError(f"--vary {argument}: every value must be a number, a word, or true or false")
         if len(set(map(str, values))) < len(values):

@@ -8,8 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.spec import RunSpec
-from textsafe_gym.tracking import OPTIONAL, Background, TensorBoard, Tracker
+from textsafe_gym.registry import nearest
+from textsafe_gym.tracking import OPTIONAL, Background, TensorBoard, Tracker, check_installed
 from textsafe_gym.tracking.base import PROJECT, step_of
 
 _log = logging.getLogger(__name__)
@@ -26,6 +28,19 @@ class Track:
 
     tracker: str | None = None
     project: str = PROJECT
+
+
+def check_tracker(name: str | None) -> None:
+    """Refuses a tracker that is unknown or not installed, without importing it.
+
+    Raises:
+        ConfigError: says which there are, or how to install it.
+    """
+    if name is None:
+        return
+    if name not in OPTIONAL:
+        raise ConfigError(f"unknown tracker '{name}'; {nearest(name, list(OPTIONAL))}")
+    check_installed(name)
 
 
 class Tracking:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textsafe_gym.errors import ModelError
+from textsafe_gym.extras import require
 from textsafe_gym.models.files import ADAPTER_CONFIG, check_source, find_file, load_pretrained, load_tokenizer, one_line
 
 WEIGHTS = "adapter_model.safetensors"  # PEFT's name
@@ -121,6 +122,7 @@ def add_new(model: Any, name: str, rank: int, alpha: int, modules: str | list[st
     Raises:
         ModelError: the rank is not positive, or the model has no such layers.
     """
+    require("train")
     from peft import LoraConfig
 
     if rank < 1 or alpha <= 0:
@@ -135,6 +137,7 @@ def add_empty(model: Any, name: str, source: str | Path, what: str) -> None:
     Raises:
         ModelError: its config is damaged, or of another architecture.
     """
+    require("train")
     from peft import LoraConfig
 
     try:
@@ -154,15 +157,33 @@ def add_saved(model: Any, name: str, source: str | Path, what: str) -> dict[str,
     Raises:
         ModelError: it is damaged, or of another architecture.
     """
-    from peft import set_peft_model_state_dict
+    tensors = _tensors_of(source, what)
+    add_empty(model, name, source, what)
+    return _fill(model, name, tensors, source, what)
 
+
+def load_saved(model: Any, name: str, source: str | Path, what: str) -> None:
+    """Puts the products of a saved adapter into one of the same shape.
+
+    Raises:
+        ModelError: it is missing or damaged, or of another shape.
+    """
+    _fill(model, name, _tensors_of(source, what), source, what)
+
+
+def _tensors_of(source: str | Path, what: str) -> dict[str, Tensor]:
     try:
         tensors = load_file(_file(source, WEIGHTS))
     except Exception as error:  # safetensors has types of its own
         raise ModelError(f"cannot load {what} '{source}': {one_line(error)}") from error
-    tensors = {key.removeprefix(_PREFIX): x for key, x in tensors.items()}
+    return {key.removeprefix(_PREFIX): x for key, x in tensors.items()}
+
+
+def _fill(model: Any, name: str, tensors: dict[str, Tensor], source: str | Path, what: str) -> dict[str, Tensor]:
+    """Sets an adapter's products; returns the tensors that belong to none."""
+    from peft import set_peft_model_state_dict
+
     low_rank = {key: x for key, x in tensors.items() if ".lora_" in key}
-    add_empty(model, name, source, what)
     try:
         report: Any = set_peft_model_state_dict(model, low_rank, adapter_name=name)
     except RuntimeError as error:

@@ -1,12 +1,12 @@
 """Model cards in Hugging Face's format: what a saved model is, what it was trained on, and what it is not for."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from textsafe_gym.files import write_text
 from textsafe_gym.models.files import ADAPTER_CONFIG, HUB_ID
 
 CARD = "README.md"
@@ -118,9 +118,7 @@ def write_card(
         "## Use\n\n" + use.format(name=PLACEHOLDER, kind=kind, plain=whole).strip(),
         "## Limits\n\n" + _LIMITS["score" if scores else "policy"],
     ]
-    temporary = directory / f".{CARD}.{os.getpid()}.tmp"
-    temporary.write_text(str(ModelCard("\n\n".join(filter(None, parts)) + "\n")), encoding="utf-8")
-    os.replace(temporary, directory / CARD)
+    write_text(directory / CARD, str(ModelCard("\n\n".join(filter(None, parts)) + "\n")))
 
 
 def is_hub_id(source: Any) -> bool:

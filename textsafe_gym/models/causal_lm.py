@@ -19,7 +19,7 @@ from textsafe_gym.models import adapters
 from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.critics import LanguageCritics
 from textsafe_gym.models.encoding import encode_prompts, pad, rows_at_once
-from textsafe_gym.models.files import new_directory, quiet
+from textsafe_gym.models.files import new_directory, one_line, quiet
 from textsafe_gym.models.layers import compile_layers, fuse_norms, recompute_activations, train_last
 from textsafe_gym.models.likelihood import LinearStatistics, has_linear_head, statistics
 from textsafe_gym.models.sampling import logits_at, model_inputs, states_at
@@ -263,6 +263,22 @@ class CausalLMActor(nn.Module):
                 self.model.save_pretrained(scratch)
             self.tokenizer.save_pretrained(scratch)
             write_card(scratch, "policy", base=self.model.name_or_path)
+
+    def load_weights(self, source: str | Path) -> None:
+        """Takes over the weights that another actor of this shape saved; the reference stays.
+
+        Raises:
+            ModelError: they are missing or damaged, or of another shape.
+        """
+        if self.lora:
+            adapters.load_saved(self.model, _ADAPTER, source, "policy")
+            return
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        saved = adapters.load_causal_lm(source, "policy", str(self.device), dtype)
+        try:
+            self.model.load_state_dict(saved.state_dict())
+        except RuntimeError as error:
+            raise ModelError(f"policy '{source}' does not fit: {one_line(error)}") from error
 
     def demonstrations(
         self, rows: Sequence[tuple[str, str]], max_prompt_length: int, max_response_length: int

@@ -3,19 +3,19 @@
 import logging
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from textsafe_gym import files
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models.texts import end_with_turn
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
+_ALIGNMENT = 64  # bytes, of torch's allocator on CPUs
 
 
 def one_line(error: BaseException) -> str:
@@ -26,32 +26,17 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def new_directory(directory: str | Path) -> Iterator[Path]:
-    """Yields an empty folder that takes the place of `directory` when the block ends without an exception.
+    """As `textsafe_gym.files.new_directory`, for a model.
 
     Raises:
         ModelError: the place cannot be written.
     """
-    target = Path(directory)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise ModelError(f"cannot write a model to '{target}': {one_line(error)}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(files.new_directory(directory))
+        except OSError as error:
+            raise ModelError(f"cannot write a model to '{directory}': {one_line(error)}") from error
         yield scratch
-        # mkdtemp makes a folder that only its owner may enter; the finished one gets the usual permissions.
-        umask = os.umask(0)
-        os.umask(umask)
-        scratch.chmod(0o777 & ~umask)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            os.replace(target, old / "old")
-            os.replace(scratch, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_source(source: str | Path, what: str) -> str:
@@ -154,7 +139,19 @@ def load_pretrained(
     odd = missing + sorted(str(k[0] if isinstance(k, tuple) else k) for k in report["mismatched_keys"])
     if odd:
         raise ModelError(f"{what} '{source}' lacks {len(odd)} tensors or has them in another shape, first '{odd[0]}'")
-    return model.eval()
+    return _aligned(model.eval())
+
+
+def _aligned(model: Any) -> Any:
+    """Copies the weights that lie at any place of a mapped file to where torch's allocator puts tensors.
+
+    Kernels of some processors add in another order where the data begin at another place, so that the same weights,
+    saved and loaded again, would differ in a score's last bit.
+    """
+    for x in (*model.parameters(), *model.buffers()):
+        if x.device.type == "cpu" and x.data_ptr() % _ALIGNMENT:
+            x.data = x.data.clone()
+    return model
 
 
 def load_config(source: str | Path, what: str) -> Any:

@@ -116,6 +116,20 @@ class MLPActor(nn.Module):
             save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, scratch / WEIGHTS)
             write_card(scratch, "mlp")
 
+    def load_weights(self, source: str | Path) -> None:
+        """Takes over the weights that another actor of this shape saved; a reference of this one stays.
+
+        Raises:
+            ModelError: they are missing or damaged, or of another shape.
+        """
+        weights = find_file(source, WEIGHTS)
+        if weights is None:
+            raise ModelError(f"cannot load an MLP policy from '{source}': there is no {WEIGHTS}")
+        try:
+            self.load_state_dict(load_file(weights))
+        except Exception as error:  # safetensors and torch raise unrelated types
+            raise ModelError(f"cannot load an MLP policy from '{source}': {one_line(error)}") from error
+
     @classmethod
     def load(cls, source: str | Path) -> "MLPActor":
         """The inverse of `save`, from the folder or the hub.
@@ -123,17 +137,16 @@ class MLPActor(nn.Module):
         Raises:
             ModelError: a file is missing or corrupt.
         """
-        described, weights = (find_file(source, name) for name in (CONFIG, WEIGHTS))
-        if described is None or weights is None:
-            missing = CONFIG if described is None else WEIGHTS
-            raise ModelError(f"cannot load an MLP policy from '{source}': there is no {missing}")
+        described = find_file(source, CONFIG)
+        if described is None:
+            raise ModelError(f"cannot load an MLP policy from '{source}': there is no {CONFIG}")
         try:
             config = json.loads(described.read_text())
             actor = cls(_space(config["observation_space"]), _space(config["action_space"]), config["hidden"])
-            actor.load_state_dict(load_file(weights))
         except Exception as error:
-            # JSON, safetensors and torch raise unrelated types; to a user all mean that this is no saved policy.
+            # JSON and the spaces raise unrelated types; to a user all mean that this is no saved policy.
             raise ModelError(f"cannot load an MLP policy from '{source}': {one_line(error)}") from error
+        actor.load_weights(source)
         return actor
 
     def _outputs(self, x: Tensor) -> Tensor:

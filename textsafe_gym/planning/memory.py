@@ -304,8 +304,7 @@ def capacity(device: str) -> int:
     Raises:
         ModelError: there is no such device.
     """
-    import os
-
+    import psutil
     import torch
 
     if device.startswith("cuda"):
@@ -313,9 +312,9 @@ def capacity(device: str) -> int:
             return torch.cuda.get_device_properties(device).total_memory
         except (AssertionError, RuntimeError) as error:
             raise ModelError(f"device {device}: {' '.join(str(error).split())[:200]}") from None
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine: int = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
-    given = limit.read_text().strip() if limit.is_file() else "max"
+    given = limit.read_text(encoding="utf-8").strip() if limit.is_file() else "max"
     return machine if given == "max" else min(machine, int(given))
 
 

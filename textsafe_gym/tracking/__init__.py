@@ -10,6 +10,7 @@ tracker.finish()
 from importlib.util import find_spec
 
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.extras import require
 from textsafe_gym.tracking.background import Background
 from textsafe_gym.tracking.base import Tracker
 from textsafe_gym.tracking.mlflow import MLflow
@@ -18,6 +19,8 @@ from textsafe_gym.tracking.trackio import Trackio
 from textsafe_gym.tracking.wandb import Wandb
 
 __all__ = ["OPTIONAL", "Background", "MLflow", "TensorBoard", "Tracker", "Trackio", "Wandb", "check_installed"]
+
+require("train")
 
 # By the name of the package, which is the name on the command line and of the extra that installs it.
 OPTIONAL: dict[str, type[Tracker]] = {"wandb": Wandb, "mlflow": MLflow, "trackio": Trackio}

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from textsafe_gym.errors import DataError
+from textsafe_gym.files import write_json
 
 IDS = "trackers.json"  # in a run's directory: from tracker to the run's id there
 PROJECT = "textsafe-gym"
@@ -87,10 +87,7 @@ class Tracker(ABC):
 
     def remember(self, run_id: str) -> None:
         """For the run's continuation."""
-        path = self.directory / IDS
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self._ids() | {self.package: run_id}, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(self.directory / IDS, self._ids() | {self.package: run_id})
 
     def _ids(self) -> dict[str, str]:
         path = self.directory / IDS

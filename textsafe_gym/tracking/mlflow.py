@@ -1,6 +1,5 @@
 """MLflow: a run in the store of MLFLOW_TRACKING_URI, or in MLflow's own default, mlflow.db in the working directory."""
 
-import fcntl
 import logging
 import os
 import posixpath
@@ -87,11 +86,9 @@ def _allowed(name: str) -> str:
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Keeps the workers of one machine from making the same tables and experiment at once."""
-    path = Path(tempfile.gettempdir()) / f"textsafe-mlflow-{os.getuid()}.lock"
+    from filelock import FileLock
+
+    user = os.getuid() if hasattr(os, "getuid") else ""  # on Windows the folder is the user's own
     # Others may write there too: what they have put in its place is neither followed nor emptied.
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(Path(tempfile.gettempdir()) / f"textsafe-mlflow-{user}.lock", mode=0o600, fallback_to_soft=False):
         yield
-    finally:
-        os.close(lock)

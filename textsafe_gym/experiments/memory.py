@@ -1,4 +1,4 @@
-"""What `textsafe train --memory` plans, prints and refuses."""
+"""The memory of a run, planned before anything is loaded, and refused where no device has room for it."""
 
 import math
 import os
@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from textsafe_gym.cli.terminal import output
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.spec import DEFAULT_ENV, RunSpec
 
@@ -98,23 +97,6 @@ def check_room(plan: dict[str, Any]) -> None:
                 f"{readable(peak['capacity'])}; lower micro_batch_size or episodes_per_iteration, set "
                 "policy.gradient_checkpointing=true or policy.lora_rank, or take a smaller model"
             )
-
-
-def show(plan: dict[str, Any]) -> None:
-    """Prints a plan as a table."""
-    from rich.table import Table
-
-    table = Table(title="memory", title_justify="left")
-    for number, head in enumerate(("", "bytes", "where", "when", "")):
-        table.add_column(head, justify="right" if number == 1 else "left")
-    for part in plan["parts"]:
-        when = "always" if len(part["phases"]) == 3 else ", ".join(part["phases"])
-        table.add_row(part["name"], readable(part["bytes"]), part["device"], when, part["note"])
-    console = output()
-    console.print(table)
-    for device, peak in plan["peaks"].items():
-        most, room = readable(peak["bytes"]), readable(peak["capacity"])
-        console.print(f"Peak on {device}: {most} in the {peak['phase']} phase, of {room}.", soft_wrap=True)
 
 
 def readable(number: int) -> str:

@@ -1,0 +1,247 @@
+"""Which algorithms there are, found by name and imported when one is used.
+
+- A module of this folder that has a `Config` and an `Algorithm` is one, under the module's name.
+- An installed package adds its own by entry points in the group "textsafe_gym.algorithms".
+- `register` adds one in a running program.
+- "MODULE:CLASS" is a class anywhere, with no registration.
+- "FAMILY:MEMBER" is one of another library's, if FAMILY is in `FAMILIES`.
+"""
+
+import ast
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import BaseModel
+
+from algos.core.settings import OfflineConfig, TrainingConfig
+from textsafe_gym.errors import ConfigError, UnknownNameError
+from textsafe_gym.registry import Lazy, Registry, load_object, nearest
+
+if TYPE_CHECKING:
+    from algos.core.loop import Algorithm
+    from algos.core.optim import Setup
+
+GROUP = "textsafe_gym.algorithms"
+SOURCES: dict[Any, type[BaseModel]] = {"rollouts": TrainingConfig, "preferences": OfflineConfig}
+FIXED = {"seed", "episodes", "episodes_per_iteration", "pairs_per_iteration"}  # what the training loop reads of them
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What makes an algorithm.
+
+    Attributes:
+        config: the class of its settings.
+        algorithm: gives the algorithm for an `algos.core.optim.Setup`.
+        source: what it learns from: "rollouts" of its own, or "preferences" that are there.
+        critics: those that it uses: "reward", "cost", both or none.
+        constraint: what `cost_limit` bounds where the settings do not say it by `constraint`; none: nothing.
+        one_process: why several processes cannot train it together; empty if they can.
+    """
+
+    config: type[Any]
+    algorithm: "Callable[[Setup[Any]], Algorithm]"
+    source: str
+    critics: tuple[str, ...]
+    constraint: Literal["mean"] | None = None
+    one_process: str = ""
+
+
+class Family(Protocol):
+    """Algorithms of another library, as "FAMILY:MEMBER"; a module with these names is one.
+
+    Attributes:
+        REQUIREMENT: what pip installs with --no-deps, where the library's own pins keep it out of the extra that has
+            the family's name; empty if the extra has all.
+    """
+
+    REQUIREMENT: str
+
+    def remark(self) -> str:
+        """What a user should know of how the library is installed here; mostly nothing."""
+        ...
+
+    def names(self) -> list[str]:
+        """The members; none where the library is not installed."""
+        ...
+
+    def describe(self, member: str) -> str:
+        """One line about a member."""
+        ...
+
+    def settings(self, member: str) -> type[BaseModel]:
+        """The class of a member's settings.
+
+        Raises:
+            ConfigError: the library is not installed.
+        """
+        ...
+
+    def constraint(self, member: str) -> Literal["mean"] | None:
+        """What `cost_limit` bounds: the mean episode cost, or nothing."""
+        ...
+
+    def one_process(self, member: str) -> str:
+        """Why several processes cannot train it together; empty if they can."""
+        ...
+
+    def make(self, member: str, setup: "Setup[Any]") -> "Algorithm":
+        """The algorithm."""
+        ...
+
+
+FAMILIES: Registry[Family] = Registry(
+    "family of algorithms", [("omnisafe", Lazy("algos.omnisafe"), "OmniSafe's on-policy algorithms")]
+)
+
+
+@cache
+def _algorithms() -> Registry[Any]:
+    """Classes, or the `Definition`s that `register` was given."""
+    found: Registry[Any] = Registry("algorithm")
+    for name, about in _of_this_folder().items():
+        found.register(name, Lazy(f"algos.{name}:Algorithm"), about)
+    for point in entry_points(group=GROUP):
+        found.register(point.name, Lazy(point.value), point.value)
+    return found
+
+
+def _of_this_folder() -> dict[str, str]:
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if {"Config", "Algorithm"} <= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
+            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
+
+
+def available() -> dict[str, str]:
+    """Each algorithm's name and one line about it, read without importing any; those of families are in `members`."""
+    known = _algorithms()
+    return {name: known.about(name) for name in known}
+
+
+def members() -> dict[str, str]:
+    """The algorithms of all families whose library is installed, as "FAMILY:MEMBER", and one line about each."""
+    found: dict[str, str] = {}
+    for prefix, family in FAMILIES.items():
+        found |= {f"{prefix}:{member}": family.describe(member) for member in family.names()}
+    return found
+
+
+def register(name: str, config: type, algorithm: type) -> None:
+    """Makes an algorithm that is defined elsewhere known to `make`, `load` and `available` in this process.
+
+    Args:
+        name: what it is called from now on. The same class defined anew, as by a cell that runs again, takes the place
+            of the old one.
+        config: its settings, a subclass of `algos.core.settings.TrainingConfig`.
+        algorithm: made from an `algos.core.optim.Setup`; what it needs is `algos.core.loop.Algorithm`.
+
+    Raises:
+        ConfigError: the name is taken, or has a colon.
+    """
+    if ":" in name:
+        raise ConfigError(f"'{name}': a name with a colon stands for MODULE:CLASS; register it under another")
+    known = _algorithms()
+    before = known[name].algorithm if name in known and isinstance(known[name], Definition) else None
+    if before is not None and (before.__module__, before.__qualname__) == (
+        algorithm.__module__,
+        algorithm.__qualname__,
+    ):
+        known.remove(name)
+    known.register(name, _defined(name, config, algorithm), (algorithm.__doc__ or "").partition("\n")[0])
+
+
+def config_class(name: str) -> type[Any]:
+    """The pydantic model of an algorithm's settings.
+
+    Args:
+        name: one of `available()` or `members()`, or "MODULE:CLASS".
+
+    Raises:
+        UnknownNameError: no such algorithm; the message offers the nearest.
+        ConfigError: what it names cannot be imported, or is not an algorithm.
+    """
+    return definition(name).config
+
+
+def definition(name: str) -> Definition:
+    """What makes an algorithm; see `config_class`."""
+    prefix, colon, member = name.partition(":")
+    if colon and prefix in FAMILIES:
+        family = FAMILIES[prefix]
+        known = family.names()
+        if known and member not in known:
+            full = [f"{prefix}:{each}" for each in known]
+            raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, full)}")
+        make = partial(family.make, member)
+        settings, bounded, alone = family.settings(member), family.constraint(member), family.one_process(member)
+        return Definition(settings, make, "rollouts", ("reward", "cost"), bounded, alone)
+    if colon:
+        return _of_class(name, _load_class(name))
+    if name not in _algorithms():
+        raise UnknownNameError(f"unknown algorithm '{name}'; {_hint(name)}")
+    found = _algorithms()[name]
+    return found if isinstance(found, Definition) else _of_class(name, found)
+
+
+def _load_class(name: str) -> Any:
+    try:
+        return load_object(name)
+    except UnknownNameError as error:
+        close = difflib.get_close_matches(name.lower(), by_lower := {full.lower(): full for full in members()}, n=1)
+        if not close:
+            raise UnknownNameError(f"unknown algorithm {error}") from None
+        raise UnknownNameError(f"unknown algorithm '{name}'; did you mean '{by_lower[close[0]]}'?") from None
+
+
+def _of_class(name: str, found: Any) -> Definition:
+    """A class with its settings: its own attribute `Config`, else its module's.
+
+    Raises:
+        ConfigError: it is something else, or has no settings.
+    """
+    if not isinstance(found, type) or not callable(getattr(found, "update", None)):
+        raise ConfigError(f"algorithm '{name}': expected a class with a method `update`, found {found!r:.60}")
+    config = getattr(found, "Config", None) or getattr(sys.modules[found.__module__], "Config", None)
+    return _defined(name, config, found)
+
+
+def _defined(name: str, config: Any, algorithm: Any) -> Definition:
+    """A class and its settings.
+
+    Raises:
+        ConfigError: it does not declare what it learns from, or has no settings of that kind.
+    """
+    source: Any = getattr(algorithm, "source", None)
+    critics: Any = getattr(algorithm, "critics", None)
+    if source not in SOURCES or not isinstance(critics, tuple) or not set(critics) <= {"reward", "cost"}:
+        raise ConfigError(
+            f"algorithm '{name}': give its class `source` = 'rollouts' or 'preferences', and `critics`, a tuple of "
+            f"'reward' and 'cost', of one of them or of none; found {source!r:.60} and {critics!r:.60}"
+        )
+    base = SOURCES[source]
+    if (
+        not isinstance(config, type)
+        or not issubclass(config, BaseModel)
+        or not set(base.model_fields) & FIXED <= config.model_fields.keys()
+    ):
+        raise ConfigError(
+            f"algorithm '{name}': no settings; give the class, or its module, a `Config` that is a subclass of "
+            f"algos.core.settings.{base.__name__}"
+        )
+    return Definition(config, algorithm, source, critics)
+
+
+def _hint(name: str) -> str:
+    theirs = {full.partition(":")[2].lower(): full for full in members()}
+    if name.lower() in theirs.keys() - available().keys():
+        return f"did you mean '{theirs[name.lower()]}'?"
+    return nearest(name, available())

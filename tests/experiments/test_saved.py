@@ -1,0 +1,134 @@
+"""Policies that were saved: by a run whose algorithm is not here, and by a trainer in a user's own script."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+
+import algos
+from tests.helpers import cli_world
+from tests.helpers.cmdps import Crossing
+from textsafe_gym import experiments
+from textsafe_gym.errors import ConfigError, ModelError, RunError
+from textsafe_gym.files import read_rows
+
+_ELSEWHERE = """
+import sys
+import algos
+from algos import rloo
+from textsafe_gym import experiments
+
+algos.register("mine", rloo.Config, rloo.Algorithm)
+env, out, *settings = sys.argv[1:]
+experiments.train("mine", env, settings=settings, episodes=16, out=out, quiet=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cli_world.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.mark.parametrize(
+    "settings", [[], ["policy.lora_rank=2"], ["policy.last_layers=1"]], ids=["whole", "adapter", "last"]
+)
+def test_a_run_is_evaluated_where_its_algorithm_is_not(settings: list[str], world: Path, tmp_path: Path) -> None:
+    settings = [*settings, "episodes_per_iteration=8", "learning_rate=1e-2"]
+    command = [sys.executable, "-c", _ELSEWHERE, str(world / "env.yaml"), str(tmp_path / "run"), *settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "mine" not in algos.available()
+    # Only the policy is needed.
+    for name in ("state.json", "state.safetensors"):
+        (tmp_path / "run/checkpoints/latest" / name).unlink()
+    result = experiments.evaluate(tmp_path / "run", out=tmp_path / "again", quiet=True)
+    (again,) = result.runs
+    assert again.rows == read_rows(tmp_path / "run/evaluation.jsonl")
+    assert any(abs(row["kl"]) > 1e-4 for row in again.rows)  # measured to where training started
+
+
+def test_a_small_network_keeps_its_reference(tmp_path: Path) -> None:
+    gym.register("SavedCrossing-v0", entry_point=Crossing)
+    run = experiments.train("ppo", "SavedCrossing-v0", settings={"episodes_per_iteration": 8, "learning_rate": 1e-2},
+                            episodes=32, seed=3, out=tmp_path / "run", quiet=True)  # fmt: skip
+    same = experiments.evaluate(tmp_path / "run", out=tmp_path / "same", quiet=True)
+    assert same.runs[0].rows == run.runs[0].rows
+    other = experiments.evaluate(tmp_path / "run", seed=4, out=tmp_path / "other", quiet=True)
+    kls = [sum(row["kl"] for row in one.runs[0].rows) / len(one.runs[0].rows) for one in (same, other)]
+    assert kls[1] == pytest.approx(kls[0], rel=0.5)  # another seed draws other episodes and not another reference
+
+
+def test_a_missing_policy_is_named(world: Path, tmp_path: Path) -> None:
+    run = experiments.train("rloo", world / "env.yaml", settings={"episodes_per_iteration": 8}, episodes=8,
+                            out=tmp_path / "run", quiet=True)  # fmt: skip
+    shutil.rmtree(run.directory / "checkpoints")
+    with pytest.raises(ModelError, match="checkpoints/latest/policy"):
+        experiments.evaluate(run.directory, out=tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def trainer(env: Any, **more: Any) -> Any:
+    return algos.make("rloo", env, episodes=16, episodes_per_iteration=8, learning_rate=1e-2, seed=2, **more)
+
+
+def test_what_a_trainer_saves_is_evaluated(tmp_path: Path) -> None:
+    made = trainer(gym.make("SafeRLHF-v0", cost_limit=-0.5))
+    made.learn()
+    made.save(tmp_path / "saved")
+    state = json.loads((tmp_path / "saved/state.json").read_text())
+    assert state["env"] == {"id": "SafeRLHF-v0", "kwargs": {"cost_limit": -0.5}}
+    with pytest.raises(RunError, match=r"textsafe evaluate .*saved --out DIR"):
+        experiments.pareto(tmp_path / "saved")
+    result = experiments.evaluate(tmp_path / "saved", out=tmp_path / "out", quiet=True)
+    (run,) = result.runs
+    assert (run.algorithm, run.seed, run.summary["cost_limit"]) == ("rloo", 2, -0.5)
+    assert any(abs(row["kl"]) > 1e-4 for row in run.rows)  # the environment's own policy is where it started
+    assert experiments.pareto(tmp_path / "out").values["points"][0]["label"] == "rloo"
+
+
+def test_a_trainer_that_was_given_its_policy(world: Path, tmp_path: Path) -> None:
+    """Where training started is not known, so that there is no KL; what is played is the trained policy."""
+    kwargs = {"prompts": str(world / "prompts.jsonl"), "tokenizer": str(world / "policy"), "max_prompt_length": 8}
+    kwargs |= {f"{kind}_model": str(world / kind) for kind in ("reward", "cost")}
+    made = trainer(gym.make("SafeRLHF-v0", max_response_length=6, **kwargs), policy=world / "policy")
+    made.learn()
+    made.save(tmp_path / "saved")
+    by_folder = experiments.evaluate(tmp_path / "saved", out=tmp_path / "out", quiet=True).runs[0]
+    as_model = experiments.evaluate(
+        tmp_path / "saved/policy", {"id": "SafeRLHF-v0", "kwargs": {**kwargs, "max_response_length": 6}}, seed=2,
+        out=tmp_path / "model", quiet=True,
+    ).runs[0]  # fmt: skip
+    assert "kl" not in by_folder.rows[0]
+    assert [row["response"] for row in by_folder.rows] == [row["response"] for row in as_model.rows]
+
+
+def brief(prompts: list[str], responses: list[str]) -> list[float]:
+    return [-float(len(response)) for response in responses]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_environment_of_objects_has_to_be_named(wrapped: bool, world: Path, tmp_path: Path) -> None:
+    """A function, or a wrapper, cannot be written down."""
+    if wrapped:
+        env = gym.wrappers.TransformReward(Crossing(), lambda reward: 2 * reward)
+    else:
+        env = gym.make("SafeRLHF-v0", reward_model=brief)
+    made = trainer(gym.vector.SyncVectorEnv([lambda: env] * 8) if wrapped else env)
+    made.save(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/state.json").read_text())["env"] is None
+    with pytest.raises(ConfigError, match="give --env"):
+        experiments.evaluate(tmp_path / "saved", out=tmp_path / "out", quiet=True)
+    if not wrapped:
+        found = experiments.evaluate(tmp_path / "saved", "SafeRLHF-v0", out=tmp_path / "out", quiet=True)
+        assert len(found.runs) == 1
+
+
+def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"name": 3}')
+    with pytest.raises(ConfigError, match=r"state\.json is not a trainer's"):
+        experiments.evaluate(tmp_path, out=tmp_path / "out", quiet=True)

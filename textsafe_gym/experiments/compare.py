@@ -1,0 +1,212 @@
+"""Algorithms x seeds, and the report on them: `compare`."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textsafe_gym.config import Settings, dump, parse_assignments
+from textsafe_gym.console import is_live, progress_console
+from textsafe_gym.errors import ConfigError
+from textsafe_gym.experiments.arguments import repeated, settings_or_assignments
+from textsafe_gym.experiments.result import Result
+from textsafe_gym.experiments.spec import INITIAL, RunSpec, build_spec, config_class, folder_of, left_out_of, parse_vary
+from textsafe_gym.files import write_json
+from textsafe_gym.registry import nearest
+
+if TYPE_CHECKING:
+    from textsafe_gym.evaluation.summaries import Run
+
+_SAMPLES = 4  # prompts whose responses the report shows
+
+
+def compare(
+    algorithms: Sequence[str],
+    env: str | Path | Mapping[str, Any] | None = None,
+    *,
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | Sequence[str] | None = None,
+    preset: str | None = None,
+    episodes: int | None = None,
+    data: Sequence[str | Path] = (),
+    seeds: int = 3,
+    seed: int = 0,
+    vary: Mapping[str, Sequence[Any]] | Sequence[str] = (),
+    workers: int = 1,
+    out: str | Path = "runs/compare",
+    resume: bool = False,
+    track: str | None = None,
+    quiet: bool = False,
+    command: str | None = None,
+) -> Result:
+    """Trains every algorithm with every seed, from the same policy, as `textsafe compare` does.
+
+    The untrained policy is evaluated next to them as "initial". Writes comparison.json, figures and report.html.
+
+    Args:
+        algorithms: names of `algos.available()`.
+        env: see `train`.
+        config: see `train`.
+        settings: see `train`; below an algorithm's name those for it alone. One that only some of the algorithms have
+            applies to these, and a line says which have it not.
+        preset: see `train`.
+        episodes: responses to generate in all, for each run that samples.
+        data: see `train`; for those of the algorithms that learn from labelled pairs.
+        seeds: runs of each.
+        seed: the first of them.
+        vary: from "ALGORITHM.KEY" to the values that are compared, such as {"reward_shaping.cost_weight": [0.5, 1]}.
+        workers: processes. With several, a script has to start them below `if __name__ == "__main__":`.
+        out: an empty or new directory.
+        resume: keep the finished runs in `out`, continue the others, add new ones.
+        track: see `train`.
+        quiet: show no progress.
+        command: what the user typed, for the report and for messages; by default this call.
+
+    Returns:
+        Of all runs; its values are those of `comparison.json`.
+
+    Raises:
+        TextsafeError: the request is wrong; nothing was written.
+        ExecutionError: some runs failed; the others are kept.
+        RunInterrupted: by Ctrl-C; finished runs are kept.
+    """
+    from textsafe_gym.evaluation.report import left_out_note
+    from textsafe_gym.evaluation.summaries import load_run, tables_of
+    from textsafe_gym.experiments.directory import check_out, make_directory
+    from textsafe_gym.experiments.pool import finish_all, jobs_of
+    from textsafe_gym.experiments.tracking import check_tracker
+
+    check_tracker(track)
+    algorithms = [algorithms] if isinstance(algorithms, str) else list(algorithms)
+    call: dict[str, Any] = {"env": env, "config": config, "settings": settings, "preset": preset}
+    call |= {"episodes": episodes, "data": data or None, "seeds": seeds, "seed": seed}
+    repeat, again = repeated(
+        command, "compare", algorithms, **call, vary=vary or None, workers=workers, out=out, track=track
+    )
+    directory = Path(out)
+    specs = _specs(
+        algorithms,
+        vary,
+        env=env,
+        config=None if config is None else str(config),
+        assignments=settings_or_assignments(settings),
+        preset=preset,
+        episodes=episodes,
+        data=data,
+    )
+    check_out(directory, resume)
+    jobs = jobs_of(specs, range(seed, seed + seeds), directory, folder_of, track)
+    _check_all(specs, quiet)
+    if left_out := left_out_of(specs):
+        console = progress_console(quiet)
+        console.print(f"note: {left_out_note(left_out)}", markup=False, highlight=False, soft_wrap=True)
+    make_directory(directory)
+    finish_all(jobs, workers, again, quiet)
+    order = [spec.label for spec in specs]
+    runs = sorted((load_run(job.directory) for job in jobs), key=lambda run: (order.index(run.label), run.seed))
+    comparison, figures = _report(directory, runs, specs, repeat)
+    return Result(directory, {"directory": str(directory), **comparison}, tables_of(comparison), figures, runs)
+
+
+def _specs(
+    algorithms: Sequence[str],
+    vary: Mapping[str, Sequence[Any]] | Sequence[str],
+    *,
+    assignments: Settings | Sequence[str],
+    **options: Any,
+) -> list[RunSpec]:
+    """The untrained policy and every variant of every algorithm, with seed 0."""
+    import algos
+
+    if not algorithms:
+        raise ConfigError("no algorithm is given; name at least one to compare")
+    for name in algorithms:
+        config_class(name)
+        if algorithms.count(name) > 1:
+            raise ConfigError(f"'{name}' is given twice; use --vary for variants of one algorithm")
+    variants = parse_vary(vary, algorithms)
+    given = assignments if isinstance(assignments, Settings) else parse_assignments(assignments, algorithms)
+    known = {*algos.available(), *algos.members()}
+    for name in given.values:
+        if name in known and name not in algorithms:
+            raise ConfigError(f"--set {name}.KEY: '{name}' is not compared; {nearest(name, list(algorithms))}")
+    options["assignments"] = given
+    others = {*algos.available(), *algorithms}
+    sources = {name: algos.definition(name).source for name in algorithms}
+
+    def spec_of(name: str, varied: Mapping[str, Any] | None = None) -> RunSpec:
+        own = dict(options)
+        if len(set(sources.values())) > 1:  # each kind of method has its own of the two budgets
+            own |= {"episodes": None} if sources[name] == "preferences" else {"data": ()}
+        return build_spec(name, seed=0, varied=varied, compared=algorithms, others=sorted(others - {name}), **own)
+
+    specs = [spec_of(name, varied) for name, own in variants.items() for varied in own]
+    budgets = {spec.label: spec.config["episodes"] for spec in specs if not spec.data}
+    if len(set(budgets.values())) > 1:
+        told = ", ".join(f"{label} {number}" for label, number in budgets.items())
+        raise ConfigError(f"all algorithms must generate the same number of responses; set --episodes (now: {told})")
+    # The untrained policy plays in the environment as given, without any variant's changes.
+    plain = spec_of(algorithms[0])
+    kept = {name: plain.config.get(name) for name in ("seed", "episodes_per_iteration", "cost_limit")}
+    initial = replace(plain, algorithm=INITIAL, label=INITIAL, config=kept, data=[], left_out=())
+    return [initial, *specs]
+
+
+def _check_all(specs: Sequence[RunSpec], quiet: bool) -> None:
+    from textsafe_gym.experiments.run import check
+
+    played: set[str] = set()
+    console = progress_console(quiet)
+    with console.status("checking the request") if is_live(console) else nullcontext():
+        for spec in specs:
+            check(spec, played)
+
+
+def _report(
+    out: Path, runs: Sequence["Run"], specs: Sequence[RunSpec], command: str
+) -> tuple[dict[str, Any], list[Path]]:
+    """Writes comparison.json, the figures and the report; returns what the first holds, and the figures' paths."""
+    from textsafe_gym.evaluation.figures import learning_curves, reward_cost_plane
+    from textsafe_gym.evaluation.report import write_report
+    from textsafe_gym.evaluation.summaries import budget_of, compare_runs, points_of, tables_of
+
+    comparison = compare_runs(runs) | {"left_out": left_out_of(specs)}
+    write_json(out / "comparison.json", comparison)
+    order = [spec.label for spec in specs]
+    curves = {label: [run.metrics for run in runs if run.label == label] for label in order[1:]}
+    labels = {label: comparison["settings"][label]["algorithm"] for label in order}
+    limit = comparison["pareto"]["cost_limit"]
+    figures = [out / "learning_curves.png", out / "pareto.png"]
+    learning_curves(curves, labels, limit, figures[0])
+    points = [{"label": p.label, "reward": p.reward, "cost": p.cost} for p in points_of(runs)]
+    reward_cost_plane(comparison["pareto"]["points"], points, limit, figures[1])
+    first = [run for run in runs if run.seed == runs[0].seed]
+    picked = _spread(first[0].rows)
+    samples = [run.rows[i] for i in picked for run in first if "response" in run.rows[i]]
+    seeds = len({run.seed for run in runs})
+    write_report(
+        out / "report.html",
+        title="Comparison: " + ", ".join(dict.fromkeys(spec.algorithm for spec in specs[1:])),
+        subtitle=f"{specs[0].env['id']}, {budget_of(comparison)} a run, "
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'}, "
+        f"{len(first[0].rows)} evaluation responses a run.",
+        tables=tables_of(comparison),
+        figures=[
+            ("Learning curves", "Training prompts; each point a mean of neighbouring iterations.", figures[0]),
+            ("Reward against cost", "Evaluation prompts; the front joins settings that no other beats.", figures[1]),
+        ],
+        samples=samples,
+        command=command,
+        settings=dump({spec.label: {"env": spec.env, "policy": spec.policy, "config": spec.config} for spec in specs}),
+    )
+    return comparison, figures
+
+
+def _spread(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """Indices of the first row of each group of prompts in turn, `_SAMPLES` in all."""
+    by_group: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        by_group.setdefault(row.get("group", ""), []).append(i)
+    rounds = zip(*(own[:_SAMPLES] for own in by_group.values()), strict=False)
+    return [i for own in rounds for i in own][: max(_SAMPLES, len(by_group))]

@@ -1,0 +1,89 @@
+"""Saved policies on the evaluation prompts: `evaluate`."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from textsafe_gym.config import dump
+from textsafe_gym.console import is_live, progress_console
+from textsafe_gym.errors import ConfigError
+from textsafe_gym.experiments.arguments import settings_or_assignments
+from textsafe_gym.experiments.result import Result
+from textsafe_gym.files import write_json, write_rows, write_text
+
+
+def evaluate(
+    sources: str | Path | Iterable[str | Path],
+    env: str | Path | Mapping[str, Any] | None = None,
+    *,
+    settings: Mapping[str, Any] | Sequence[str] | None = None,
+    seed: int | None = None,
+    out: str | Path = "runs/evaluate",
+    quiet: bool = False,
+) -> Result:
+    """Plays saved policies on the evaluation prompts, as `textsafe evaluate` does.
+
+    Writes a directory each, with evaluation.jsonl and summary.json, which `pareto` reads.
+
+    Args:
+        sources: directories of runs, folders that a trainer's `save` wrote, and policies' folders or hub ids.
+        env: as for `train`; by default what each was trained in, and "SafeRLHF-v0" for a policy alone.
+        settings: below "env" and "policy", over those of the run.
+        seed: of the responses; by default a run's own, and 0 for a policy alone.
+        out: an empty or new directory.
+        quiet: show no progress.
+
+    Returns:
+        Of one run a source; its values are as those of `comparison.json`.
+
+    Raises:
+        TextsafeError: something is missing, damaged or wrong; nothing was written.
+    """
+    from rich.progress import Progress
+
+    from textsafe_gym.evaluation.play import evaluate_policy
+    from textsafe_gym.evaluation.records import summarise
+    from textsafe_gym.evaluation.summaries import compare_runs, load_runs, tables_of
+    from textsafe_gym.experiments.build import cost_limit_of
+    from textsafe_gym.experiments.directory import CONFIG, check_out, make_directory
+    from textsafe_gym.experiments.saved import open_saved, saved_policy
+    from textsafe_gym.experiments.spec import folder_of
+
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+    if not given:
+        raise ConfigError("nothing to evaluate; give a run's or a model's directory")
+    directory = Path(out)
+    check_out(directory, resume=None)
+    policies = [saved_policy(str(source), env, settings_or_assignments(settings), seed) for source in given]
+    names = [folder_of(f"{saved.spec.label}-{saved.spec.seed}") for saved in policies]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ConfigError(f"'{given[names.index(name)]}' and '{given[i]}' are both '{name}'; evaluate them apart")
+    # All are opened and played before anything is written.
+    results = []
+    console = progress_console(quiet)
+    with Progress(console=console, transient=True, disable=not is_live(console)) as bars:
+        for saved in policies:
+            spec = saved.spec
+            task = bars.add_task(spec.label.replace("[", r"\["), total=None)
+            vector, actor, reference = open_saved(saved)
+            identity = {"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed}
+            rows = evaluate_policy(actor, vector, spec.seed, identity, reference, _shown_on(bars, task))
+            limit = cost_limit_of(spec, vector)
+            results.append((rows, {**identity, "cost_limit": limit, "evaluation": summarise(rows, limit)}))
+            vector.close()
+    directories = []
+    for name, saved, (rows, summary) in zip(names, policies, results, strict=True):
+        place = directory / name
+        make_directory(place)
+        write_text(place / CONFIG, dump({**saved.spec.as_dict(), "source": saved.source}))
+        write_rows(place / "evaluation.jsonl", rows)
+        write_json(place / "summary.json", summary)
+        directories.append(place)
+    runs = load_runs(directories)
+    comparison = compare_runs(runs)
+    return Result(directory, {"directory": str(directory), **comparison}, tables_of(comparison), [], runs)
+
+
+def _shown_on(bars: Any, task: Any) -> Callable[[int, int], None]:
+    return lambda done, total: bars.update(task, completed=done, total=total)

@@ -1,0 +1,84 @@
+"""The front of finished runs: `pareto`."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.experiments.arguments import paths_of
+from textsafe_gym.experiments.result import Result
+from textsafe_gym.files import write_json
+
+if TYPE_CHECKING:
+    from textsafe_gym.evaluation.report import Cell, Table
+
+
+def pareto(
+    directories: str | Path | Iterable[str | Path],
+    *,
+    cost_limit: float | None = None,
+    reference: tuple[float, float] | None = None,
+    out: str | Path | None = None,
+) -> Result:
+    """Front and hypervolume of all finished runs in and below directories, as `textsafe pareto` does.
+
+    A setting's point is the mean over its seeds; the hypervolume's interval is a bootstrap over seeds. Writes
+    pareto.json and pareto.png.
+
+    Args:
+        directories: one or several.
+        cost_limit: marks settings with a mean cost at or under it.
+        reference: reward and cost that count as worst; by default the worst of all runs in each.
+        out: by default the first directory.
+
+    Returns:
+        Of all runs; its values are those of `pareto.json`.
+
+    Raises:
+        TextsafeError: there is no finished run, a file is damaged, or runs do not go together.
+    """
+    from textsafe_gym.evaluation.figures import reward_cost_plane
+    from textsafe_gym.evaluation.pareto import analyse
+    from textsafe_gym.evaluation.summaries import load_runs, points_of
+    from textsafe_gym.experiments.directory import make_directory
+    from textsafe_gym.experiments.saved import STATE
+
+    for name, numbers in (("--cost-limit", [cost_limit or 0.0]), ("--reference", reference or (0.0, 0.0))):
+        if not all(math.isfinite(number) for number in numbers):
+            raise ConfigError(f"{name}: expected finite numbers")
+    places = paths_of(directories)
+    for place in places:
+        if (place / STATE).is_file():
+            how = f"textsafe evaluate {place} --out DIR, then textsafe pareto DIR"
+            raise RunError(f"{place}: what a trainer saved has to be evaluated first: {how}")
+    loaded = load_runs(places)
+    runs = points_of(loaded)
+    result = analyse(runs, cost_limit, reference)
+    directory = places[0] if out is None else Path(out)
+    make_directory(directory)
+    points = [{"label": run.label, "reward": run.reward, "cost": run.cost} for run in runs]
+    figure = directory / "pareto.png"
+    reward_cost_plane(result["points"], points, cost_limit, figure)
+    write_json(directory / "pareto.json", result)
+    return Result(directory, {"directory": str(directory), **result}, _tables(result, cost_limit), [figure], loaded)
+
+
+def _tables(result: dict[str, Any], cost_limit: float | None) -> list["Table"]:
+    from textsafe_gym.evaluation.report import Cell, Table, pareto_table
+
+    columns = ["setting", "reward", "cost", "runs", "on the front"]
+    columns += ["within the limit"] if cost_limit is not None else []
+    rows = [
+        [Cell(p["label"]), Cell(f"{p['reward']:.3f}"), Cell(f"{p['cost']:.3f}"), Cell(str(p["runs"])), _yes(p["front"])]
+        + ([_yes(p["feasible"])] if cost_limit is not None else [])
+        for p in sorted(result["points"], key=lambda p: p["cost"])
+    ]
+    limit = "" if cost_limit is None else f" Cost limit {cost_limit:g}."
+    return [Table("Settings", f"Means over runs.{limit}", columns, rows), pareto_table(result)]
+
+
+def _yes(value: bool) -> "Cell":
+    from textsafe_gym.evaluation.report import Cell
+
+    return Cell("yes" if value else "")

@@ -1,0 +1,182 @@
+"""Text, JSON and folders: written whole or not at all, and read with the line of every fault."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from textsafe_gym.errors import DataError, TextsafeError
+
+Row = dict[str, Any]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields the name of a new file that takes the place of `path` when the block ends without an exception.
+
+    A reader, or a crash, sees the old file or the new one.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _named(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_directory(directory: str | Path) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of `directory` when the block ends without an exception.
+
+    An older folder is moved aside and deleted at the end; `recover_directory` finds it where a crash came between.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    target = Path(directory)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    # The new folder lies within it, since a temporary folder is its owner's alone to read.
+    new, old = scratch / target.name, _aside(target)
+    try:
+        new.mkdir()
+        yield new
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(target, old)
+        os.replace(new, target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def recover_directory(directory: Path) -> bool:
+    """Whether `directory` is there, if need be after a crash in the midst of `new_directory`, which this undoes."""
+    if not directory.exists():
+        with suppress(FileNotFoundError):  # nothing to undo, or another process was faster
+            os.replace(_aside(directory), directory)
+    return directory.exists()
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Deletes what a crash in `new_directory` has left next to a directory that is there."""
+    for leftover in directory.parent.glob(f".{directory.name}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _aside(directory: Path) -> Path:
+    return directory.parent / f".{directory.name}.old"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file's content, see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One indented JSON document."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object a line."""
+    write_text(path, "".join(_line(row) for row in rows))
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """One more line at the end of a file, in a single write."""
+    with _named(path), path.open("a", encoding="utf-8") as file:
+        file.write(_line(row))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts the file's name into the error of a disk that is full, which has none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def read_text(path: str | Path, error: type[TextsafeError] = DataError) -> str:
+    """A text file's content, without a byte order mark.
+
+    Args:
+        path: the file.
+        error: raised if it is missing, unreadable or not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise error(f"{path}: not a text file in UTF-8") from None
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror}") from None
+
+
+def read_json(path: Path) -> Row:
+    """A JSON object.
+
+    Raises:
+        DataError: the file is missing, truncated or holds something else.
+    """
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); truncated?") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def parse_rows(source: str | Path, text: str, hint: str) -> Iterator[tuple[int, Any]]:
+    """The line number and the value of each line of JSON; blank lines are skipped.
+
+    Args:
+        source: where the text was read, for messages.
+        text: the lines.
+        hint: what to do about a line that is no JSON.
+
+    Raises:
+        DataError: a line is no JSON.
+    """
+    # Not splitlines(): JSON strings may hold U+2028 and other characters that it takes for line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise DataError(f"{source}:{number}: not valid JSON ({message}); {hint}") from None
+        yield number, value
+
+
+def read_rows(path: Path, *, drop_torn_tail: bool = False) -> list[Row]:
+    """The objects of a JSON-lines file.
+
+    Args:
+        path: the file.
+        drop_torn_tail: leave out a last line without its newline, which a killed writer leaves behind.
+
+    Raises:
+        DataError: the file is missing, or a line is truncated or no JSON object.
+    """
+    text = read_text(path)
+    if drop_torn_tail:
+        text = text[: text.rfind("\n") + 1]
+    rows = []
+    for number, row in parse_rows(path, text, "truncated?"):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+        rows.append(row)
+    return rows
