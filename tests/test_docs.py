@@ -97,7 +97,16 @@ def test_a_judge_of_ones_own_is_known_to_the_command_line_and_the_policy_to_tran
     (tmp_path / "judged.py").write_text(judge)
     out = tmp_path / "run"
     command = [sys.executable, "-m", "textsafe_gym.cli.main", "train", "rloo", "-q"]
-    command += ["--set", "env.reward_model=judged:brief", "--episodes", "16", "--set", "episodes_per_iteration=16", "--out", str(out)]
+    command += [
+        "--set",
+        "env.reward_model=judged:brief",
+        "--episodes",
+        "16",
+        "--set",
+        "episodes_per_iteration=16",
+        "--out",
+        str(out),
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ class Preference:
 
     Attributes:
         prompt, better, worse: texts.
-        probability: that `better` is preferred, where it is known, and then perhaps below one half; 1 for a label.
+        probability: that `better` is preferred, where it is known; 1 for a label.
     """
 
     prompt: str

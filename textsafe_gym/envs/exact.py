@@ -344,7 +344,9 @@ class ExactView:
         return self.kl_coefficient if kl_coefficient is None else kl_coefficient
 
     def preferences(self, count: int, seed: int) -> list[Preference]:
-        """Pairs of different responses drawn from the reference, with their exact Bradley-Terry probability σ(R - R').
+        """Pairs of different responses drawn from the reference, the one of more reward first.
+
+        Each has its exact Bradley-Terry probability that this one is preferred, σ(R - R').
 
         Args:
             count: how many.
@@ -360,6 +362,8 @@ class ExactView:
             while len(missing):
                 picked[:, missing] = draws.choice(known, size=(2, len(missing)), p=share / share.sum())
                 missing = missing[first[missing] == second[missing]]
+        swapped = responses.reward[first] < responses.reward[second]
+        first, second = np.where(swapped, (second, first), (first, second))
         better = expit(responses.reward[first] - responses.reward[second])
         return [
             Preference(rows[i].prompt, rows[i].response, rows[j].response, float(p))
