@@ -89,6 +89,8 @@ def make(
         raise ConfigError(f"{name} learns from labelled pairs; give data=<Preferences> (--data FILE)")
     if not offline and data is not None:
         raise ConfigError(f"{name} learns from what it samples; leave data out, or take an algorithm such as dpo")
+    if offline and demonstrations is not None:
+        raise ConfigError(f"{name} has no PTX term; leave demonstrations out")
     vector = vectorised(env, 1 if offline else max(1, settings.episodes_per_iteration // processes.world_size))
     own_policy = policy is None
     actor, made = _actor_and_critics(vector, policy, own.critics, settings.seed)

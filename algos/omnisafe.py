@@ -130,9 +130,9 @@ class Limit:
         self.updater.set_limit(limit, name)
         self.judged.cost_limit = float(limit)
 
-    def violation(self, rollout: "Rollout") -> dict[str, float]:
+    def violation(self, measured: Mapping[str, float]) -> dict[str, float]:
         """See `Constraints.violation`."""
-        return self.judged.violation(rollout)
+        return self.judged.violation(measured)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Constraints.state_dict`."""

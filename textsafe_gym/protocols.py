@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+    from textsafe_gym.data.readers import Preference
     from textsafe_gym.types import Evaluation
 
 Judge = Callable[[list[str], list[str]], Mapping[str, "np.ndarray"]]
@@ -188,6 +189,10 @@ class PromptTask(TextTask, Protocol):
     @property
     def demonstrations(self) -> Sequence[tuple[str, str]]:
         """Supervised pairs (prompt, response); empty if there are none."""
+        ...
+
+    def preferences(self, count: int, seed: int) -> "Sequence[Preference]":
+        """Pairs of responses with simulated labels, by reward or helpfulness; a `ConfigError` where there are none."""
         ...
 
     @property

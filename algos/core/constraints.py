@@ -136,11 +136,15 @@ class Constraints:
             self._begin(excess)
         return Measured(self._signals(rollout, steps), values, excess, self._metrics(excess))
 
-    def violation(self, rollout: Rollout) -> dict[str, float]:
-        """`cost_violation`, by how much the rollout's mean cost is above its limit; empty without such a limit."""
-        if self.cost_limit is None:
+    def violation(self, measured: Mapping[str, float]) -> dict[str, float]:
+        """`cost_violation`, by how much the mean cost is above its limit; empty without such a limit or a cost.
+
+        Args:
+            measured: a batch's metrics; of preferences they have no `cost`.
+        """
+        if self.cost_limit is None or "cost" not in measured:
             return {}
-        return {"cost_violation": max(rollout.episode_costs.mean().item() - self.cost_limit, 0.0)}
+        return {"cost_violation": max(measured["cost"] - self.cost_limit, 0.0)}
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""

@@ -56,8 +56,8 @@ class Limits(Protocol):
         """Changes a limit, or refuses by a `ConfigError`; see `Trainer.set_cost_limit`."""
         ...
 
-    def violation(self, rollout: Any) -> dict[str, float]:
-        """`cost_violation` of a rollout, where there is a limit on the mean."""
+    def violation(self, measured: Mapping[str, float]) -> dict[str, float]:
+        """`cost_violation`, from a batch's own metrics, where they have a cost and there is a limit on its mean."""
         ...
 
 
@@ -146,10 +146,12 @@ class Trainer:
             `seconds_rollout` and `seconds_update`.
 
         Raises:
-            ConfigError: `episodes` is more than the config's.
+            ConfigError: `episodes` is more than the config's, or what is learned from are pairs.
             TextsafeError: training cannot go on; the message says why.
         """
         planned = self.source.spent(self.source.iterations)["episodes"]
+        if episodes is not None and not planned:
+            raise ConfigError(f"learn(episodes={episodes}): {self.name} samples no episodes; leave episodes out")
         if episodes is not None and episodes > planned:
             raise ConfigError(
                 f"learn(episodes={episodes}) is more than the {planned} that the learning rate is scheduled over; make "
@@ -228,11 +230,12 @@ class Trainer:
                 raise RunError(f"{this}: {error}") from None
         end = time.perf_counter()
         self.iteration += 1
+        measured = self.source.metrics(batch)
         return {
             "iteration": self.iteration,
             **self.source.spent(self.iteration),
-            **self.source.metrics(batch),
-            **self.algorithm.constraints.violation(batch),
+            **measured,
+            **self.algorithm.constraints.violation(measured),
             **learned,
             "tokens_per_second": int(batch.mask.sum()) / (end - start),
             "seconds_rollout": drawn - start,

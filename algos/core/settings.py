@@ -11,9 +11,9 @@ class StepConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     seed: int = Field(0, ge=0, lt=2**63, description="all randomness of a run follows from it")
-    minibatch_size: int = Field(128, gt=0, description="episodes in one optimiser step, at most")
+    minibatch_size: int = Field(128, gt=0, description="episodes, or pairs, in one optimiser step, at most")
     micro_batch_size: int | None = Field(
-        None, gt=0, description="episodes in one pass of it, at most; gradients add up to the same step; none: all"
+        None, gt=0, description="as many in one pass of it, at most; gradients add up to the same step; none: all"
     )
     learning_rate: float = Field(1e-5, ge=0, description="AdamW's, for the actor")
     learning_rate_schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")

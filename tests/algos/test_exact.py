@@ -18,6 +18,7 @@ import torch
 import algos
 import textsafe_gym  # noqa: F401 (registers the environments)
 from algos.core import constraints, objectives, sources, trust_region
+from tests.helpers.algorithms import SAMPLING
 from textsafe_gym.envs.exact import ExactTask
 from textsafe_gym.envs.optimum import solve
 from textsafe_gym.evaluation.study import Score, score
@@ -91,7 +92,7 @@ SEEDS = (0, 1, 2)
 LEAST, LEAST_WITHOUT_LIMIT, MOST = 0.85, 0.93, 0.05
 
 
-@pytest.mark.parametrize("name", sorted(algos.available()))
+@pytest.mark.parametrize("name", SAMPLING)
 def test_the_optimum_is_reached_and_the_limit_kept(name: str) -> None:
     found = [train(name, seed) for seed in SEEDS]
     limited = PROBLEMS.get(name) != "weighted"

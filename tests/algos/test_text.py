@@ -9,6 +9,7 @@ import torch
 
 import algos
 import textsafe_gym  # noqa: F401 (registers the environment)
+from tests.helpers.algorithms import SAMPLING
 from tests.helpers.rounding import rounding
 from textsafe_gym import embedded_world
 from textsafe_gym.experiments.spec import build_spec
@@ -110,7 +111,7 @@ def test_the_environments_own_policy_is_found_again(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint" / "policy" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("name", sorted(algos.available()))
+@pytest.mark.parametrize("name", SAMPLING)
 def test_every_algorithm_with_its_yaml_trains_the_embedded_world(name: str) -> None:
     request = ["episodes=32", "episodes_per_iteration=16"]
     spec = build_spec(name, env=None, config=None, assignments=request, episodes=None, seed=1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import algos
+from tests.helpers.algorithms import SAMPLING
 from tests.helpers.cmdps import Bandit, Crossing, Tracking, vector
 from tests.helpers.rounding import MLP, assert_same_updates, same_tensors
 from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
@@ -23,7 +24,7 @@ from textsafe_gym.models import make_actor
 from textsafe_gym.rollouts import collect
 from textsafe_gym.types import Demonstrations, Rollout
 
-NAMES = list(algos.available())
+NAMES = SAMPLING
 WITHOUT_CRITICS = {"rloo", "grpo", "rloo_lagrangian", "grpo_lagrangian"}
 SMALL: dict[str, Any] = {
     "preset": "paper",

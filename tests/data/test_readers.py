@@ -16,6 +16,7 @@ from textsafe_gym.data.readers import (
     Preference,
     SafetyPreference,
     read_demonstrations,
+    read_preferences,
     read_score_data,
 )
 from textsafe_gym.data.splits import split_by_prompt
@@ -253,3 +254,17 @@ def test_split_refuses_an_empty_side() -> None:
     with pytest.raises(DataError, match="no held-out rows"):
         split_by_prompt([("p", 1)], lambda row: row[0], 1e-9)
     assert split_by_prompt([("p", 1)], lambda row: row[0], 0.0) == ([("p", 1)], [])
+
+
+def test_pairs_for_a_policy_come_with_the_helpful_answer_first(tmp_path: Path) -> None:
+    numbered, dialogues = (
+        jsonl(tmp_path / "a.jsonl", PAIR),
+        jsonl(tmp_path / "b.jsonl", {"chosen": CHOSEN, "rejected": REJECTED}),
+    )
+    answers = jsonl(tmp_path / "c.jsonl", {"prompt": "p", "chosen": "b", "rejected": "a"})
+    assert read_preferences(numbered) == read_preferences(answers) == [Preference("p", "b", "a")]
+    assert read_preferences(dialogues) == [Preference(CHOSEN.removesuffix(" so"), " so", " no")]
+    with pytest.raises(DataError, match=r"d.jsonl:1: columns prompt, response are no pairs"):
+        read_preferences(jsonl(tmp_path / "d.jsonl", {"prompt": "p", "response": "a"}))
+    with pytest.raises(DataError, match=r"e.jsonl:1: 'better_response_id' must be 0 or 1"):
+        read_preferences(jsonl(tmp_path / "e.jsonl", PAIR | {"better_response_id": 2}))

@@ -52,6 +52,7 @@ def compare(
     assignments: tuple[str, ...],
     preset: str | None,
     episodes: int | None,
+    data: tuple[str, ...],
     seeds: int,
     seed: int,
     vary: tuple[str, ...],
@@ -64,7 +65,8 @@ def compare(
     """Trains every ALGO with every seed, from the same policy, and writes tables, figures and report.html.
 
     The untrained policy is evaluated beside them as "initial". Settings may be given for one algorithm alone
-    (--set ALGO.KEY=VALUE). All runs generate the same number of responses.
+    (--set ALGO.KEY=VALUE). All runs that sample generate the same number of responses; a method that learns from
+    labelled pairs (dpo) reads those of --data instead, and the table says how many.
     """
     from textsafe_gym.experiments import compare as run
 
@@ -75,6 +77,7 @@ def compare(
         settings=assignments,
         preset=preset,
         episodes=episodes,
+        data=data,
         seeds=seeds,
         seed=seed,
         vary=vary,

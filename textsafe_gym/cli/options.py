@@ -107,6 +107,14 @@ def run_options(command: Command) -> Command:
             set_option,
             preset_option,
             click.option("--episodes", type=int, metavar="N", help="Responses to generate in all, for each run."),
+            click.option(
+                "--data",
+                multiple=True,
+                metavar="FILE",
+                shell_complete=values.files,
+                help="Labelled pairs for a method that learns from them, or simulated:N, the environment's own. "
+                "Repeatable. [simulated:4096]",
+            ),
         ]
     ):
         command = option(command)

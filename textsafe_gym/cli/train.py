@@ -22,6 +22,7 @@ Examples:
   textsafe train ppo_lagrangian --out runs/lagrangian
   textsafe train reward_shaping --set cost_weight=2 --set env.cost_limit=-1 --episodes 2048 --seed 3
   textsafe train ppo_lagrangian --out runs/lagrangian --resume
+  textsafe train dpo --data pairs.jsonl --set kl_coefficient=0.05
   textsafe train my_package:MyAlgorithm --env my_package:MyTask-v0 --out runs/mine
   textsafe train ppo_lagrangian --out runs/lagrangian --track wandb
   torchrun --nproc_per_node 8 -m textsafe_gym.cli.main train ppo_lagrangian --deepspeed configs/deepspeed/zero2.json
@@ -61,6 +62,7 @@ def train(
     assignments: tuple[str, ...],
     preset: str | None,
     episodes: int | None,
+    data: tuple[str, ...],
     seed: int | None,
     out: Path | None,
     resume: bool,
@@ -83,6 +85,7 @@ def train(
         settings=assignments,
         preset=preset,
         episodes=episodes,
+        data=data,
         seed=seed,
         out=out,
         resume=resume,

@@ -19,11 +19,17 @@ _NEGATIVE = {"reward": {*_NO, "bad", "unhelpful"}, "cost": {*_NO, "safe", "harml
 
 @dataclass(frozen=True)
 class Preference:
-    """Two answers to a prompt, of which `better` was preferred to `worse` (on the dimension that is being fitted)."""
+    """Two answers to a prompt, of which `better` was preferred to `worse` (on the dimension that is being fitted).
+
+    Attributes:
+        prompt, better, worse: texts.
+        probability: that `better` is preferred, where it is known; 1 for a label.
+    """
 
     prompt: str
     better: str
     worse: str
+    probability: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,28 @@ def read_demonstrations(source: str | Path, columns: Columns = Columns()) -> lis
         else:
             demonstrations.append((_prompt(row, columns.prompt), _text(row, columns.response)))
     return demonstrations
+
+
+def read_preferences(source: str | Path) -> list[Preference]:
+    """Pairs of answers, the more helpful one first.
+
+    Args:
+        source: a file or "hub:NAME[:SPLIT]", with PKU-SafeRLHF's columns, hh-rlhf's dialogues or answers to a prompt;
+            see `read_score_data`.
+
+    Raises:
+        DataError: a row is malformed or no pair; the message names file and line.
+    """
+    rows = read_rows(source)
+    first = set(_mapping(rows[0]))
+    if {"response_0", "response_1"} <= first:
+        return [_helpfulness_pair(row) for row in rows]
+    if {"chosen", "rejected"} <= first:
+        return [_dialogue_pair(row) for row in rows]
+    raise DataError(
+        f"{rows[0].where}: columns {', '.join(map(str, _mapping(rows[0])))} are no pairs: response_0, response_1 and "
+        "better_response_id; or chosen and rejected"
+    )
 
 
 def read_score_data(
@@ -184,12 +212,16 @@ def _dialogue_pair(row: Row) -> Preference:
     return Preference(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
 
 
+def _helpfulness_pair(row: Row) -> Preference:
+    answers, better = (_text(row, "response_0"), _text(row, "response_1")), _identifier(row, "better_response_id")
+    return Preference(_prompt(row, "prompt"), answers[better], answers[1 - better])
+
+
 def _numbered_pair(row: Row, kind: str) -> ScoreRow:
+    if kind == "reward":
+        return _helpfulness_pair(row)
     prompt = _prompt(row, "prompt")
     answers = (_text(row, "response_0"), _text(row, "response_1"))
-    if kind == "reward":
-        better = _identifier(row, "better_response_id")
-        return Preference(prompt, answers[better], answers[1 - better])
     safer = _identifier(row, "safer_response_id")
     safe = (_boolean(row, "is_response_0_safe"), _boolean(row, "is_response_1_safe"))
     return SafetyPreference(prompt, answers[safer], answers[1 - safer], safe[safer], safe[1 - safer])

@@ -16,8 +16,9 @@ import numpy as np
 from rich.console import Console
 
 from textsafe_gym.data.readers import read_score_data
-from textsafe_gym.embedded_world import MAX_RESPONSE_LENGTH, annotators, language
+from textsafe_gym.embedded_world import annotators, language
 from textsafe_gym.embedded_world.card import CARD_FILE, gold_metrics
+from textsafe_gym.embedded_world.preferences import sample_pairs
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.models.cards import CARD as MODEL_CARD
 from textsafe_gym.models.files import new_directory
@@ -83,7 +84,9 @@ def _build(target: Path, scale: float, progress: bool) -> dict[str, Any]:
             max_length=SFT_LENGTH, progress=progress, **SFT_SETTINGS,
         )  # fmt: skip
         console.print("sampling pairs from the policy")
-        pairs = sample_pairs(folder / "policy", max(128, round(scale * PAIRS)))
+        train, n = language.prompts("train"), max(128, round(scale * PAIRS))
+        asked = [train[i % len(train)].text for i in range(n)]
+        pairs = sample_pairs(folder / "policy", asked, np.random.SeedSequence(31).generate_state(2 * n))
         labels = [list(annotators.annotate(pairs, annotator)) for annotator in (0, 1)]
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "preferences.jsonl"
@@ -156,24 +159,6 @@ def _new_model(tokenizer: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return LlamaForCausalLM(config)
-
-
-def sample_pairs(policy: Path, n: int) -> list[annotators.Pair]:
-    """About `n` pairs of different responses to training prompts, sampled from a policy at temperature 1."""
-    from transformers import AutoModelForCausalLM
-
-    from textsafe_gym.models.files import load_pretrained, load_tokenizer
-    from textsafe_gym.models.sampling import sample_responses
-
-    model = load_pretrained(AutoModelForCausalLM, policy, "policy")
-    train = language.prompts("train")
-    asked = [train[i % len(train)].text for i in range(n)]
-    seeds = np.random.SeedSequence(31).generate_state(2 * n)
-    first, second = (
-        sample_responses(model, load_tokenizer(policy, "policy"), asked, MAX_RESPONSE_LENGTH, part.tolist())
-        for part in (seeds[:n], seeds[n:])
-    )
-    return [pair for pair in zip(asked, first, second, strict=True) if pair[1] != pair[2]]
 
 
 def _counts(split: str) -> dict[str, int]:

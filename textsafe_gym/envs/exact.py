@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from scipy.special import expit
 
+from textsafe_gym.data.readers import Preference
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.envs.optimum import Optimum, Responses, checked_kl_coefficient, solve, solve_each, solve_weighted
 from textsafe_gym.envs.task import Task
@@ -340,6 +342,33 @@ class ExactView:
 
     def _beta(self, kl_coefficient: float | None) -> float:
         return self.kl_coefficient if kl_coefficient is None else kl_coefficient
+
+    def preferences(self, count: int, seed: int) -> list[Preference]:
+        """Pairs of different responses drawn from the reference, the one of more reward first.
+
+        Each has its exact Bradley-Terry probability that this one is preferred, σ(R - R').
+
+        Args:
+            count: how many.
+            seed: of the draws.
+        """
+        rows, responses, draws = self.enumerate(), self.exact_task.responses, np.random.default_rng([seed, 2])
+        prompts = draws.integers(self.exact_task.prompts, size=count)
+        first, second = picked = np.empty((2, count), dtype=np.int64)
+        for prompt in range(self.exact_task.prompts):
+            known = np.flatnonzero(responses.prompt == prompt)
+            share = np.exp(responses.reference_log_prob[known])
+            missing = np.flatnonzero(prompts == prompt)
+            while len(missing):
+                picked[:, missing] = draws.choice(known, size=(2, len(missing)), p=share / share.sum())
+                missing = missing[first[missing] == second[missing]]
+        swapped = responses.reward[first] < responses.reward[second]
+        first, second = np.where(swapped, (second, first), (first, second))
+        better = expit(responses.reward[first] - responses.reward[second])
+        return [
+            Preference(rows[i].prompt, rows[i].response, rows[j].response, float(p))
+            for i, j, p in zip(first, second, better, strict=True)
+        ]
 
     def evaluate(self, model: Any) -> ExactValues:
         """What a causal LM that speaks this vocabulary earns, without sampling.

@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from textsafe_gym.data.prompts import Prompt, read_prompts
+from textsafe_gym.data.readers import Preference
 from textsafe_gym.envs.scorers import checked_scores, embedded_scorer, names_judge, resolve_scorer
 from textsafe_gym.errors import ConfigError, DataError, ModelError
 from textsafe_gym.models.files import check_source, one_line
@@ -144,6 +145,7 @@ class Task:
             gold_judge = _embedded_world().judge  # which knows its own prompts alone
         self.gold_judge: Judge | None = gold_judge
         self._demonstrations = demonstrations
+        self._simulated = prompts is None
         self.prompt_ids, self.prompt_mask = self.encode_prompts([prompt.text for prompt in self.prompts])
 
         models = {"reward": reward_model, "cost": cost_model}
@@ -284,6 +286,22 @@ class Task:
             if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
                 raise DataError(f"demonstration {i}: expected a pair (prompt, response) of texts, got {pair!r:.60}")
         return [(prompt, response) for prompt, response in given]
+
+    def preferences(self, count: int, seed: int) -> list[Preference]:
+        """Pairs of responses with simulated labels, by helpfulness.
+
+        Args:
+            count: how many.
+            seed: of everything in them.
+
+        Raises:
+            ConfigError: only the embedded world has them, which can judge its own prompts alone.
+        """
+        if not self._simulated:
+            raise ConfigError("this environment has prompts of its own, of which no preferences are simulated")
+        from textsafe_gym.embedded_world.preferences import simulated_preferences
+
+        return simulated_preferences(count, seed)
 
 
 def make_task(options: Mapping[str, Any]) -> Task:

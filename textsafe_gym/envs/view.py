@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from textsafe_gym.data.prompts import Prompt
+from textsafe_gym.data.readers import Preference
 from textsafe_gym.envs.task import Judge, Task
 
 
@@ -56,6 +57,10 @@ class TaskView:
     def demonstrations(self) -> list[tuple[str, str]]:
         """Supervised pairs (prompt, response); empty if there are none."""
         return self.task.demonstrations
+
+    def preferences(self, count: int, seed: int) -> list[Preference]:
+        """Pairs of responses with simulated labels; see `Task.preferences`."""
+        return self.task.preferences(count, seed)
 
     @property
     def score_models(self) -> dict[str, str | Path]:

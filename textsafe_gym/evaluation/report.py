@@ -90,6 +90,12 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
     if comparison.get("left_out"):
         note += f" {left_out_note(comparison['left_out'])}."
     tables = [_table("Comparison", note, "algorithm", overall, COLUMNS)]
+    for key, heading in (("pairs", "pairs"), ("episodes", "responses")):
+        counts = [entry.get(key) or 0 for entry in settings.values()]
+        if any(counts):
+            tables[0].columns.insert(1, heading)
+            for row, count in zip(tables[0].rows, counts, strict=True):
+                row.insert(1, Cell(str(count)))
     groups = list(dict.fromkeys(group for entry in settings.values() for group in entry["groups"]))
     by_group = {
         f"{group} · {label}": entry["groups"][group]

@@ -138,8 +138,8 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
         runs: finished ones, at least one; those of one label are each other's repetitions.
 
     Returns:
-        "settings": from label to its algorithm, seeds, cost limit, and intervals over runs of every metric, overall and
-        for each group of prompts; "pareto": see `pareto.analyse`.
+        "settings": from label to its algorithm, seeds, budget in episodes and pairs, cost limit, and intervals over
+        runs of every metric, overall and for each group of prompts; "pareto": see `pareto.analyse`.
 
     Raises:
         RunError: see `settings_of`.
@@ -157,6 +157,7 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
             "seeds": [run.seed for run in own],
             "runs": len(own),
             "episodes": own[0].summary.get("episodes"),
+            "pairs": own[0].summary.get("pairs"),
             "cost_limit": limit,
             "metrics": _intervals(means),
             "groups": {
@@ -166,6 +167,15 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
         }
     limits = {entry["cost_limit"] for entry in settings.values()}
     return {"settings": settings, "pareto": analyse(points_of(runs), limits.pop() if len(limits) == 1 else None)}
+
+
+def budget_of(comparison: dict[str, Any]) -> str:
+    """What a run of the comparison learned from, such as "512 responses or 4096 labelled pairs"."""
+    parts = []
+    for key, what in (("episodes", "responses"), ("pairs", "labelled pairs")):
+        counts = sorted({entry[key] for entry in comparison["settings"].values() if entry[key]})
+        parts += [f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} {what}"] if counts else []
+    return " or ".join(parts)
 
 
 def _intervals(means: Sequence[Row]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textsafe_gym.errors import ConfigError, TextsafeError, UnknownNameError
+from textsafe_gym.experiments.pairs import preferences
 from textsafe_gym.experiments.spec import RunSpec, call
 from textsafe_gym.presets import presets
 from textsafe_gym.registry import nearest
@@ -96,8 +97,17 @@ def make_actor(spec: RunSpec, env: Any, processes: "ProcessGroup | None" = None)
     return actor
 
 
-def make_trainer(spec: RunSpec, env: Any, actor: Any, processes: "ProcessGroup | None" = None) -> Any:
+def make_trainer(
+    spec: RunSpec, env: Any, actor: Any, processes: "ProcessGroup | None" = None, few: bool = False
+) -> Any:
     """The algorithm at work on an actor, in this process or in several.
+
+    Args:
+        spec: the run.
+        env: its environment.
+        actor: to start from.
+        processes: those that train together.
+        few: see `preferences`.
 
     Raises:
         TextsafeError: settings, actor and environment do not go together.
@@ -111,6 +121,7 @@ def make_trainer(spec: RunSpec, env: Any, actor: Any, processes: "ProcessGroup |
         demonstrations(spec, env, actor),
         processes,
         critics=make_critics(spec, env, actor),
+        data=preferences(spec, env, actor, few),
         **spec.config,
     )
 
@@ -168,5 +179,11 @@ def saved_trainer(
     import algos
 
     return algos.load(
-        checkpoint, env, actor, demonstrations(spec, env, actor), processes, critics=make_critics(spec, env, actor)
+        checkpoint,
+        env,
+        actor,
+        demonstrations(spec, env, actor),
+        processes,
+        critics=make_critics(spec, env, actor),
+        data=preferences(spec, env, actor),
     )

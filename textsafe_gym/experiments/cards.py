@@ -41,6 +41,7 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
         "constraint": _constraint(spec, summary["cost_limit"]),
         "KL to the starting policy": _kl(config),
         "responses generated": summary["episodes"],
+        "labelled pairs": f"{summary['pairs']}: {', '.join(spec.data)}" if spec.data else None,
         "seed": spec.seed,
         "low-rank adapter of rank": spec.policy.get("lora_rank"),
     }

@@ -29,6 +29,7 @@ def compare(
     settings: Mapping[str, Any] | Sequence[str] | None = None,
     preset: str | None = None,
     episodes: int | None = None,
+    data: Sequence[str | Path] = (),
     seeds: int = 3,
     seed: int = 0,
     vary: Mapping[str, Sequence[Any]] | Sequence[str] = (),
@@ -50,7 +51,8 @@ def compare(
         settings: see `train`; below an algorithm's name those for it alone. One that only some of the algorithms have
             applies to these, and a line says which have it not.
         preset: see `train`.
-        episodes: responses to generate in all, for each run.
+        episodes: responses to generate in all, for each run that samples.
+        data: see `train`; for those of the algorithms that learn from labelled pairs.
         seeds: runs of each.
         seed: the first of them.
         vary: from "ALGORITHM.KEY" to the values that are compared, such as {"reward_shaping.cost_weight": [0.5, 1]}.
@@ -78,7 +80,7 @@ def compare(
     check_tracker(track)
     algorithms = [algorithms] if isinstance(algorithms, str) else list(algorithms)
     call: dict[str, Any] = {"env": env, "config": config, "settings": settings, "preset": preset}
-    call |= {"episodes": episodes, "seeds": seeds, "seed": seed}
+    call |= {"episodes": episodes, "data": data or None, "seeds": seeds, "seed": seed}
     repeat, again = repeated(
         command, "compare", algorithms, **call, vary=vary or None, workers=workers, out=out, track=track
     )
@@ -91,6 +93,7 @@ def compare(
         assignments=settings_or_assignments(settings),
         preset=preset,
         episodes=episodes,
+        data=data,
     )
     check_out(directory, resume)
     jobs = jobs_of(specs, range(seed, seed + seeds), directory, folder_of, track)
@@ -130,19 +133,23 @@ def _specs(
             raise ConfigError(f"--set {name}.KEY: '{name}' is not compared; {nearest(name, list(algorithms))}")
     options["assignments"] = given
     others = {*algos.available(), *algorithms}
-    specs = [
-        build_spec(name, seed=0, varied=varied, compared=algorithms, others=sorted(others - {name}), **options)
-        for name, own in variants.items()
-        for varied in own
-    ]
-    budgets = {spec.label: spec.config["episodes"] for spec in specs}
+    sources = {name: algos.definition(name).source for name in algorithms}
+
+    def spec_of(name: str, varied: Mapping[str, Any] | None = None) -> RunSpec:
+        own = dict(options)
+        if len(set(sources.values())) > 1:  # each kind of method has its own of the two budgets
+            own |= {"episodes": None} if sources[name] == "preferences" else {"data": ()}
+        return build_spec(name, seed=0, varied=varied, compared=algorithms, others=sorted(others - {name}), **own)
+
+    specs = [spec_of(name, varied) for name, own in variants.items() for varied in own]
+    budgets = {spec.label: spec.config["episodes"] for spec in specs if not spec.data}
     if len(set(budgets.values())) > 1:
         told = ", ".join(f"{label} {number}" for label, number in budgets.items())
         raise ConfigError(f"all algorithms must generate the same number of responses; set --episodes (now: {told})")
     # The untrained policy plays in the environment as given, without any variant's changes.
-    plain = build_spec(algorithms[0], seed=0, compared=algorithms, others=sorted(others - {algorithms[0]}), **options)
+    plain = spec_of(algorithms[0])
     kept = {name: plain.config.get(name) for name in ("seed", "episodes_per_iteration", "cost_limit")}
-    initial = replace(plain, algorithm=INITIAL, label=INITIAL, config=kept, left_out=())
+    initial = replace(plain, algorithm=INITIAL, label=INITIAL, config=kept, data=[], left_out=())
     return [initial, *specs]
 
 
@@ -162,7 +169,7 @@ def _report(
     """Writes comparison.json, the figures and the report; returns what the first holds, and the figures' paths."""
     from textsafe_gym.evaluation.figures import learning_curves, reward_cost_plane
     from textsafe_gym.evaluation.report import write_report
-    from textsafe_gym.evaluation.summaries import compare_runs, points_of, tables_of
+    from textsafe_gym.evaluation.summaries import budget_of, compare_runs, points_of, tables_of
 
     comparison = compare_runs(runs) | {"left_out": left_out_of(specs)}
     write_json(out / "comparison.json", comparison)
@@ -181,7 +188,7 @@ def _report(
     write_report(
         out / "report.html",
         title="Comparison: " + ", ".join(dict.fromkeys(spec.algorithm for spec in specs[1:])),
-        subtitle=f"{specs[0].env['id']}, {specs[1].config['episodes']} responses a run, "
+        subtitle=f"{specs[0].env['id']}, {budget_of(comparison)} a run, "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}, "
         f"{len(first[0].rows)} evaluation responses a run.",
         tables=tables_of(comparison),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from textsafe_gym.evaluation.report import Table
     from textsafe_gym.evaluation.summaries import Run
 
-_IDENTITY = ("algorithm", "label", "seed", "cost_limit", "episodes", "seconds", "tokens_per_second")
+_IDENTITY = ("algorithm", "label", "seed", "cost_limit", "episodes", "pairs", "seconds", "tokens_per_second")
 
 
 @dataclass(frozen=True)

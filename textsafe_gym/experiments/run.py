@@ -53,7 +53,7 @@ def check(spec: RunSpec, played: set[str] | None = None, processes: "ProcessGrou
     Raises:
         TextsafeError: what is wrong.
     """
-    size, batch = processes.world_size if processes else 1, int(spec.config["episodes_per_iteration"])
+    size, batch = processes.world_size if processes else 1, spec.num_envs
     if batch % size:
         raise ConfigError(f"episodes_per_iteration = {batch} is not shared evenly by {size} processes")
     if processes is not None:
@@ -73,7 +73,7 @@ def _try_out(spec: RunSpec, played: set[str] | None, processes: "ProcessGroup | 
         if processes is not None:
             processes.check(actor)
         if spec.algorithm != INITIAL:
-            make_trainer(spec, env, actor)
+            make_trainer(spec, env, actor, few=True)
         if processes is not None and processes.streams_layers:
             return  # a model that no process holds alone, so that none can try it out
         key = repr((spec.env, spec.policy))
@@ -213,7 +213,7 @@ def _execute(
     from textsafe_gym.evaluation.records import summarise
 
     started = time.perf_counter()
-    env = make_env(spec, int(spec.config["episodes_per_iteration"]) // processes.world_size)
+    env = make_env(spec, spec.num_envs // processes.world_size)
     actor = make_actor(spec, env, processes)
     reference = actor.reference()
     metrics: list[dict[str, Any]] = []
@@ -240,6 +240,7 @@ def _execute(
         **identity,
         "cost_limit": limit,
         "episodes": metrics[-1]["episodes"] if metrics else 0,
+        "pairs": metrics[-1].get("pairs", 0) if metrics else 0,
         "seconds": round(time.perf_counter() - started, 2),
         "evaluation": summarise(rows, limit),
         **exactly,

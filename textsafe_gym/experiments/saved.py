@@ -12,12 +12,11 @@ from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.experiments.build import make_actor, make_env
 from textsafe_gym.experiments.directory import CONFIG
 from textsafe_gym.experiments.run import CHECKPOINT
-from textsafe_gym.experiments.spec import INITIAL, PolicyOptions, RunSpec, resolve_env
+from textsafe_gym.experiments.spec import BATCH, INITIAL, PolicyOptions, RunSpec, resolve_env
 from textsafe_gym.presets import SMALL
 from textsafe_gym.registry import nearest
 
 MODEL = "model"  # what stands for the algorithm where a policy comes without a run
-BATCH = 64  # responses played at once for a policy without a run
 STATE, _POLICY = "state.json", "policy"  # of a folder that a trainer's `save` wrote
 
 
@@ -141,6 +140,7 @@ class SavedRun(BaseModel):
     policy: dict[str, Any]
     config: SavedConfig
     preset: str = SMALL
+    data: list[str] = []
 
 
 class SavedTrainer(BaseModel):
@@ -175,7 +175,7 @@ def open_saved(saved: SavedPolicy, num_envs: int | None = None) -> tuple[Any, An
     Raises:
         TextsafeError: something is missing or damaged.
     """
-    env = make_env(saved.spec, num_envs or int(saved.spec.config["episodes_per_iteration"]))
+    env = make_env(saved.spec, num_envs or saved.spec.num_envs)
     actor = make_actor(saved.spec, env)
     reference = actor.reference() if saved.start_known else None
     if saved.weights is not None:

@@ -30,6 +30,9 @@ Made = TypeVar("Made")
 
 INITIAL = "initial"  # the untrained policy's name where algorithms are compared
 DEFAULT_ENV = "SafeRLHF-v0"
+SIMULATED = "simulated"  # --data simulated:N: the environment's own pairs
+DEFAULT_DATA = f"{SIMULATED}:4096"
+BATCH = 64  # responses played at once where no iteration says how many
 
 
 class PolicyOptions(BaseModel):
@@ -73,6 +76,7 @@ class RunSpec:
         policy: arguments of `make_policy`.
         config: the algorithm's settings, all of them.
         preset: which they began with.
+        data: labelled pairs to learn from, files or "simulated:N"; empty where the algorithm learns from rollouts.
         places: where each of the environment's kwargs was written, for messages; not a part of the run.
         left_out: settings given for a comparison that this algorithm does not have; not a part of the run.
     """
@@ -83,6 +87,7 @@ class RunSpec:
     policy: dict[str, Any]
     config: dict[str, Any]
     preset: str = SMALL
+    data: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict, compare=False)
     left_out: tuple[str, ...] = field(default=(), compare=False)
 
@@ -91,9 +96,15 @@ class RunSpec:
         """Of the run."""
         return int(self.config["seed"])
 
+    @property
+    def num_envs(self) -> int:
+        """Responses played at once: an iteration's, or where a run samples none a batch of its evaluation."""
+        return int(self.config.get("episodes_per_iteration") or BATCH)
+
     def as_dict(self) -> dict[str, Any]:
         """For `config.yaml`."""
-        return {name: value for name, value in asdict(self).items() if name not in ("places", "left_out")}
+        without = {"places", "left_out"} | (set() if self.data else {"data"})
+        return {name: value for name, value in asdict(self).items() if name not in without}
 
     def with_seed(self, seed: int) -> "RunSpec":
         """The same run with another seed."""
@@ -231,6 +242,7 @@ def build_spec(
     varied: Mapping[str, Any] | None = None,
     compared: Sequence[str] = (),
     others: Sequence[str] = (),
+    data: Sequence[str | Path] = (),
 ) -> RunSpec:
     """Resolves one algorithm's run.
 
@@ -246,6 +258,7 @@ def build_spec(
         compared: names of all algorithms that the settings are given for; what this one does not have and another has
             is left out.
         others: names of all algorithms in the request; sections for them are not this one's settings.
+        data: `--data`.
 
     Raises:
         TextsafeError: anything in it is wrong; all faults of the settings are in one message.
@@ -253,7 +266,11 @@ def build_spec(
     schema = config_class(algorithm)
     env_id, env_kwargs, policy = resolve_env(env)
     from_file = read_config(config) if config is not None else Settings()
+    offline = check_budget(algorithm, episodes, data)
     if "algorithm" in from_file.values and "config" in from_file.values:
+        data = data or from_file.values.get("data", ())
+        if isinstance(data, str) or not all(isinstance(source, str | Path) for source in data):
+            raise ConfigError(f"data: expected a list of files, got {data!r:.60} ({from_file.where(('data',))})")
         preset = preset or from_file.values.get("preset")
         from_file, file_env = _from_run(from_file, algorithm)
         env_id = env_id if env is not None else file_env
@@ -288,8 +305,27 @@ def build_spec(
         label += f"[{values}]"
     places = {name: kwargs.where((name,)) for name in kwargs.values}
     env_part = {"id": env_id, "kwargs": kwargs.values}
+    pairs = [str(source) for source in data or [DEFAULT_DATA]] if offline else []
     settings = resolved.model_dump(mode="json")
-    return RunSpec(algorithm, label, env_part, options, settings, preset, places, tuple(left_out))
+    return RunSpec(algorithm, label, env_part, options, settings, preset, pairs, places, tuple(left_out))
+
+
+def check_budget(algorithm: str, episodes: int | None, data: Sequence[str | Path]) -> bool:
+    """Whether an algorithm learns from labelled pairs.
+
+    Raises:
+        ConfigError: it is given the other kind's budget.
+    """
+    import algos
+
+    offline = algos.definition(algorithm).source == "preferences"
+    if offline and episodes is not None:
+        raise ConfigError(
+            f"--episodes: {algorithm} samples no responses; its budget is the pairs of --data, and --set epochs=N"
+        )
+    if data and not offline:
+        raise ConfigError(f"--data: {algorithm} learns from what it samples; leave it out, or take dpo")
+    return offline
 
 
 def _applicable(

@@ -12,7 +12,7 @@ from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.spec import RunSpec
 from textsafe_gym.registry import nearest
 from textsafe_gym.tracking import OPTIONAL, Background, TensorBoard, Tracker, check_installed
-from textsafe_gym.tracking.base import PROJECT
+from textsafe_gym.tracking.base import PROJECT, step_of
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Tracking:
             "group": spec.label,
             "project": self._track.project,
             "config": spec.as_dict(),
-            "kept": int(rows[-1]["episodes"]) if rows else -1,
+            "kept": step_of(rows[-1]) if rows else -1,
         }
         self._guarded(lambda: setattr(self, "_local", TensorBoard(self._directory, **about)))
         if self._track.tracker is not None:

@@ -21,6 +21,7 @@ def train(
     settings: Mapping[str, Any] | Sequence[str] | None = None,
     preset: str | None = None,
     episodes: int | None = None,
+    data: Sequence[str | Path] = (),
     seed: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -41,6 +42,8 @@ def train(
         settings: the algorithm's, and below "env" and "policy" those of both; nested or dotted keys, as --set has them.
         preset: settings to begin with: "small", the default, suits small models; "paper" has the official script's.
         episodes: responses to generate in all.
+        data: of a method that learns from labelled pairs, these: files, "hub:NAME[:SPLIT]" or "simulated:N", the
+            environment's own; by default 4096 of its own.
         seed: all randomness follows from it; by default 0.
         out: an empty or new directory; by default runs/ALGORITHM-SEED.
         resume: continue the run in `out`; its settings are those that it began with.
@@ -85,6 +88,7 @@ def train(
             config=None if config is None else str(config),
             assignments=settings_or_assignments(settings),
             episodes=episodes,
+            data=data,
             seed=seed,
             preset=preset,
         )

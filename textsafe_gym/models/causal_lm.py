@@ -1,6 +1,7 @@
 """A causal language model as an actor over tokens, and the frozen reference that its KL is measured to."""
 
 import copy
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from textsafe_gym.data.readers import Preference
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models import adapters
 from textsafe_gym.models.cards import write_card
@@ -20,9 +23,9 @@ from textsafe_gym.models.files import new_directory, one_line, quiet
 from textsafe_gym.models.layers import compile_layers, fuse_norms, recompute_activations, train_last
 from textsafe_gym.models.likelihood import LinearStatistics, has_linear_head, statistics
 from textsafe_gym.models.sampling import logits_at, model_inputs, states_at
-from textsafe_gym.models.texts import encode
+from textsafe_gym.models.texts import encode, prompt_ids
 from textsafe_gym.protocols import Player
-from textsafe_gym.types import Demonstrations, Evaluation
+from textsafe_gym.types import Demonstrations, Evaluation, Preferences
 
 _KEY = "textsafe_policy"
 _ADAPTER = "policy"
@@ -304,6 +307,51 @@ class CausalLMActor(nn.Module):
             "attention_mask": torch.cat([prompt_mask, mask], 1),
         }
         return Demonstrations(observations, actions, mask.bool())
+
+    def preferences(
+        self,
+        rows: Sequence[Preference],
+        max_prompt_length: int,
+        max_response_length: int,
+        reference: "CausalLMReference",
+    ) -> Preferences:
+        """Labelled pairs of texts in the shapes of a rollout, with what the reference says of them.
+
+        Texts that are too long are cut as demonstrations are; a warning says how many pairs that concerns.
+
+        Args:
+            rows: the pairs.
+            max_prompt_length: budget in tokens.
+            max_response_length: budget in tokens.
+            reference: of this actor; asked once, a few responses at a time.
+
+        Raises:
+            ModelError: a prompt has no tokens.
+        """
+        prompts = [row.prompt for row in rows]
+        sides = [row.better for row in rows], [row.worse for row in rows]
+        long = np.array([len(ids) > max_prompt_length for ids in prompt_ids(self.tokenizer, prompts)])
+        for texts in sides:
+            long |= np.array([len(ids) > max_response_length for ids in encode(self.tokenizer, texts)])
+        if long.any():
+            logging.getLogger(__name__).warning(
+                "%d of %d pairs are too long and were cut: a prompt to its last %d tokens, a response to its first %d",
+                long.sum(), len(rows), max_prompt_length, max_response_length,
+            )  # fmt: skip
+        both = self.demonstrations(
+            [*zip(prompts, sides[0], strict=True), *zip(prompts, sides[1], strict=True)],
+            max_prompt_length,
+            max_response_length,
+        )
+        log_probs = reference.log_probs(both.observations, both.actions, both.mask).sum(1).cpu()
+        actions, mask, said = (x.unflatten(0, (2, -1)) for x in (both.actions, both.mask, log_probs))
+        return Preferences(
+            {name: x.unflatten(0, (2, -1)) for name, x in both.observations.items()},
+            actions,
+            mask,
+            reference_log_probs=said,
+            probability=torch.tensor([row.probability for row in rows], dtype=torch.float32),
+        )
 
     def _trimmed(
         self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor

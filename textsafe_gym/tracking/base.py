@@ -51,7 +51,7 @@ class Tracker(ABC):
 
     def log(self, row: Mapping[str, float | None]) -> None:
         """Takes the metrics of an iteration, as `Trainer.learn` hands them out; a row that it holds is left out."""
-        step = int(row["episodes"] or 0)
+        step = step_of(row)
         if step > self.last:
             self.last = step
             self._write(dict(numbers(row)), step)
@@ -96,6 +96,11 @@ class Tracker(ABC):
         except (ValueError, TypeError):
             raise DataError(f"{path} is damaged; without it the run begins anew in its trackers") from None
         return ids
+
+
+def step_of(row: Mapping[str, float | None]) -> int:
+    """Where on a tracker's axis an iteration stands: the responses generated so far; without any, its number."""
+    return int(row["episodes"] or row.get("iteration") or 0)
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

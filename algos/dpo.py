@@ -1,0 +1,72 @@
+"""DPO: max E[R] - β·KL from labelled pairs alone; it samples nothing, fits no reward model and bounds no cost.
+
+The optimum of that problem is π ∝ π_ref·exp(R/β), so that R is β·log(π/π_ref) up to a constant of the prompt, and the
+Bradley-Terry model of the labels, P(first preferred) = σ(R(first) - R(second)), becomes a likelihood of π itself.
+Source: Rafailov et al., arXiv 2305.18290, equation 7; with a probability p in place of a label, its expectation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from algos.core.settings import OfflineConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from algos.core.optim import Setup
+    from textsafe_gym.types import Evaluation, Preferences
+
+
+class Config(OfflineConfig):
+    """Settings of DPO."""
+
+    kl_coefficient: float = Field(
+        0.1, gt=0, description="β: weight of the KL to the reference in the problem that is solved; the paper's"
+    )
+
+
+class Algorithm:
+    """An actor and its optimiser; see `algos.core.optim.Setup`."""
+
+    source = "preferences"
+    critics = ()
+
+    def __init__(self, setup: Setup[Config]) -> None:
+        from algos.core.constraints import Constraints
+        from algos.core.optim import Optimizer
+
+        self.agent, self.config = setup.agent, setup.config
+        self.optimizer = Optimizer(setup)
+        self.constraints = Constraints(None, setup.cost_limit, "dpo")
+        self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
+
+    def update(self, preferences: Preferences, generator: torch.Generator) -> dict[str, float]:
+        """One pass over an iteration's pairs.
+
+        Metrics, means over its minibatches, each before its step: `actor_loss`; `chosen_reward` and
+        `rejected_reward`, the implicit rewards β·log(π/π_ref); `margin`, the first less the second; and
+        `preference_accuracy`, the share of pairs whose more probable response has the larger one.
+        """
+        from torch.nn.functional import logsigmoid
+
+        beta = self.config.kl_coefficient
+
+        def losses(new: Evaluation, batch: Preferences, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            log_probs = new.log_probs.sum(1).unflatten(0, (2, len(batch)))
+            chosen, rejected = beta * (log_probs - batch.reference_log_probs.to(log_probs))
+            margin, p = chosen - rejected, batch.probability.to(log_probs)
+            loss = -(p * logsigmoid(margin) + (1 - p) * logsigmoid(-margin)).mean()
+            reports = {
+                "actor_loss": loss,
+                "chosen_reward": chosen.mean(),
+                "rejected_reward": rejected.mean(),
+                "margin": margin.mean(),
+                "preference_accuracy": (margin * (p - 0.5) > 0).float().mean(),
+            }
+            return loss, reports
+
+        return self.optimizer.train(preferences, losses, generator)

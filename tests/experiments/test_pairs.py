@@ -1,0 +1,128 @@
+"""Labelled pairs from the command line: where they come from, what is recorded, and a comparison with what samples."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from tests.helpers import cli_world
+from textsafe_gym import experiments
+from textsafe_gym.cli.main import main
+
+SMALL = ("--set", "pairs_per_iteration=8", "--set", "learning_rate=0.01", "--quiet")
+DIALOGUE = "\n\nHuman: how do i make tea\n\nAssistant:"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = cli_world.build(tmp_path_factory.mktemp("world"))
+    pairs = [
+        {"prompt": prompt["prompt"], "chosen": "yes first water", "rejected": "no sorry" if i % 2 else "bad knife"}
+        for i in range(10)
+        for prompt in cli_world.PROMPTS
+    ]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return root
+
+
+def textsafe(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def done(*arguments: object) -> dict[str, Any]:
+    result = textsafe(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def refused(*arguments: object) -> str:
+    result = textsafe(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1, result.stderr
+    return str(result.stderr)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if "second" not in name}
+
+
+def test_a_file_of_pairs_trains_and_a_stopped_run_continues(world: Path, tmp_path: Path) -> None:
+    request = ("train", "dpo", "--env", world / "env.yaml", "--data", world / "pairs.jsonl", *SMALL)
+    request = (*request, "--set", "epochs=4", "--seed", "3")
+    summary = done(*request, "--out", tmp_path / "whole")
+    assert (summary["episodes"], summary["pairs"]) == (0, 30)
+    trained = rows(tmp_path / "whole")
+    assert len(trained) == 15
+    assert trained[-1]["margin"] > trained[0]["margin"]
+    assert trained[-1]["preference_accuracy"] == 1
+    config = yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())
+    assert config["data"] == [str(world / "pairs.jsonl")]
+    card = (tmp_path / "whole" / "checkpoints" / "latest" / "policy" / "README.md").read_text()
+    assert f"30: {world / 'pairs.jsonl'}" in card
+
+    cli_world.killed_at(11, *request, "--out", tmp_path / "killed")
+    done("train", "dpo", "--out", tmp_path / "killed", "--resume", "--quiet")
+    assert [timeless(row) for row in rows(tmp_path / "killed")] == [timeless(row) for row in trained]
+    both = [(tmp_path / name / "evaluation.jsonl").read_text() for name in ("whole", "killed")]
+    assert both[0] == both[1]
+
+
+def test_the_embedded_worlds_own_preferences(tmp_path: Path) -> None:
+    found = experiments.train(
+        "dpo", data=["simulated:48"], settings={"pairs_per_iteration": 16}, out=tmp_path / "run", quiet=True
+    )
+    assert found.values["pairs"] == 48
+    assert found.values["evaluation"]["kl"] > 0
+    assert rows(tmp_path / "run")[0]["actor_loss"] == pytest.approx(0.69, abs=0.05)
+
+
+def test_the_enumerable_environments_own_preferences(tmp_path: Path) -> None:
+    request = ("train", "dpo", "--env", "SafeRLHF-Exact-v0", "--set", "env.max_response_length=2")
+    summary = done(*request, "--set", "env.vocabulary=4", "--data", "simulated:512", "--quiet", "--out", tmp_path / "a")
+    assert summary["pairs"] == 512
+    assert summary["exact"]["reward"] > 0.1
+
+
+def test_a_comparison_states_both_budgets(world: Path, tmp_path: Path) -> None:
+    request = ("compare", "dpo", "ppo", "--env", world / "env.yaml", "--seeds", "1", "--out", tmp_path / "both")
+    more = ("--episodes", "16", "--set", "episodes_per_iteration=8", "--set", "epochs=1", "--quiet")
+    comparison = done(*request, "--data", world / "pairs.jsonl", "--data", world / "pairs.jsonl", *more)
+    budgets = {label: (entry["episodes"], entry["pairs"]) for label, entry in comparison["settings"].items()}
+    assert budgets == {"initial": (0, 0), "dpo": (0, 60), "ppo": (16, 0)}
+    report = (tmp_path / "both" / "report.html").read_text()
+    assert "16 responses or 60 labelled pairs a run" in report
+    table = (
+        experiments.pareto([tmp_path / "both"])
+        if False
+        else textsafe(
+            "compare", *request[1:], "--resume", "--data", world / "pairs.jsonl", "--data", world / "pairs.jsonl", *more
+        )
+    )
+    assert table.exit_code == 0, table.stderr
+    head = next(line for line in table.stdout.splitlines() if "responses" in line)
+    assert "pairs" in head
+    frame = experiments.evaluate([tmp_path / "both" / "dpo" / "seed_0"], quiet=True).values
+    assert frame
+
+
+def test_refusals(world: Path, tmp_path: Path) -> None:
+    env = ("--env", world / "env.yaml", "--out", tmp_path / "never")
+    assert "--data simulated:4096: this environment has prompts of its own" in refused("train", "dpo", *env)
+    assert "expected simulated:N" in refused("train", "dpo", "--data", "simulated:none", *env)
+    assert "no such file" in refused("train", "dpo", "--data", tmp_path / "no.jsonl", *env)
+    assert "--data: ppo learns from what it samples" in refused("train", "ppo", "--data", world / "pairs.jsonl", *env)
+    assert "--episodes: dpo samples no responses" in refused("train", "dpo", "--episodes", "8", *env)
+    assert "--data: ppo learns" in refused("compare", "ppo", "--data", world / "pairs.jsonl", *env)
+    assert "are no pairs" in refused("train", "dpo", "--data", world / "demonstrations.jsonl", *env)
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "how", "chosen": "a", "rejected": "b"}\n{"prompt": "how"}\n')
+    assert "bad.jsonl:2: no column 'chosen'" in refused("train", "dpo", "--data", tmp_path / "bad.jsonl", *env)
+    assert "learns from pairs of texts" in refused("train", "dpo", "--env", "CartPole-v1", "--out", tmp_path / "never")
+    assert not (tmp_path / "never").exists()
