@@ -326,8 +326,8 @@ def test_an_adapter_on_a_large_model_keeps_its_threads(world: Path, monkeypatch:
     spec = build_spec("ppo", env=str(world / "env.yaml"), config=None, assignments=["policy.lora_rank=1"],
                       episodes=None, seed=None)  # fmt: skip
     env = build.make_env(spec, 1)
-    policy = build.make_policy(spec, env)
+    actor = build.make_actor(spec, env)
     assert threads == [1]
-    monkeypatch.setattr(build, "_SMALL", sum(x.numel() for x in policy.state_dict().values()) + 1)
-    build.make_policy(spec, env)
+    monkeypatch.setattr(build, "_SMALL", sum(x.numel() for x in actor.state_dict().values()) + 1)
+    build.make_actor(spec, env)
     assert threads == [1]
