@@ -71,8 +71,7 @@ def make(
         ConfigError: a setting is unknown or wrong, or what the algorithm learns from is missing.
         ModelError: the policy cannot be loaded or does not fit.
     """
-    from algos.core.loop import Trainer
-    from algos.core.optim import Setup
+    from algos.core.loop import Setup, Trainer
     from algos.core.sources import Pairs, Rollouts, planned
     from textsafe_gym.config import Settings, merge, validate
     from textsafe_gym.envs.making import own_cost_limit, vectorised

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from algos.core.optim import Setup
+    from algos.core.loop import Setup
     from textsafe_gym.types import Evaluation, Preferences
 
 
@@ -30,7 +30,7 @@ class Config(OfflineConfig):
 
 
 class Algorithm:
-    """An actor and its optimiser; see `algos.core.optim.Setup`."""
+    """An actor and its optimiser; see `algos.core.loop.Setup`."""
 
     source = "preferences"
     critics = ()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from algos.core.optim import Setup
+    from algos.core.loop import Setup
     from textsafe_gym.types import Evaluation, Rollout
 
 
@@ -36,7 +36,7 @@ class Config(TrainingConfig, CriticConfig, ConstraintConfig, MultiplierConfig):
 
 
 class Algorithm:
-    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.loop.Setup`."""
 
     source = "rollouts"
     critics = ("reward", "cost")

@@ -19,7 +19,7 @@ from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, Trai
 if TYPE_CHECKING:
     import torch
 
-    from algos.core.optim import Setup
+    from algos.core.loop import Setup
     from textsafe_gym.types import Rollout
 
 
@@ -31,7 +31,7 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
 
 
 class Algorithm:
-    """An agent, its optimiser and the constraint; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser and the constraint; see `algos.core.loop.Setup`."""
 
     source = "rollouts"
     critics = ("reward", "cost")

@@ -18,8 +18,7 @@ from textsafe_gym.adapters.omnisafe import files as omnisafe_files
 if TYPE_CHECKING:
     import torch
 
-    from algos.core.loop import Stateful, Stepper
-    from algos.core.optim import Setup
+    from algos.core.loop import Setup, Stateful, Stepper
     from textsafe_gym.types import Rollout
 
 REQUIREMENT = "omnisafe==0.5.0"  # its own requirements cannot be met
@@ -153,7 +152,7 @@ class Steps:
 
 
 class Algorithm:
-    """An agent and an OmniSafe algorithm that updates it; see `algos.core.optim.Setup`."""
+    """An agent and an OmniSafe algorithm that updates it; see `algos.core.loop.Setup`."""
 
     source = "rollouts"
     critics = ("reward", "cost")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from algos.core.optim import Setup
+    from algos.core.loop import Setup
     from textsafe_gym.types import Evaluation, Rollout
 
 
@@ -31,7 +31,7 @@ class Config(TrainingConfig, CriticConfig, ConstraintConfig, TrustRegionConfig):
 
 
 class Algorithm:
-    """An agent, its optimiser and the constraint; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser and the constraint; see `algos.core.loop.Setup`."""
 
     source = "rollouts"
     critics = ("reward", "cost")

@@ -20,7 +20,7 @@ from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, Mult
 if TYPE_CHECKING:
     import torch
 
-    from algos.core.optim import Setup
+    from algos.core.loop import Setup
     from textsafe_gym.types import Rollout
 
 
@@ -36,7 +36,7 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, Multipl
 
 
 class Algorithm:
-    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.loop.Setup`."""
 
     source = "rollouts"
     critics = ("reward", "cost")

@@ -24,8 +24,7 @@ from textsafe_gym.errors import ConfigError, UnknownNameError
 from textsafe_gym.registry import Lazy, Registry, load_object, nearest
 
 if TYPE_CHECKING:
-    from algos.core.loop import Algorithm
-    from algos.core.optim import Setup
+    from algos.core.loop import Algorithm, Setup
 
 GROUP = "textsafe_gym.algorithms"
 SOURCES: dict[Any, type[BaseModel]] = {"rollouts": TrainingConfig, "preferences": OfflineConfig}
@@ -38,7 +37,7 @@ class Definition:
 
     Attributes:
         config: the class of its settings.
-        algorithm: gives the algorithm for an `algos.core.optim.Setup`.
+        algorithm: gives the algorithm for an `algos.core.loop.Setup`.
         source: what it learns from: "rollouts" of its own, or "preferences" that are there.
         critics: those that it uses: "reward", "cost", both or none.
         constraint: what `cost_limit` bounds where the settings do not say it by `constraint`; none: nothing.
@@ -143,7 +142,7 @@ def register(name: str, config: type, algorithm: type) -> None:
         name: what it is called from now on. The same class defined anew, as by a cell that runs again, takes the place
             of the old one.
         config: its settings, a subclass of `algos.core.settings.TrainingConfig`.
-        algorithm: made from an `algos.core.optim.Setup`; what it needs is `algos.core.loop.Algorithm`.
+        algorithm: made from an `algos.core.loop.Setup`; what it needs is `algos.core.loop.Algorithm`.
 
     Raises:
         ConfigError: the name is taken, or has a colon.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from algos.core.optim import Setup
+    from algos.core.loop import Setup
     from textsafe_gym.types import Evaluation, Rollout
 
 
@@ -27,7 +27,7 @@ class Config(TrainingConfig, CriticConfig, ClipConfig):
 
 
 class Algorithm:
-    """An agent without a cost critic, and its optimiser; the limit is not used. See `algos.core.optim.Setup`."""
+    """An agent without a cost critic, and its optimiser; the limit is not used. See `algos.core.loop.Setup`."""
 
     source = "rollouts"
     critics = ("reward",)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from algos.core.optim import Setup
+    from algos.core.loop import Setup
     from textsafe_gym.types import Evaluation, Rollout
 
 
@@ -28,7 +28,7 @@ class Config(TrainingConfig, CriticConfig, ConstraintConfig, MultiplierConfig, T
 
 
 class Algorithm:
-    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.optim.Setup`."""
+    """An agent, its optimiser, the constraints and their multipliers; see `algos.core.loop.Setup`."""
 
     source = "rollouts"
     critics = ("reward", "cost")

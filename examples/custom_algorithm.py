@@ -11,8 +11,9 @@ from pydantic import Field
 import algos
 import textsafe_gym  # noqa: F401 (registers the environments)
 from algos.core.constraints import Constraints
+from algos.core.loop import Setup
 from algos.core.objectives import clipped_losses, estimate, mix_advantages, shaped_rewards
-from algos.core.optim import Optimizer, Setup
+from algos.core.optim import Optimizer
 from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, TrainingConfig
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from algos.core.settings import ConstraintConfig, MultiplierConfig
 from textsafe_gym.errors import ConfigError, RunError
-from textsafe_gym.registry import Registry
+from textsafe_gym.registry import Lazy, Registry
 from textsafe_gym.types import Rollout, episode_sums
 
 
@@ -149,13 +149,8 @@ class Constraints:
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""
         windows = {f"costs.{name}": list(window) for name, window in self.windows.items()}
-        return {
-            **windows,
-            "limits": self.limits,
-            "cost_limit": self.cost_limit,
-            "started": self.started,
-            "slack": self.slack,
-        }
+        own = {"limits": self.limits, "cost_limit": self.cost_limit, "started": self.started, "slack": self.slack}
+        return {**windows, **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
@@ -255,7 +250,7 @@ class Log(Rule):
         """See `Rule.update`."""
         moved = self.state[0] + self.config.multiplier_learning_rate * self.value * excess
         most = self.config.multiplier_max
-        self.state = [_checked(moved, excess, None if most is None else math.log(most), 700.0)]  # e^709.8 is the end
+        self.state = [bounded(moved, excess, None if most is None else math.log(most), 700.0)]  # e^709.8 is the end
         return self.value
 
 
@@ -265,68 +260,7 @@ class Projected(Rule):
     def update(self, excess: float) -> float:
         """See `Rule.update`."""
         moved = max(self.state[0] + self.config.multiplier_learning_rate * excess, 0.0)
-        self.state = [_checked(moved, excess, self.config.multiplier_max)]
-        return self.value
-
-
-class Adam(Rule):
-    """Ascent on λ by Adam with its usual β, projected to λ >= 0 (as OmniSafe does by default)."""
-
-    def __init__(self, config: MultiplierConfig) -> None:
-        self.config = config
-        self.state = [config.multiplier_init, 0.0, 0.0, 0.0]  # λ, first and second moment, steps
-
-    def update(self, excess: float) -> float:
-        """See `Rule.update`."""
-        value, first, second, steps = self.state
-        steps += 1
-        first, second = 0.9 * first + 0.1 * excess, 0.999 * second + 0.001 * excess * excess
-        scaled = first / (1 - 0.9**steps) / (math.sqrt(second / (1 - 0.999**steps)) + 1e-8)
-        moved = max(value + self.config.multiplier_learning_rate * scaled, 0.0)
-        self.state = [_checked(moved, excess, self.config.multiplier_max), first, second, steps]
-        return self.value
-
-
-class PID(Rule):
-    """λ = (K_P·e + I + K_D·(J - J_previous)⁺)⁺ with I ← (I + K_I·e)⁺ and e = J - limit.
-
-    Source: Stooke, Achiam & Abbeel, arXiv 2007.03964, algorithm 2. I is kept at or below the largest λ as well.
-    """
-
-    def __init__(self, config: MultiplierConfig) -> None:
-        self.config = config
-        self.state = [config.multiplier_init, config.multiplier_init, math.nan]  # λ, I, the excess before
-
-    def update(self, excess: float) -> float:
-        """See `Rule.update`."""
-        config = self.config
-        _, integral, before = self.state
-        moved = max(integral + config.multiplier_learning_rate * excess, 0.0)
-        integral = _checked(moved, excess, config.multiplier_max)
-        rise = 0.0 if math.isnan(before) else max(excess - before, 0.0)
-        value = max(config.multiplier_kp * excess + integral + config.multiplier_kd * rise, 0.0)
-        self.state = [_checked(value, excess, config.multiplier_max), integral, excess]
-        return self.value
-
-
-class NuPI(Rule):
-    """λ ← (λ + K_I·e + K_P·(ξ - ξ_previous))⁺ with ξ ← ν·ξ + (1 - ν)·e, whose first value is e itself.
-
-    Source: Sohrabi et al., arXiv 2406.04558, algorithm 1.
-    """
-
-    def __init__(self, config: MultiplierConfig) -> None:
-        self.config = config
-        self.state = [config.multiplier_init, math.nan]  # λ, ξ
-
-    def update(self, excess: float) -> float:
-        """See `Rule.update`."""
-        config = self.config
-        value, before = self.state
-        smooth = excess if math.isnan(before) else config.multiplier_nu * before + (1 - config.multiplier_nu) * excess
-        change = 0.0 if math.isnan(before) else smooth - before
-        moved = max(value + config.multiplier_learning_rate * excess + config.multiplier_kp * change, 0.0)
-        self.state = [_checked(moved, excess, config.multiplier_max), smooth]
+        self.state = [bounded(moved, excess, self.config.multiplier_max)]
         return self.value
 
 
@@ -335,9 +269,9 @@ RULES: Registry[type[Rule]] = Registry(
     [
         ("log", Log, "Safe RLHF's: a gradient step on log λ"),
         ("projected", Projected, "gradient ascent on λ, kept at 0 or above"),
-        ("adam", Adam, "ascent on λ by Adam"),
-        ("pid", PID, "a PID controller on the excess"),
-        ("nu_pi", NuPI, "a PI controller on a smoothed excess"),
+        ("adam", Lazy("algos.core.controllers:Adam"), "ascent on λ by Adam"),
+        ("pid", Lazy("algos.core.controllers:PID"), "a PID controller on the excess"),
+        ("nu_pi", Lazy("algos.core.controllers:NuPI"), "a PI controller on a smoothed excess"),
         ("fixed", Rule, "λ stays as it is"),
     ],
 )
@@ -394,7 +328,7 @@ def weighted_cost(signals: Tensor, multipliers: Tensor) -> tuple[Tensor, float]:
     return torch.einsum("k,kbt->bt", weights.to(signals), signals), total
 
 
-def _checked(value: float, excess: float, most: float | None, largest: float = 1e300) -> float:
+def bounded(value: float, excess: float, most: float | None, largest: float = 1e300) -> float:
     """`value`, at most `most`.
 
     Raises:

@@ -3,8 +3,9 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import gymnasium as gym
 import torch
@@ -14,9 +15,9 @@ from algos.core.settings import StepConfig
 from algos.core.sources import Source, seeds_of
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.parallel.engine import Engine
-from textsafe_gym.parallel.process_group import ProcessGroup
+from textsafe_gym.parallel.process_group import ProcessGroup, SingleProcess
 from textsafe_gym.protocols import Actor
-from textsafe_gym.types import Agent
+from textsafe_gym.types import Agent, Demonstrations
 
 
 class Stateful(Protocol):
@@ -61,8 +62,34 @@ class Limits(Protocol):
         ...
 
 
+OwnConfig = TypeVar("OwnConfig", bound=StepConfig)
+
+
+@dataclass(frozen=True)
+class Setup(Generic[OwnConfig]):
+    """What every algorithm is made from.
+
+    Attributes:
+        agent: the actor, the critics that the algorithm has declared, and the reference.
+        config: settings.
+        cost_limit: the largest allowed mean episode cost; none: there is no limit, which a constrained method refuses.
+        iterations: how many updates are planned; the learning rate is scheduled over them.
+        demonstrations: for the PTX term; without them there is none.
+        processes: the processes that train together.
+        env: what the actor plays in, for an algorithm that has to know its spaces.
+    """
+
+    agent: Agent
+    config: OwnConfig
+    cost_limit: float | None
+    iterations: int
+    demonstrations: Demonstrations | None = None
+    processes: ProcessGroup = field(default_factory=SingleProcess)
+    env: Any = None
+
+
 class Algorithm(Protocol):
-    """What the loop needs of an algorithm; each is made from an `algos.core.optim.Setup`.
+    """What the loop needs of an algorithm; each is made from an `Setup`.
 
     Attributes:
         source: "rollouts", what `update` is given are the present policy's; or "preferences".

@@ -2,20 +2,19 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from algos.core.objectives import approximate_kl, masked_mean
 from algos.core.settings import StepConfig
-from textsafe_gym.parallel.process_group import ProcessGroup, SingleProcess
-from textsafe_gym.types import Agent, Demonstrations, Evaluation, Preferences, Rollout
+from textsafe_gym.types import Demonstrations, Evaluation, Preferences, Rollout
+
+if TYPE_CHECKING:
+    from algos.core.loop import Setup
 
 CRITICS = ("reward_critic", "cost_critic")
-OwnConfig = TypeVar("OwnConfig", bound=StepConfig)
-
 
 Batch = TypeVar("Batch", Rollout, Preferences)
 Losses = Callable[[Evaluation, Batch, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -38,29 +37,6 @@ def schedule(iteration: int, iterations: int, config: StepConfig) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min((iteration - warmup) / max(iterations - warmup, 1), 1.0)))
 
 
-@dataclass(frozen=True)
-class Setup(Generic[OwnConfig]):
-    """What every algorithm is made from.
-
-    Attributes:
-        agent: the actor, the critics that the algorithm has declared, and the reference.
-        config: settings.
-        cost_limit: the largest allowed mean episode cost; none: there is no limit, which a constrained method refuses.
-        iterations: how many updates are planned; the learning rate is scheduled over them.
-        demonstrations: for the PTX term; without them there is none.
-        processes: the processes that train together.
-        env: what the actor plays in, for an algorithm that has to know its spaces.
-    """
-
-    agent: Agent
-    config: OwnConfig
-    cost_limit: float | None
-    iterations: int
-    demonstrations: Demonstrations | None = None
-    processes: ProcessGroup = field(default_factory=SingleProcess)
-    env: Any = None
-
-
 class Optimizer:
     """Steps an agent down losses, minibatch by minibatch, at scheduled rates.
 
@@ -69,7 +45,7 @@ class Optimizer:
         parts: how often an iteration calls `train`.
     """
 
-    def __init__(self, setup: Setup[Any], parts: int = 1) -> None:
+    def __init__(self, setup: "Setup[Any]", parts: int = 1) -> None:
         config = setup.config
         self.config = config
         self.iterations = parts * setup.iterations

@@ -9,7 +9,8 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from algos.core.optim import Optimizer, Setup
+from algos.core.loop import Setup
+from algos.core.optim import Optimizer
 from tests.helpers.models_doubles import agent_of, make_config, make_tokenizer
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ModelError
