@@ -69,7 +69,7 @@ def test_the_bandit_is_solved_and_its_limit_met(rule: str) -> None:
     dual |= {"multiplier_learning_rate": 0.08}
     policies, metrics = train("ppo_lagrangian", Bandit, episodes=3200, kl_coefficient=0.2, **dual)
     probabilities, multiplier = Bandit.optimum(kl=0.2)
-    # Measured: within 0.03, 0.05 and 0.03; both faults end at the forbidden arm, with a cost of 1 and a multiplier of 4.
+    # Measured: within 0.03, 0.05 and 0.03; both faults end at the forbidden arm, at a cost of 1 and a multiplier of 4.
     assert np.abs(learned(policies) - probabilities).max() < 0.1
     assert metrics["cost"] == pytest.approx(Bandit.COST_LIMIT, abs=0.1)
     assert metrics["multiplier"] == pytest.approx(multiplier, abs=0.1)
