@@ -84,10 +84,10 @@ def train(name: str, seed: int = 0, **changes: Any) -> Score:
     return found
 
 
-# Bounds on the mean over the seeds, which stand for processors as well: a last bit that is rounded otherwise parts two
-# runs as another seed does. With a limit, a policy walks to and fro about it: single runs have a standard deviation of
-# up to 0.05 in the fraction and 0.016 in the violation, and the means are 0.91 at least and 0.024 at most (ipo and p3o,
-# whose penalties give way at the limit). Without one, the fraction is 0.967 at least, with a deviation of 0.005.
+# Bounds on the mean over the seeds, which stand for processors as well: a last bit that is rounded otherwise can part
+# two runs as another seed does. With a limit, a policy walks to and fro about it: single runs have a standard deviation
+# of up to 0.05 in the fraction and 0.016 in the violation, and the means are 0.91 at least and 0.024 at most (ipo and
+# p3o, whose penalties give way at the limit). Without one, the fraction is 0.967 at least, with a deviation of 0.005.
 SEEDS = (0, 1, 2)
 LEAST, LEAST_WITHOUT_LIMIT, MOST = 0.85, 0.93, 0.05
 

@@ -1,7 +1,7 @@
 """The algorithms solve problems whose constrained optimum is known.
 
-What is held is the mean over three seeds, which stand for processors as well: a last bit that is rounded otherwise
-parts two runs as another seed does. Measured faults are those of PPO-Lagrangian with the cost's advantages added, not
+What is held is the mean over three seeds, which stand for processors as well: a last bit that is rounded otherwise can
+part two runs as another seed does. Measured faults are those of PPO-Lagrangian with the cost's advantages added, not
 subtracted ("sign"), or with reward and cost exchanged ("exchanged").
 """
 

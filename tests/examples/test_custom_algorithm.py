@@ -8,7 +8,8 @@ from textsafe_gym.errors import ConfigError, UnknownNameError
 def test_it_keeps_the_limit_and_can_be_loaded(tmp_path) -> None:
     example = load("custom_algorithm")
     found = example.main(episodes=6144, cost_limit=-0.5)
-    assert found["cost"] < -0.3  # 1.4 without a limit
+    # Products rounded otherwise in their last bit move these by 1e-6, from -0.57 and 0.94; without a limit: 1.4.
+    assert found["cost"] < -0.3
     assert found["reward"] > 0.8 * found["best_reward"]
     assert algos.available()["quadratic_penalty"].startswith("Quadratic penalty")
     settings = {"episodes": 4, "episodes_per_iteration": 2, "stiffness": 3.0}

@@ -12,6 +12,7 @@ def test_the_limit_slows_the_driver_down(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert len(safety_gymnasium_task.Road().reset(seed=0)) == 2
     found = safety_gymnasium_task.main(episodes=1600)
+    # Products rounded otherwise in their last bit leave these at 9.9 and 4.9, and at 0.5 and 4.9.
     assert found["ppo"]["reward"] > 8
     assert found["ppo"]["cost"] > 3
     assert found["ppo_lagrangian"]["cost"] < 1.5

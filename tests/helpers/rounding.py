@@ -5,7 +5,7 @@ What tests ask for:
   a resumed run against an uninterrupted one on the same machine.
 - Within `rounding(...)`: one number computed in two ways, such as with a cache and without, in a batch and alone, by
   two instances of one model, in one process and in two.
-- Learning, over several seeds: a run's last bits differ from processor to processor and drift apart as two seeds do.
+- Learning, over several seeds: a last bit that is rounded otherwise can part two runs as another seed does.
 
 A sampled token is an integer, and another one only where its uniform number lies within rounding of an edge of the
 distribution: of V edges that move by 1e-7 each, about V·1e-7 a token, 3e-4 for 100 tokens of the 32 of these tests.
