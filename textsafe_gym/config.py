@@ -37,8 +37,8 @@ class _Loader(yaml.SafeLoader):
         self._level += 1
         node: Any = super().compose_node(parent, index) if self._level <= _DEEPEST else None
         if node is not None and not alias:
-            inner: list[Any] = [x for pair in node.value for x in pair] if isinstance(node, yaml.MappingNode) else node.value
-            node.levels = 1 + max((x.levels for x in inner if isinstance(x, yaml.Node)), default=0)
+            parts = [x for pair in node.value for x in pair] if isinstance(node, yaml.MappingNode) else node.value
+            node.levels = 1 + max((getattr(x, "levels", 0) for x in parts), default=0)
         # What is not composed yet has no levels: an alias of it lies within itself.
         if node is None or self._level - 1 + getattr(node, "levels", _DEEPEST) > _DEEPEST:
             raise _TooDeep(problem=_TOO_DEEP, problem_mark=mark)

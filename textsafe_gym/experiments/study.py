@@ -151,7 +151,10 @@ def _measure(
     from textsafe_gym.evaluation.study import frontiers, score, summarise_study
 
     env: Any = gym.make("SafeRLHF-Exact-v0", **env_kwargs).unwrapped
-    scores = [score(env, problems[run.algorithm], run.summary, cost_weight) for run, cost_weight in zip(runs, cost_weights, strict=True)]
+    scores = [
+        score(env, problems[run.algorithm], run.summary, cost_weight)
+        for run, cost_weight in zip(runs, cost_weights, strict=True)
+    ]
     rows = summarise_study(scores)
     lines = frontiers(env, set(problems.values()))
     write_json(out / "study.json", {"problems": problems, "rows": rows, "frontiers": lines})
