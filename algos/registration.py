@@ -107,8 +107,9 @@ def _algorithms() -> Registry[Any]:
     found: Registry[Any] = Registry("algorithm")
     for name, about in _of_this_folder().items():
         found.register(name, Lazy(f"algos.{name}:Algorithm"), about)
-    for point in entry_points(group=GROUP):
-        found.register(point.name, Lazy(point.value), point.value)
+    # A package that lies in two places of Python's path is listed twice.
+    for name, value in dict.fromkeys((point.name, point.value) for point in entry_points(group=GROUP)):
+        found.register(name, Lazy(value), value)
     return found
 
 

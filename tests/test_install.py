@@ -58,7 +58,7 @@ def test_the_command_line_names_the_extra(base: Path, command: list[str]) -> Non
 
 
 @pytest.mark.parametrize("module", ["algos", "algos.core.loop", *(f"textsafe_gym.{room}" for room in (
-    "experiments", "evaluation.figures", "fitting.fit", "tracking"))])  # fmt: skip
+    "experiments", "evaluation.figures", "fitting.fit", "planning", "tracking"))])  # fmt: skip
 def test_modules_name_the_extra(module: str, base: Path, tmp_path: Path) -> None:
     done = run(base, tmp_path, "-c", f"import {module}", alone=True)
     last = done.stderr.splitlines()[-1]

@@ -97,7 +97,7 @@ def test_a_comparison_applies_a_setting_where_it_exists() -> None:
     assert priced.config["multiplier_init"] == 2
     assert plain.config["epochs"] == priced.config["epochs"] == 3
     for name in compared:
-        with pytest.raises(Exception, match="unknown key 'multiplier_int'.*did you mean 'multiplier_init'"):
+        with pytest.raises(Exception, match=r"unknown key 'multiplier_int'.*did you mean 'multiplier_init'"):
             build_spec(name, **NOTHING | {"assignments": ["multiplier_int=2"], "compared": compared})
 
 

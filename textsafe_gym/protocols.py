@@ -154,7 +154,13 @@ class TextTask(Protocol):
 
 @runtime_checkable
 class ResponseTask(TextTask, Protocol):
-    """A text vector environment that takes whole responses at once; see `textsafe_gym.envs.vector`."""
+    """A text vector environment that takes whole responses at once; see `textsafe_gym.envs.vector`.
+
+    Attributes:
+        max_episode_steps: a limit that cuts episodes, under which there are no whole responses; None for no limit.
+    """
+
+    max_episode_steps: int | None
 
     def play(self, actions: "np.ndarray", lengths: "np.ndarray") -> Any:
         """What `step` would have paid for (num_envs, max_response_length) tokens of given lengths."""

@@ -35,7 +35,7 @@ def load_object(path: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(f"'{path}': module '{name}' needs '{error.name}', which is not installed") from None
-        hint = difflib.get_close_matches(name, _modules_here(), n=1)
+        hint = difflib.get_close_matches(name, _modules_next_to(name), n=1)
         hint_text = f"did you mean '{hint[0]}'?" if hint else "it has to be installed, or lie in the working directory"
         raise UnknownNameError(f"'{path}': there is no module '{error.name}'; {hint_text}") from None
     except Exception as error:  # whatever the module does when it is imported
@@ -48,11 +48,13 @@ def load_object(path: str) -> Any:
     return found
 
 
-def _modules_here() -> list[str]:
-    """Modules beside the program and in the working directory, from which the user's own come."""
+def _modules_next_to(name: str) -> list[str]:
+    """Modules of the same package; for one at the top, those next to the program and in the working directory."""
     import pkgutil
 
-    return [module.name for module in pkgutil.iter_modules([sys.path[0] or ".", "."])]
+    package = name.rpartition(".")[0]
+    places = getattr(sys.modules.get(package), "__path__", []) if package else [sys.path[0] or ".", "."]
+    return [f"{package}.{module.name}".lstrip(".") for module in pkgutil.iter_modules(places)]
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Registry(Mapping[str, T]):
             ConfigError: the name is taken.
         """
         if name in self._entries:
-            raise ConfigError(f"the {self.kind} '{name}' is registered already; take another name")
+            hint = f"'{entry.path}' needs another name" if isinstance(entry, Lazy) else "take another name"
+            raise ConfigError(f"the {self.kind} '{name}' is registered already; {hint}")
         self._entries[name], self._about[name] = entry, about
 
     def remove(self, name: str) -> None:

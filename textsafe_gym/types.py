@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textsafe_gym.errors import ConfigError
+from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.protocols import Actor, Critics, Reference
 
 
@@ -58,10 +58,21 @@ class Agent:
         return {f"{role}.{name}": x for role, part in self._roles().items() for name, x in part.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        for role, part in self._roles().items():
-            found = {name.removeprefix(f"{role}."): x for name, x in state.items() if name.startswith(f"{role}.")}
-            part.load_state_dict(found)
+        """The inverse of `state_dict`.
+
+        Raises:
+            ModelError: the tensors are not this agent's.
+        """
+        odd = sorted(state.keys() ^ self.state_dict().keys())
+        if odd:
+            raise ModelError(f"the saved state is not of this policy: {len(odd)} names differ, first '{odd[0]}'")
+        try:
+            for role, part in self._roles().items():
+                part.load_state_dict(
+                    {name.removeprefix(f"{role}."): state[name] for name in state if name.startswith(f"{role}.")}
+                )
+        except RuntimeError as error:
+            raise ModelError(f"the saved state is not of this policy: {' '.join(str(error).split())[:200]}") from error
 
     def _roles(self) -> dict[str, Any]:
         roles = {"actor": self.actor, "critics": self.critics, "reference": self.reference}
@@ -76,8 +87,8 @@ class Rollout:
     a state is, only the actor knows: `observations` is opaque to the algorithms, which index it by episode.
 
     Attributes:
-        observations: named tensors with leading dimension B (a language model: input_ids and attention_mask of the
-            whole sequence; an MLP: one observation a column).
+        observations: named tensors (B, W, ...) whose last T columns are the rows' own (a language model: input_ids and
+            attention_mask of the whole sequence; an MLP: one observation a column).
         actions: (B, T) int64, or (B, T, A) float.
         mask: (B, T) bool, with at least one step in every row.
         log_probs: (B, T), of the actions under the distribution that they were sampled from.
@@ -161,15 +172,13 @@ class Rollout:
         return self.mask.shape[1] - 1 - self.mask.flip(1).int().argmax(1)
 
     def padded(self, columns: int) -> "Rollout":
-        """The same episodes in wider rows; every tensor that is (B, T, ...) is padded on its right with zeros."""
-        steps = self.mask.shape[1]
-        if steps == columns:
+        """The same episodes in wider rows: every tensor that has columns is padded on its right with zeros."""
+        wider = columns - self.mask.shape[1]
+        if not wider:
             return self
 
         def pad(x: Tensor) -> Tensor:
-            if x.ndim < 2 or x.shape[1] != steps:
-                return x
-            return torch.cat([x, x.new_zeros(x.shape[0], columns - steps, *x.shape[2:])], dim=1)
+            return x if x.ndim < 2 else torch.cat([x, x.new_zeros(x.shape[0], wider, *x.shape[2:])], dim=1)
 
         return self._each(pad, self.infos)
 
@@ -189,6 +198,9 @@ class Rollout:
         for own in fields(Rollout):
             if own.name not in joined:
                 found = [getattr(part, own.name) for part in parts]
+                if own.name.startswith("final_") and any(x is not None for x in found):
+                    zeros = [part.rewards.new_zeros(len(part)) for part in parts]  # what None stands for
+                    found = [none if x is None else x for x, none in zip(found, zeros, strict=True)]
                 joined[own.name] = None if found[0] is None else torch.cat(found)
         return Rollout(**joined)
 

@@ -24,7 +24,9 @@ from textsafe_gym.adapters.omnisafe import files as omnisafe_files
 from textsafe_gym.adapters.omnisafe.models import Tokens
 from textsafe_gym.adapters.omnisafe.rows import TokenRows
 from textsafe_gym.errors import ConfigError, RunError, UnknownNameError
-from textsafe_gym.models import make_policy
+from textsafe_gym.models import make_actor, make_critics
+from textsafe_gym.rollouts import collect
+from textsafe_gym.types import Agent
 
 ROOT = Path(__file__).parents[2]
 NAMES = omnisafe_files.names()
@@ -65,21 +67,21 @@ def untimed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: x for key, x in row.items() if key not in timed} for row in rows]
 
 
-def weights(policy: Any) -> dict[str, torch.Tensor]:
-    return {name: x.clone() for name, x in policy.state_dict().items()}
+def weights(agent: Any) -> dict[str, torch.Tensor]:
+    return {name: x.clone() for name, x in agent.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_on_policy_algorithm_trains_the_language_model(name: str) -> None:
     trainer = made(name)
-    before = weights(trainer.policy)
+    before = weights(trainer.algorithm.agent)
     rows = trainer.learn()
     assert not list(Path(trainer.algorithm.files.name).rglob("*.pt"))
     assert [row["episodes"] for row in rows] == [16, 32]
     assert np.isfinite([row["entropy"] for row in rows]).all()
-    moved = {name for name, x in trainer.policy.state_dict().items() if not torch.equal(x, before[name])}
-    assert any(name.startswith("model.") for name in moved)
-    assert any(name.startswith("reward_critic.") for name in moved)
+    moved = {name for name, x in trainer.algorithm.agent.state_dict().items() if not torch.equal(x, before[name])}
+    assert any(name.startswith("actor.model.") for name in moved)
+    assert any(name.startswith("critics.reward_critic.") for name in moved)
 
 
 def test_there_are_enough_of_them() -> None:
@@ -91,15 +93,18 @@ def test_there_are_enough_of_them() -> None:
 @pytest.mark.parametrize("options", [{"lora_rank": 2}, {"critics": "separate"}], ids=str)
 def test_adapters_and_critics_of_their_own(name: str, options: dict[str, Any]) -> None:
     env = gym.make_vec("SafeRLHF-v0", num_envs=4)
-    policy: Any = make_policy(env, **options)
-    before = weights(policy)
+    own = {name: x for name, x in options.items() if name == "critics"}
+    actor: Any = make_actor(env, **{name: x for name, x in options.items() if name not in own})
+    critics = make_critics(actor, env, ("reward", "cost"), **own)
+    agent = Agent(actor, critics, actor.reference())
+    before = weights(agent)
     sizes = {"episodes": 4, "episodes_per_iteration": 4, "algo_cfgs": {**TINY, "batch_size": 512}}
-    algos.make(f"omnisafe:{name}", env, policy, **sizes).learn()
-    groups = policy.parameter_groups()
+    algos.make(f"omnisafe:{name}", env, actor, critics=critics, **sizes).learn()
+    groups = agent.parameter_groups()
     assert all(x.requires_grad for group in groups.values() for x in group)
-    moved = [name for name, x in policy.state_dict().items() if not torch.equal(x, before[name])]
-    assert {name.split(".")[0] for name in moved} == {"model", "reward_critic", "cost_critic"}
-    assert all("lora_" in name for name in moved if name.startswith("model.")) == ("lora_rank" in options)
+    moved = [name for name, x in agent.state_dict().items() if not torch.equal(x, before[name])]
+    assert {name.split(".")[1] for name in moved} == {"model", "reward_critic", "cost_critic"}
+    assert all("lora_" in name for name in moved if name.startswith("actor.model.")) == ("lora_rank" in options)
 
 
 @pytest.mark.parametrize("name", ["PPOLag", "CPO"])
@@ -117,8 +122,8 @@ def test_a_resumed_run_is_the_same_run(name: str, tmp_path: Path) -> None:
     halved.save(tmp_path / "half")
     resumed = algos.load(tmp_path / "half", EXACT)
     assert untimed(resumed.learn()) == untimed(rows[1:])
-    for name, x in whole.policy.state_dict().items():
-        assert torch.equal(x, resumed.policy.state_dict()[name])
+    for name, x in whole.algorithm.agent.state_dict().items():
+        assert torch.equal(x, resumed.algorithm.agent.state_dict()[name])
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")  # there is no update here
@@ -127,7 +132,7 @@ def test_what_the_buffer_holds_is_the_rollout(discrete: bool) -> None:
     env = None if discrete else vector(Tracking, 16)
     settings = {**TINY, "gamma": 0.9, "lam": 0.8, "lam_c": 0.7, "standardized_rew_adv": False}
     trainer = made("PPOLag", env or EXACT, algo_cfgs={**settings, "standardized_cost_adv": False})
-    rollout = trainer.policy.rollout(trainer.env, 3)
+    rollout = trainer.source.play(3)
     updater, seen = trainer.algorithm.updater, {}
     updater.algorithm._update = lambda: seen.update(updater.algorithm._buf.get())
     rewards = rollout.rewards - 0.2 * (rollout.log_probs - rollout.reference_log_probs) * rollout.mask
@@ -157,7 +162,7 @@ def test_a_cut_episode_goes_on_with_the_critics_value() -> None:
     cut = gym.vector.SyncVectorEnv([lambda: gym.wrappers.TimeLimit(Tracking(), 5)] * 16)
     trainer = made("PPOLag", cut, algo_cfgs={**TINY, "gamma": 0.9, "lam": 0.8, "standardized_rew_adv": False})
     trainer.learn(16)
-    rollout = trainer.policy.rollout(trainer.env, 3)
+    rollout = trainer.source.play(3)
     assert rollout.final_reward_values.abs().min() > 0
     updater, seen = trainer.algorithm.updater, {}
     updater.algorithm._update = lambda: seen.update(updater.algorithm._buf.get())
@@ -169,7 +174,7 @@ def test_a_cut_episode_goes_on_with_the_critics_value() -> None:
 
 def test_the_fisher_matrix_is_estimated_from_whole_episodes() -> None:
     trainer = made("TRPO", algo_cfgs={**TINY, "fvp_sample_freq": 4, "standardized_rew_adv": False})
-    rollout = trainer.policy.rollout(trainer.env, 3)
+    rollout = trainer.source.play(3)
     updater, seen = trainer.algorithm.updater, {}
     updater.algorithm._update = lambda: seen.update(updater.algorithm._buf.get())
     updater.update(rollout, rollout.rewards, rollout.costs, 0)
@@ -183,16 +188,16 @@ def test_the_fisher_matrix_is_estimated_from_whole_episodes() -> None:
 def test_prefixes_are_read_with_what_continues_them() -> None:
     task = gym.make_vec(EXACT, num_envs=8).unwrapped
     rows = TokenRows(task)
-    policy = made("PPO").policy
-    rollout = policy.rollout(gym.make_vec(EXACT, num_envs=8), 0)
+    actor = made("PPO").actor
+    rollout = collect(actor, gym.make_vec(EXACT, num_envs=8), 0)
     table = rows.of(rollout)
     observations, _, mask, index = rows.episodes(table)
     assert len(mask) <= 8 < len(table)
     assert int(mask.sum()) == len(table.unique(dim=0)) == index.max() + 1
-    together = policy.distributions(observations, torch.zeros(mask.shape, dtype=torch.long), mask)[index]
+    together = actor.distributions(observations, torch.zeros(mask.shape, dtype=torch.long), mask)[index]
     for row, logits in zip(table, together, strict=True):
         single, _, one, _ = rows.episodes(row[None])
-        alone = policy.distributions(single, torch.zeros(one.shape, dtype=torch.long), one)
+        alone = actor.distributions(single, torch.zeros(one.shape, dtype=torch.long), one)
         torch.testing.assert_close(alone[0], logits, atol=1e-5, rtol=1e-5)
 
 
@@ -304,7 +309,7 @@ def test_it_learns_towards_the_exact_optimum(name: str) -> None:
     env: Any = gym.make(EXACT, cost_limit=limit, kl_coefficient=0.2).unwrapped
     trainer = made(name, cost_limit=limit, **settings)
     trainer.learn()
-    found, start = env.evaluate(trainer.policy.model), env.evaluate(env.exact_task.reference)
+    found, start = env.evaluate(trainer.actor.model), env.evaluate(env.exact_task.reference)
     best = env.solve()
     assert (found.reward - 0.2 * found.kl - start.reward) / (best.objective - start.reward) > wanted
     assert found.cost < limit + 0.2  # of a range of 6.9
@@ -353,7 +358,7 @@ def test_agents_evaluate_render_and_plot_what_they_saved(
     fast = {"actor": {"lr": 0.01}, "linear_lr_decay": False}
     logged = {"log_dir": str(tmp_path), "use_tensorboard": False, "save_model_freq": 1}
     one = agent("PPOSaute", EXACT, 64, 8, tmp_path, cost_limit=0.5, model_cfgs=fast, logger_cfgs=logged)
-    first = make_policy(one.agent._env._env.env)
+    first = make_actor(one.agent._env._env.env)
     one.learn()
     capsys.readouterr()
     one.evaluate(num_episodes=10)
@@ -361,7 +366,7 @@ def test_agents_evaluate_render_and_plot_what_they_saved(
     assert set(lines) == {"epoch-0.pt", "epoch-1.pt", "epoch-2.pt"}
     env = gym.make_vec(EXACT, num_envs=8)
     for name, policy in (("epoch-0.pt", first), ("epoch-2.pt", one.agent.policy)):
-        played = [policy.rollout(env, seed) for seed in (0, 1)]
+        played = [collect(policy, env, seed) for seed in (0, 1)]
         reward = torch.cat([rollout.episode_rewards for rollout in played])[:10].mean()
         cost = torch.cat([rollout.episode_costs for rollout in played])[:10].mean()
         length = torch.cat([rollout.lengths for rollout in played])[:10].float().mean()
@@ -393,11 +398,11 @@ def test_saved_models_can_be_taken_later(tmp_path: Path) -> None:
     folder = one.agent.logger.log_dir
     evaluator = omnisafe.Evaluator()
     evaluator.load_saved(folder, "epoch-2.pt")
-    trained = one.agent.policy.parameter_groups()["actor"]
-    taken = evaluator.policy.parameter_groups()["actor"]
+    trained = one.agent.policy.trained_parameters()
+    taken = evaluator.policy.trained_parameters()
     assert all(torch.equal(x, y) for x, y in zip(trained, taken, strict=True))
     rewards, costs = evaluator.evaluate(num_episodes=3, cost_criteria=0.5)
-    rollout = one.agent.policy.rollout(gym.make_vec(EXACT, num_envs=8), 0)
+    rollout = collect(one.agent.policy, gym.make_vec(EXACT, num_envs=8), 0)
     assert rewards == pytest.approx(rollout.episode_rewards[:3].tolist())
     late = 0.5 ** (rollout.lengths[:3] - 1)  # the cost of a response falls due with its last token
     assert costs == pytest.approx((late * rollout.episode_costs[:3]).tolist())

@@ -15,7 +15,8 @@ import textsafe_gym  # noqa: F401  registers the environments
 from tests.helpers import cmdps
 from textsafe_gym.adapters.safety_gymnasium import from_safety_gymnasium, to_safety_gymnasium
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.models import make_policy
+from textsafe_gym.models import make_actor
+from textsafe_gym.rollouts import collect
 
 EXACT = {"vocabulary": 4, "max_response_length": 3}
 SMALL: dict[str, Any] = {"preset": "paper", "episodes": 16, "episodes_per_iteration": 8, "minibatch_size": 4}
@@ -192,12 +193,12 @@ def test_vectors_in_six_values_and_back(kind: str, mode: AutoresetMode) -> None:
 def test_a_vector_that_resets_in_the_last_step_makes_the_same_rollout(again: bool) -> None:
     single = SyncVectorEnv([partial(from_safety_gymnasium, Crossing)] * 3)
     torch.manual_seed(0)
-    policy = make_policy(single)
-    expected = policy.rollout(single, seed=2)
+    actor = make_actor(single)
+    expected = collect(actor, single, seed=2)
     env = from_safety_gymnasium(OldVector())
     if again:
         env = from_safety_gymnasium(to_safety_gymnasium(env))
-    rollout = policy.rollout(env, seed=2)
+    rollout = collect(actor, env, seed=2)
     assert torch.equal(rollout.costs, expected.costs)
     assert torch.equal(rollout.actions * rollout.mask, expected.actions * expected.mask)
     assert rollout.costs.sum() > 0
@@ -209,7 +210,7 @@ def test_a_vector_that_resets_in_the_last_step_has_to_say_so() -> None:
     silent.metadata = {}
     env = from_safety_gymnasium(silent)
     with pytest.raises(ConfigError, match=r'without saying so; set its metadata\["autoreset_mode"\] = "SameStep"'):
-        make_policy(env).rollout(env, seed=0)
+        collect(make_actor(env), env, seed=0)
 
 
 class Charged(cmdps.Crossing):

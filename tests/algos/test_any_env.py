@@ -239,8 +239,7 @@ def test_refusals_of_environments() -> None:
 
 def test_command_line_on_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_tasks.py").write_text(
-        "import gymnasium as gym\n"
-        "from tests.helpers import cmdps\n"
+        "import gymnasium as gym\nfrom tests.helpers import cmdps\n"
         "from textsafe_gym.adapters.safety_gymnasium import from_safety_gymnasium, to_safety_gymnasium\n"
         "class Task(cmdps.Crossing):\n"
         "    def step(self, action):\n"

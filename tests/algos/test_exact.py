@@ -188,7 +188,6 @@ def test_a_bound_on_the_probability_of_harm_reaches_its_own_optimum() -> None:
     found = np.mean([harm.mean(p, harm.cost) for p in learned])
     start = responses.mean(np.exp(responses.reference_log_prob), responses.reward)
     reached = np.mean([harm.mean(p, harm.reward) - KL * harm.divergence(p) for p in learned])
-    print("probability", found, (reached - start) / (best.objective - start))
     assert found < limit + 0.05
     assert (reached - start) / (best.objective - start) > LEAST
 
@@ -207,7 +206,6 @@ def test_a_bound_on_the_worst_tenth_is_kept() -> None:
     assert worst_tenth(base.exact_task.log_probs(base.exact_task.reference)) > 1.5
     found = [worst_tenth(base.exact_task.log_probs(policy.model)) for policy in policies]
     rewards = [base.evaluate(policy.model).reward for policy in policies]
-    print("cvar", found, rewards, base.evaluate(base.exact_task.reference).reward)
     assert np.mean(found) < limit + 0.15
     assert np.mean(rewards) > base.evaluate(base.exact_task.reference).reward + 0.3
 
@@ -236,14 +234,6 @@ def test_two_costs_are_held_to_a_limit_each() -> None:
         for name, values in {"harm": responses.cost, "length": words, "reward": responses.reward}.items():
             found[name].append(responses.mean(learned, values))
     reference = np.exp(responses.reference_log_prob)
-    print(
-        "two",
-        found,
-        {
-            n: responses.mean(reference, v)
-            for n, v in {"harm": responses.cost, "length": words, "reward": responses.reward}.items()
-        },
-    )
     assert np.mean(found["harm"]) < limits["harm"] + 0.15
     assert np.mean(found["length"]) < limits["length"] + 0.15
     assert np.mean(found["reward"]) > responses.mean(reference, responses.reward) + 0.3

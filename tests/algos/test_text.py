@@ -10,6 +10,7 @@ import torch
 import algos
 import textsafe_gym  # noqa: F401 (registers the environment)
 from tests.helpers.algorithms import SAMPLING
+from tests.helpers.rounding import rounding
 from textsafe_gym import embedded_world
 from textsafe_gym.experiments.spec import build_spec
 from textsafe_gym.models import make_actor, make_critics
@@ -62,7 +63,7 @@ def test_a_loaded_run_continues_bit_for_bit(critics: str, tmp_path: Path) -> Non
     assert without_times(early + resumed.learn()) == without_times(rows)
     final, reached = whole.algorithm.agent.state_dict(), resumed.algorithm.agent.state_dict()
     assert all(torch.equal(final[key], reached[key]) for key in final)
-    assert rows[-1]["kl"] > 0
+    assert abs(rows[-1]["kl"]) > 10 * abs(rows[0]["kl"])
     assert all(row["ptx_loss"] > 0 for row in rows)
 
 
@@ -118,7 +119,10 @@ def test_every_algorithm_with_its_yaml_trains_the_embedded_world(name: str) -> N
     trainer = algos.make(name, env, **spec.config)
     before = {key: x.clone() for key, x in trainer.algorithm.agent.state_dict().items()}
     rows = trainer.learn()
-    assert abs(rows[0]["kl"]) < 1e-5 < abs(rows[1]["kl"])  # it begins as its reference, and moves
+    # It begins as its reference, up to the rounding of up to 32 tokens by 2 layers of 7 sums of 192 and the head; and
+    # moves: what is estimated from 16 responses has either sign and is about 0.03.
+    assert abs(rows[0]["kl"]) <= 32 * rounding(terms=192, depth=15)
+    assert abs(rows[1]["kl"]) > 10 * abs(rows[0]["kl"])
     state = trainer.algorithm.agent.state_dict()
     moved = {key.split(".")[1] for key, x in state.items() if not torch.equal(x, before[key])}
     single = {"ppo": "reward_critic", "reward_shaping": "reward_critic"}

@@ -233,11 +233,16 @@ CONSTRAINED: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", ["cpo", "pcpo"])
 def test_recovery_lowers_the_cost_from_an_infeasible_start(name: str) -> None:
-    trainer = algos.make(name, vector(Crossing, 64), cost_limit=-5.0, **CONSTRAINED)  # no policy can: costs are >= 0
-    rows = trainer.learn(64 * 12)
-    assert {row.get("recovering", 1.0) for row in rows} == {1.0}  # which CPO alone tells
-    assert np.mean([row["cost"] for row in rows[:2]]) > 1.0
-    assert np.mean([row["cost"] for row in rows[-2:]]) < 0.75 * np.mean([row["cost"] for row in rows[:2]])
+    first, last = [], []
+    for seed in range(3):
+        # No policy can keep this limit: costs are >= 0.
+        trainer = algos.make(name, vector(Crossing, 64), cost_limit=-5.0, seed=seed, **CONSTRAINED)
+        rows = trainer.learn(64 * 12)
+        assert {row.get("recovering", 1.0) for row in rows} == {1.0}  # which CPO alone tells
+        first += [row["cost"] for row in rows[:2]]
+        last += [row["cost"] for row in rows[-2:]]
+    assert np.mean(first) > 1.0
+    assert np.mean(last) < 0.75 * np.mean(first)
 
 
 @pytest.mark.parametrize("name", ["cpo", "pcpo", "trpo_lagrangian"])

@@ -7,8 +7,9 @@ from click.testing import CliRunner
 
 from textsafe_gym.cli.main import main
 from textsafe_gym.experiments import bench as bench_job
-from textsafe_gym.experiments.bench import env_of, measure, policy_of
+from textsafe_gym.experiments.bench import actor_of, env_of, measure
 from textsafe_gym.experiments.bench_sizes import Sizes
+from textsafe_gym.rollouts import collect
 
 TINY = Sizes(batch=4, prompt_length=3, response_length=5, hidden=16, layers=1, heads=2, mlp=24, vocab=40)
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in vars(TINY).items()]
@@ -40,7 +41,7 @@ def test_the_default_job_is_the_peers() -> None:
         "mlp": 344,
         "vocab": 2048,
     }
-    assert sum(x.numel() for x in policy_of(Sizes()).model.parameters()) == 1_315_968 + 2048  # and the head's bias
+    assert sum(x.numel() for x in actor_of(Sizes()).model.parameters()) == 1_315_968 + 2048  # and the head's bias
 
 
 def test_the_bandwidth_bound_is_bytes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +58,7 @@ def test_copies_are_timed() -> None:
 
 
 def test_no_response_ends_early_and_doublings_are_jobs_of_their_own() -> None:
-    rollout = policy_of(TINY).rollout(env_of(TINY), seed=0)
+    rollout = collect(actor_of(TINY), env_of(TINY), seed=0)
     assert rollout.lengths.tolist() == [5] * 4
     assert {len(info["prompt"].split()) for info in rollout.infos} == {3}
     rows = [measure("rollout", TINY.replace(batch=size), "ppo", 1, 1, "cpu", "float32") for size in (4, 8)]

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from tests.helpers import cli_world, hub_server
 from textsafe_gym.cli.main import main
-from textsafe_gym.models.mlp import MLPPolicy
+from textsafe_gym.models.mlp import MLPActor
 
 FAST = "--set episodes_per_iteration=8 --episodes 16 --seed 3"
 
@@ -77,7 +77,7 @@ def test_what_was_pushed_is_trained_on_and_evaluated_by_its_id(hub: hub_server.H
     assert json.loads(hub.repos["lab/careful"]["adapter_config.json"])["base_model_name_or_path"] == "lab/base"
     card = hub.repos["lab/careful"]["README.md"].decode()
     assert "base_model: lab/base" in card
-    assert 'CausalLMPolicy.load("lab/careful")' in card
+    assert 'CausalLMActor.load("lab/careful")' in card
     for files in hub.repos.values():
         assert not any(str(world).encode() in content for content in files.values())
 
@@ -98,18 +98,18 @@ def test_what_was_pushed_is_trained_on_and_evaluated_by_its_id(hub: hub_server.H
 
 
 def test_an_mlp_policy_by_its_id(hub: hub_server.Hub, tmp_path: Path):
-    policy = MLPPolicy(gym.spaces.Box(-1.0, 1.0, (3,)), gym.spaces.Discrete(2), [4])
-    policy.save(tmp_path / "mlp")
+    actor = MLPActor(gym.spaces.Box(-1.0, 1.0, (3,)), gym.spaces.Discrete(2), [4])
+    actor.save(tmp_path / "mlp")
     program = (
         "from textsafe_gym.models import load_policy; import sys; "
-        "print(load_policy('lab/small').state_dict()['actor.0.weight'].tolist())"
+        "print(load_policy('lab/small').state_dict()['network.0.weight'].tolist())"
     )
     assert in_process(hub, tmp_path / "a", f"push {tmp_path}/mlp lab/small").returncode == 0
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "b")}
     loaded = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
     )
-    assert json.loads(loaded.stdout) == policy.state_dict()["actor.0.weight"].tolist()
+    assert json.loads(loaded.stdout) == actor.state_dict()["network.0.weight"].tolist()
 
 
 def test_who_cannot_push_is_told_why(hub: hub_server.Hub, world: Path, tmp_path: Path):

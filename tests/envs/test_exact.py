@@ -69,11 +69,11 @@ def test_the_rows_pay_what_the_environment_pays(env: Any) -> None:
 
 
 def test_a_policy_begins_as_the_reference() -> None:
-    from textsafe_gym.models import make_policy
+    from textsafe_gym.models import make_actor
+    from textsafe_gym.rollouts import collect
 
     envs = gym.make_vec(NAME, num_envs=256, **SMALL)
-    policy = make_policy(envs)
-    rollout = policy.rollout(envs, seed=0)
+    rollout = collect(make_actor(envs), envs, seed=0)
     rows = {(row.prompt, row.response): row for row in envs.unwrapped.enumerate()}
     for i, info in enumerate(rollout.infos):
         row = rows[info["prompt"], info["response"]]
@@ -260,17 +260,19 @@ def test_each_prompt_by_itself_by_hand() -> None:
 
 
 def test_a_models_expectations_are_those_of_its_responses() -> None:
-    from textsafe_gym.models import make_policy
+    from textsafe_gym.models import make_actor
+    from textsafe_gym.rollouts import collect
 
     envs = gym.make_vec(NAME, num_envs=2048, **SMALL)
     base: Any = envs.unwrapped
-    policy: Any = make_policy(envs)
-    reference = base.evaluate(policy.model)
+    actor: Any = make_actor(envs)
+    frozen = actor.reference()
+    reference = base.evaluate(actor.model)
     assert reference.kl == pytest.approx(0.0, abs=1e-9)
     with torch.no_grad():
-        policy.model.lm_head.weight *= 3
-    exact = base.evaluate(policy.model)
-    rollout = policy.rollout(envs, seed=0)
+        actor.model.lm_head.weight *= 3
+    exact = base.evaluate(actor.model)
+    rollout = collect(actor, envs, seed=0, reference=frozen)
     kls = (rollout.log_probs - rollout.reference_log_probs).sum(1)
     for value, sample in (
         (exact.reward, rollout.episode_rewards),

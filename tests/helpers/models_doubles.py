@@ -1,5 +1,6 @@
 """Tiny random language models and a batched text environment, for the tests of `textsafe_gym.models`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,10 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from textsafe_gym.models import make_critics
+from textsafe_gym.rollouts import collect
+from textsafe_gym.types import Agent, Rollout
 
 WORDS = [f"w{i}" for i in range(29)]
 KINDS = ["llama", "gpt2", "mistral", "gemma", "gemma2", "qwen2", "qwen3", "opt"]
@@ -84,6 +89,17 @@ def make_classifier(kind: str = "llama", seed: int = 0, **more: Any) -> Any:
     return AutoModelForSequenceClassification.from_config(make_config(kind, num_labels=1, **more)).eval()
 
 
+def agent_of(actor: Any, kinds: Sequence[str] = ("reward", "cost"), env: Any = None, **options: Any) -> Agent:
+    """An actor with critics of the given kinds, and as it is now for a reference."""
+    env = TextVectorEnv(1, make_tokenizer()) if env is None else env  # which has no score models
+    return Agent(actor, make_critics(actor, env, kinds, **options), actor.reference())
+
+
+def play(agent: Agent, env: Any, seed: int, **options: Any) -> Rollout:
+    """A rollout with all that the agent has to say of it."""
+    return collect(agent.actor, env, seed, critics=agent.critics, reference=agent.reference, **options)
+
+
 @dataclass(frozen=True)
 class Played:
     input_ids: np.ndarray
@@ -100,9 +116,16 @@ class TextVectorEnv(gym.vector.VectorEnv):
     def __init__(self, num_envs: int, tokenizer: Any, max_prompt_length: int = 6, max_response_length: int = 8) -> None:
         self.num_envs = num_envs
         self.tokenizer = tokenizer
-        self.default_policy = None
+        self.default_policy = self.gold_judge = self.max_episode_steps = None
         self.score_models = {}
+        self.cost_limit, self.evaluation_prompts, self.demonstrations = 0.0, [], []
         self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
+        shape = (max_prompt_length + max_response_length,)
+        self.single_observation_space = gym.spaces.Dict(
+            input_ids=gym.spaces.Box(0, len(tokenizer) - 1, shape, np.int64),
+            attention_mask=gym.spaces.Box(0, 1, shape, np.int8),
+        )
+        self.single_action_space = gym.spaces.Discrete(len(tokenizer))
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         width = self.max_prompt_length + self.max_response_length

@@ -11,16 +11,16 @@ from gymnasium.vector import AutoresetMode
 import textsafe_gym  # noqa: F401 (registers the environment)
 from tests.helpers.models_doubles import KINDS, make_lm, make_tokenizer
 from tests.helpers.rounding import TINY
-from textsafe_gym.models.acting import TokenActor
-from textsafe_gym.models.causal_lm import CausalLMPolicy
+from textsafe_gym.models.acting import TokenSampler
+from textsafe_gym.models.causal_lm import CausalLMActor
 
 
-def vector(policy: CausalLMPolicy, **more: Any) -> Any:
+def vector(actor: CausalLMActor, **more: Any) -> Any:
     return gym.make_vec(
         "SafeRLHF-v0",
         num_envs=5,
         prompts=["w1 w2", "w3 w4 w5 w6", "w7", "w8 w9 w10"],
-        tokenizer=policy.tokenizer,
+        tokenizer=actor.tokenizer,
         reward_model=lambda prompts, responses: [0.0] * len(prompts),
         cost_model=lambda prompts, responses: [0.0] * len(prompts),
         max_prompt_length=6,
@@ -32,9 +32,9 @@ def vector(policy: CausalLMPolicy, **more: Any) -> Any:
 @pytest.mark.parametrize("mode", list(AutoresetMode)[:2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_probs_are_those_of_full_passes_through_resets(kind: str, mode: AutoresetMode) -> None:
-    policy = CausalLMPolicy(make_lm(kind), make_tokenizer(), temperature=1.3)
-    env = vector(policy, autoreset_mode=mode)
-    act = TokenActor(policy, 6, seed=1)
+    actor = CausalLMActor(make_lm(kind), make_tokenizer(), temperature=1.3)
+    env = vector(actor, autoreset_mode=mode)
+    act = TokenSampler(actor, 6, seed=1)
     observation, _ = env.reset(seed=3)
     lengths = set()
     for _ in range(60):
@@ -42,7 +42,7 @@ def test_log_probs_are_those_of_full_passes_through_resets(kind: str, mode: Auto
         for row in range(5):
             seen = observation["attention_mask"][row].astype(bool)
             with torch.no_grad():
-                logits = policy.model(torch.as_tensor(observation["input_ids"][row][seen])[None]).logits[0, -1]
+                logits = actor.model(torch.as_tensor(observation["input_ids"][row][seen])[None]).logits[0, -1]
             expected = torch.log_softmax(logits.double() / 1.3, -1)[actions[row]]
             assert log_probs[row] == pytest.approx(float(expected), abs=TINY / 1.3)
         observation = env.step(actions)[0]
@@ -51,11 +51,11 @@ def test_log_probs_are_those_of_full_passes_through_resets(kind: str, mode: Auto
 
 
 def test_only_what_is_new_goes_through_the_model() -> None:
-    policy = CausalLMPolicy(make_lm(), make_tokenizer())
-    env = vector(policy)
-    act = TokenActor(policy, 6)
+    actor = CausalLMActor(make_lm(), make_tokenizer())
+    env = vector(actor)
+    act = TokenSampler(actor, 6)
     read: list[tuple[int, ...]] = []
-    policy.model.get_input_embeddings().register_forward_hook(lambda _, args, __: read.append(tuple(args[0].shape)))
+    actor.model.get_input_embeddings().register_forward_hook(lambda _, args, __: read.append(tuple(args[0].shape)))
     observation, _ = env.reset(seed=0)
     act(observation)
     observation = env.step(np.full(5, 4))[0]
@@ -70,8 +70,8 @@ def test_only_what_is_new_goes_through_the_model() -> None:
 
 
 def test_the_seed_decides() -> None:
-    policy = CausalLMPolicy(make_lm(), make_tokenizer())
-    env = vector(policy)
+    actor = CausalLMActor(make_lm(), make_tokenizer())
+    env = vector(actor)
     observation, _ = env.reset(seed=0)
-    first, again, other = (TokenActor(policy, 6, seed)(observation)[0].tolist() for seed in (1, 1, 2))
+    first, again, other = (TokenSampler(actor, 6, seed)(observation)[0].tolist() for seed in (1, 1, 2))
     assert first == again != other

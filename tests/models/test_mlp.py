@@ -10,10 +10,12 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from tests.helpers.models_doubles import agent_of, play
 from tests.helpers.rounding import MLP, same_tensors
 from textsafe_gym.errors import ConfigError, ModelError
-from textsafe_gym.models import load_policy, make_policy
-from textsafe_gym.models.mlp import CONFIG, WEIGHTS, MLPPolicy
+from textsafe_gym.models import load_policy, make_actor
+from textsafe_gym.models.mlp import CONFIG, WEIGHTS, MLPActor
+from textsafe_gym.rollouts import collect
 
 
 class Counter(gym.Env):
@@ -46,25 +48,25 @@ def vector(n: int = 6, mode: AutoresetMode = AutoresetMode.NEXT_STEP, **options:
     return SyncVectorEnv([lambda: Counter(**options)] * n, autoreset_mode=mode)
 
 
-def policy_for(env: Any) -> MLPPolicy:
+def agent_for(env: Any) -> Any:
     torch.manual_seed(0)
-    policy = make_policy(env, hidden=(8,))
-    assert isinstance(policy, MLPPolicy)
-    return policy
+    actor = make_actor(env, hidden=(8,))
+    assert isinstance(actor, MLPActor)
+    return agent_of(actor)
 
 
-def with_values(policy: MLPPolicy) -> MLPPolicy:
-    for critic in (policy.reward_critic, policy.cost_critic):
+def with_values(agent: Any) -> Any:
+    for critic in (agent.critics.reward_critic, agent.critics.cost_critic):
         torch.nn.init.normal_(critic[-1].weight)
-    return policy
+    return agent
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("actions", ["discrete", "box"])
 def test_one_whole_episode_a_row(mode: AutoresetMode, actions: str) -> None:
     env = vector(mode=mode, actions=actions)
-    policy = with_values(policy_for(env))
-    rollout = policy.rollout(env, seed=1)
+    agent = with_values(agent_for(env))
+    rollout = play(agent, env, seed=1)
     assert len(rollout) == 6
     assert len(set(rollout.lengths.tolist())) > 1
     for row, length in enumerate(rollout.lengths.tolist()):
@@ -80,21 +82,23 @@ def test_one_whole_episode_a_row(mode: AutoresetMode, actions: str) -> None:
         torch.testing.assert_close(rollout.costs[row, :length], paid.float())
         assert rollout.infos[row]["steps"] == length
         assert rollout.infos[row]["cost"] == pytest.approx(float(rollout.costs[row, length - 1]))
-    assert rollout.final_reward_values.abs().sum() == 0
+    assert rollout.final_reward_values is rollout.final_cost_values is None  # nothing was cut
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_truncation_bootstraps_from_the_true_last_observation(mode: AutoresetMode) -> None:
     env = vector(mode=mode, truncates=True)
-    policy = with_values(policy_for(env))
-    rollout = policy.rollout(env, seed=2)
+    agent = with_values(agent_for(env))
+    rollout = play(agent, env, seed=2)
     starts = rollout.observations["observation"][:, 0, 0]
     last = torch.stack([starts, rollout.lengths.float()], 1)
     with torch.no_grad():
         torch.testing.assert_close(
-            rollout.final_reward_values, policy.reward_critic(last).squeeze(-1), rtol=MLP, atol=MLP
+            rollout.final_reward_values, agent.critics.reward_critic(last).squeeze(-1), rtol=MLP, atol=MLP
         )
-        torch.testing.assert_close(rollout.final_cost_values, policy.cost_critic(last).squeeze(-1), rtol=MLP, atol=MLP)
+        torch.testing.assert_close(
+            rollout.final_cost_values, agent.critics.cost_critic(last).squeeze(-1), rtol=MLP, atol=MLP
+        )
     assert rollout.final_reward_values.abs().min() > 0
 
 
@@ -102,9 +106,9 @@ def test_a_rollout_follows_from_its_seed_in_every_mode() -> None:
     rollouts = []
     for mode in AutoresetMode:
         env = vector(mode=mode)
-        rollouts.append(policy_for(env).rollout(env, seed=3))
+        rollouts.append(play(agent_for(env), env, seed=3))
     env = vector()
-    other = policy_for(env).rollout(env, seed=4)
+    other = play(agent_for(env), env, seed=4)
     for rollout in rollouts[1:]:
         assert torch.equal(rollout.lengths, rollouts[0].lengths)
         assert torch.equal(rollout.actions * rollout.mask, rollouts[0].actions * rollouts[0].mask)
@@ -114,15 +118,15 @@ def test_a_rollout_follows_from_its_seed_in_every_mode() -> None:
 @pytest.mark.parametrize("actions", ["discrete", "box"])
 def test_evaluate_gives_the_rollouts_log_probs(actions: str) -> None:
     env = vector(actions=actions)
-    policy = policy_for(env)
-    rollout = policy.rollout(env, seed=5)
+    agent = agent_for(env)
+    rollout = play(agent, env, seed=5)
     part = rollout[torch.tensor([4, 1])]
-    again = policy.evaluate(part.observations, part.actions, part.mask)
+    again = agent.evaluate(part.observations, part.actions, part.mask)
     torch.testing.assert_close(again.log_probs, part.log_probs, atol=MLP, rtol=0)
     torch.testing.assert_close(rollout.reference_log_probs, rollout.log_probs, atol=MLP, rtol=0)
     assert rollout.reward_values.abs().sum() == 0
     x, a = part.observations["observation"][0, 0], part.actions[0, 0]
-    out = policy.actor(x)
+    out = agent.actor.network(x)
     if actions == "discrete":
         expected = torch.log_softmax(out, -1)[a]
         entropy = -(torch.softmax(out, -1) * torch.log_softmax(out, -1)).sum()
@@ -135,25 +139,26 @@ def test_evaluate_gives_the_rollouts_log_probs(actions: str) -> None:
 
 def test_reference_stays_when_the_actor_moves() -> None:
     env = vector(actions="box")
-    policy = policy_for(env)
+    agent = agent_for(env)
     with torch.no_grad():
-        policy.log_std.add_(0.5)
-        policy.actor[-1].bias.add_(1.0)
-    rollout = policy.rollout(env, seed=6)
+        agent.actor.log_std.add_(0.5)
+        agent.actor.network[-1].bias.add_(1.0)
+    rollout = play(agent, env, seed=6)
     assert (rollout.log_probs - rollout.reference_log_probs).abs().max() > 0.1
-    grouped = {id(p) for group in policy.parameter_groups().values() for p in group}
-    assert grouped == {id(p) for p in policy.parameters() if p.requires_grad}
-    assert sum(len(group) for group in policy.parameter_groups().values()) == len(grouped)
+    grouped = {id(p) for group in agent.parameter_groups().values() for p in group}
+    parts = (agent.actor, agent.critics)
+    assert grouped == {id(p) for part in parts for p in part.parameters() if p.requires_grad}
+    assert sum(len(group) for group in agent.parameter_groups().values()) == len(grouped)
 
 
 def test_state_dict_brings_the_reference_back() -> None:
     env = vector()
-    policy = policy_for(env)
+    agent = agent_for(env)
     torch.manual_seed(9)
-    other = make_policy(env, hidden=(8,))
-    other.load_state_dict(policy.state_dict())
-    ours, theirs = policy.rollout(env, seed=7), other.rollout(env, seed=7)
-    assert same_tensors(policy, other)
+    other = agent_of(make_actor(env, hidden=(8,)))
+    other.load_state_dict(agent.state_dict())
+    ours, theirs = play(agent, env, seed=7), play(other, env, seed=7)
+    assert same_tensors(agent.state_dict(), other.state_dict())
     for name in ("actions", "reference_log_probs", "log_probs"):
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), atol=MLP, rtol=0)
 
@@ -161,18 +166,18 @@ def test_state_dict_brings_the_reference_back() -> None:
 @pytest.mark.parametrize("actions", ["discrete", "box"])
 def test_save_and_load(actions: str, tmp_path: Any) -> None:
     env = vector(actions=actions)
-    policy = policy_for(env)
-    policy.save(tmp_path / "policy")
+    agent = agent_for(env)
+    agent.actor.save(tmp_path / "policy")
     loaded = load_policy(tmp_path / "policy")
-    assert same_tensors(policy, loaded)
-    ours, theirs = (each.rollout(env, seed=8).actions for each in (policy, loaded))
+    assert same_tensors(agent.actor, loaded)
+    ours, theirs = collect(loaded, env, seed=8).actions, play(agent, env, seed=8).actions
     torch.testing.assert_close(ours, theirs, atol=0 if actions == "discrete" else MLP, rtol=0)
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
 
 @pytest.mark.parametrize("damage", ["config", "weights", "missing"])
 def test_damaged_folder_is_one_line(damage: str, tmp_path: Any) -> None:
-    policy_for(vector()).save(tmp_path / "policy")
+    agent_for(vector()).actor.save(tmp_path / "policy")
     if damage == "config":
         (tmp_path / "policy" / CONFIG).write_text(json.dumps({"hidden": [8]}))
     elif damage == "weights":
@@ -187,40 +192,40 @@ def test_damaged_folder_is_one_line(damage: str, tmp_path: Any) -> None:
 
 def test_refusals() -> None:
     env = vector()
-    policy = policy_for(env)
+    agent = agent_for(env)
     with pytest.raises(ConfigError, match="cost"):
-        policy.rollout(vector(with_cost=False), seed=0)
+        play(agent, vector(with_cost=False), seed=0)
     with pytest.raises(ConfigError, match="made for"):
-        policy.rollout(vector(actions="box"), seed=0)
+        play(agent, vector(actions="box"), seed=0)
     with pytest.raises(ConfigError, match=r"fixed length, not Sequence; .*TransformObservation"):
-        MLPPolicy(gym.spaces.Sequence(gym.spaces.Discrete(2)), env.single_action_space)
+        MLPActor(gym.spaces.Sequence(gym.spaces.Discrete(2)), env.single_action_space)
     with pytest.raises(ConfigError, match=r"not MultiBinary\(3\); .*TransformAction"):
-        MLPPolicy(env.single_observation_space, gym.spaces.MultiBinary(3))
-    torch.nn.init.constant_(policy.actor[-1].bias, float("nan"))
+        MLPActor(env.single_observation_space, gym.spaces.MultiBinary(3))
+    torch.nn.init.constant_(agent.actor.network[-1].bias, float("nan"))
     with pytest.raises(ModelError, match="not finite"):
-        policy.rollout(env, seed=0)
+        play(agent, env, seed=0)
 
 
 def test_groups_begin_alike_and_go_their_own_ways() -> None:
     env = vector(6)
-    policy = policy_for(env)
-    rollout = policy.rollout(env, seed=9, group_size=3)
+    agent = agent_for(env)
+    rollout = play(agent, env, seed=9, group_size=3)
     starts = rollout.observations["observation"][:, 0, 0]
     assert rollout.groups.tolist() == [0, 0, 0, 1, 1, 1]
     assert len(set(starts[:3].tolist())) == len(set(starts[3:].tolist())) == 1
     assert starts[0] != starts[3]
     assert len(set(rollout.actions[:, 0].tolist())) > 2
     with pytest.raises(ConfigError, match="group_size = 4 does not divide the 6 episodes"):
-        policy.rollout(env, seed=9, group_size=4)
+        play(agent, env, seed=9, group_size=4)
 
 
 @pytest.mark.parametrize("actions", ["discrete", "box"])
 def test_distributions_give_the_log_probs_and_the_divergence(actions: str) -> None:
     env = vector(actions=actions)
-    policy = policy_for(env)
-    torch.nn.init.normal_(policy.actor[-1].weight)
-    rollout = policy.rollout(env, seed=10)
-    given = policy.distributions(rollout.observations, rollout.actions, rollout.mask)
+    agent = agent_for(env)
+    torch.nn.init.normal_(agent.actor.network[-1].weight)
+    rollout = play(agent, env, seed=10)
+    given = agent.actor.distributions(rollout.observations, rollout.actions, rollout.mask)
     taken = rollout.actions[rollout.mask]
     if actions == "discrete":
         log_probs = torch.log_softmax(given, -1).gather(1, taken[:, None]).squeeze(1)
@@ -233,7 +238,7 @@ def test_distributions_give_the_log_probs_and_the_divergence(actions: str) -> No
         ratio = (log_std - (log_std + 0.3)).exp()
         expected = (0.3 + (ratio**2 + (0.3 / (log_std + 0.3).exp()) ** 2 - 1) / 2).sum(-1)
     torch.testing.assert_close(log_probs, rollout.log_probs[rollout.mask], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(policy.divergence(given, other), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(agent.actor.divergence(given, other), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_named_costs_are_recorded_step_by_step() -> None:
@@ -243,7 +248,7 @@ def test_named_costs_are_recorded_step_by_step() -> None:
             return *rest, {**info, "costs": {"a": info["cost"] - 1.0, "b": 1.0}}
 
     env = SyncVectorEnv([Named] * 4)
-    rollout = policy_for(env).rollout(env, seed=11)
+    rollout = play(agent_for(env), env, seed=11)
     assert rollout.named_costs.keys() == {"a", "b"}
     both = sum(x.masked_fill(~rollout.mask, 0.0) for x in rollout.named_costs.values())
     torch.testing.assert_close(both, rollout.costs)

@@ -14,15 +14,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import textsafe_gym  # noqa: F401  registers the environments
-from tests.helpers.models_doubles import WORDS, TextVectorEnv, make_lm, make_tokenizer
+from tests.helpers.models_doubles import WORDS, TextVectorEnv, agent_of, make_lm, make_tokenizer, play
 from tests.helpers.rounding import TINY, same_tensors, tiny_gradient
 from textsafe_gym.cli.main import main
 from textsafe_gym.data.readers import Preference
 from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.fitting.fit import fit_reward, fit_sft
 from textsafe_gym.models import adapters
-from textsafe_gym.models.causal_lm import CausalLMPolicy
+from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.models.score import ScoreModel
+from textsafe_gym.types import Agent
 
 KINDS = ["llama", "qwen2", "qwen3", "gpt2", "gemma", "mistral", "opt"]
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10", "w1 w1"]
@@ -111,45 +112,46 @@ def test_scorers_leave_the_policy_as_it_is(kind: str, first: str, tmp_path: Path
     for seed, name in enumerate(("reward", "cost")):
         write_scores(tmp_path / name, base, name, seed)
 
-    def load() -> tuple[CausalLMPolicy, list[ScoreModel]]:
+    def load() -> tuple[Any, list[ScoreModel]]:
         makers = {
-            "policy": lambda: CausalLMPolicy.load(base, lora_rank=2),
+            "policy": lambda: agent_of(CausalLMActor.load(base, lora_rank=2)),
             "scorers": lambda: [ScoreModel.load(tmp_path / name, name) for name in ("reward", "cost")],
         }
         order = sorted(makers, key=lambda name: name != first)
         made = {name: makers[name]() for name in order}
         return made["policy"], made["scorers"]
 
-    def gradients(policy: CausalLMPolicy) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        now = policy.evaluate(rollout.observations, rollout.actions, rollout.mask)
+    def gradients(agent: Agent) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        now = agent.evaluate(*rollout.inputs)
         (now.log_probs.sum() + now.reward_values.sum() + now.cost_values.sum()).backward()
-        found = {name: x.grad for name, x in policy.named_parameters() if x.grad is not None}
-        for x in policy.parameters():
+        found = {name: x.grad for name, x in named_parameters(agent).items() if x.grad is not None}
+        for x in named_parameters(agent).values():
             x.grad = None
         return now.log_probs.detach(), found
 
     torch.manual_seed(0)
-    alone = CausalLMPolicy(AutoModelForCausalLM.from_pretrained(base), make_tokenizer(), lora_rank=2)
-    policy, scorers = load()
-    assert policy.model is scorers[0].model.causal is scorers[1].model.causal
-    policy.load_state_dict(alone.state_dict())
+    actor = CausalLMActor(AutoModelForCausalLM.from_pretrained(base), make_tokenizer(), lora_rank=2)
+    alone = agent_of(actor)
+    agent, scorers = load()
+    assert agent.actor.model is scorers[0].model.causal is scorers[1].model.causal
+    agent.load_state_dict(alone.state_dict())
     with torch.no_grad():
-        for one, other in zip(alone.parameter_groups()["actor"], policy.parameter_groups()["actor"], strict=True):
+        for one, other in zip(alone.parameter_groups()["actor"], agent.parameter_groups()["actor"], strict=True):
             one.add_(0.2)
             other.copy_(one)
-    rollout = alone.rollout(TextVectorEnv(4, alone.tokenizer), seed=1)
+    rollout = play(alone, TextVectorEnv(4, make_tokenizer()), seed=1)
     expected, first_found = gradients(alone), None
-    names = {name for name, x in policy.named_parameters() if x.requires_grad}
+    names = {name for name, x in named_parameters(agent).items() if x.requires_grad}
     scores = [scorer(PROMPTS, RESPONSES) for scorer in scorers]
     for _ in range(2):
-        assert {name for name, x in policy.named_parameters() if x.requires_grad} == names == set(expected[1])
-        found = gradients(policy)
+        assert {name for name, x in named_parameters(agent).items() if x.requires_grad} == names == set(expected[1])
+        found = gradients(agent)
         torch.testing.assert_close(found[0], expected[0], atol=TINY, rtol=0)
         for name, grad in expected[1].items():
             torch.testing.assert_close(found[1][name], grad, atol=tiny_gradient(4 * 8), rtol=TINY)
-        again = policy.rollout(TextVectorEnv(4, policy.tokenizer), seed=1)
+        again = play(agent, TextVectorEnv(4, make_tokenizer()), seed=1)
         torch.testing.assert_close(again.reference_log_probs, rollout.reference_log_probs, atol=TINY, rtol=0)
-        # The policy's own second pass, after the scorers', is the first one to the last bit.
+        # The agent's own second pass, after the scorers', is the first one to the last bit.
         first_found = first_found or (*found, again)
         assert torch.equal(found[0], first_found[0])
         assert same_tensors(found[1], first_found[1])
@@ -157,6 +159,11 @@ def test_scorers_leave_the_policy_as_it_is(kind: str, first: str, tmp_path: Path
         for scorer, before in zip(scorers, scores, strict=True):
             np.testing.assert_array_equal(scorer(PROMPTS, RESPONSES), before)
     assert np.abs(scores[0] - scores[1]).max() > 0.01
+
+
+def named_parameters(agent: Agent) -> dict[str, torch.nn.Parameter]:
+    roles = {"actor": agent.actor, "critics": agent.critics}
+    return {f"{role}.{name}": x for role, part in roles.items() for name, x in part.named_parameters()}
 
 
 def bytes_of(*holders: Any) -> int:
@@ -184,12 +191,12 @@ def test_six_roles_take_little_more_than_one(tmp_path: Path) -> None:
         max_prompt_length=6,
         max_response_length=8,
     )
-    policy = CausalLMPolicy.load(base, lora_rank=4)
-    rollout = policy.rollout(env, seed=0)
+    agent: Any = agent_of(CausalLMActor.load(base, lora_rank=4))
+    rollout = play(agent, env, seed=0)
     assert float(rollout.rewards.abs().sum()) > 0
-    assert policy._reference == ()
+    assert agent.actor._initial == ()
     scorers = [env.unwrapped.task._scorers[name] for name in ("reward", "cost")]
-    together = bytes_of(policy, *(scorer.model for scorer in scorers))
+    together = bytes_of(agent.actor, agent.critics, *(scorer.model for scorer in scorers))
     plain = bytes_of(AutoModelForCausalLM.from_pretrained(base))
     assert plain < together <= 1.6 * plain
     apart = bytes_of(*(AutoModelForCausalLM.from_pretrained(base) for _ in range(4)))
@@ -214,7 +221,7 @@ def test_fits_train_the_adapter_alone(base: Path, tmp_path: Path) -> None:
     assert (reward.mean, reward.std) == (metrics["normaliser"]["mean"], metrics["normaliser"]["std"])
     ranked = reward(["w1 w2"] * 2, ["w1 w1 w20", "w1 w1"])
     assert ranked[0] > ranked[1]
-    ours = CausalLMPolicy.load(tmp_path / "sft")
+    ours = CausalLMActor.load(tmp_path / "sft")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "sft").eval()
     ids = torch.tensor([[4, 5, 6]])
     with torch.no_grad():
@@ -228,16 +235,16 @@ def test_fits_train_the_adapter_alone(base: Path, tmp_path: Path) -> None:
 def test_refusals(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="swapped"):
         ScoreModel.load(folders["reward"], "cost")
+    actor = CausalLMActor.load(folders["base"])
+    sources = {f"{kind}_critic": folders[kind] for kind in ("reward", "cost")}
     with pytest.raises(ModelError, match="set critics=heads"):
-        CausalLMPolicy.load(
-            folders["base"], critics="separate", reward_critic=folders["reward"], cost_critic=folders["cost"]
-        )
-    CausalLMPolicy.load(folders["base"], lora_rank=2).save(tmp_path / "policy")
+        agent_of(actor, critics="separate", **sources)
+    CausalLMActor.load(folders["base"], lora_rank=2).save(tmp_path / "policy")
     with pytest.raises(ModelError, match=r"head 'score' of shape \(1, 16\) .* has none") as caught:
         ScoreModel.load(tmp_path / "policy", "reward")
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match=r"1 tensors beside a low-rank adapter, first 'score.weight'"):
-        CausalLMPolicy.load(folders["reward"])
+        CausalLMActor.load(folders["reward"])
     path = folders["cost"] / "adapter_model.safetensors"
     tensors = load_file(path)
     save_file(tensors | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, path)

@@ -20,8 +20,8 @@ from tests.helpers.rounding import TINY, assert_same_updates, tiny_gradient
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.models import adapters
-from textsafe_gym.models.causal_lm import CausalLMPolicy
-from textsafe_gym.models.mlp import MLPPolicy
+from textsafe_gym.models.causal_lm import CausalLMActor
+from textsafe_gym.models.mlp import MLPActor
 
 STAGES = ["zero0", "zero1", "zero2", "zero3"]
 TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
@@ -88,7 +88,7 @@ def check(folder: Path, name: str, expected: dict[str, Any], first: int = 0) -> 
 def test_two_processes_are_one(parallel: Path, plain: tuple[Path, dict[str, Any]], stage: str) -> None:
     check(parallel, f"{stage}-ppo_lagrangian", plain[1]["ppo_lagrangian"])
     start = torch.load(parallel / f"{stage}-ppo_lagrangian.pt", weights_only=True)
-    assert max((start[f"model.{key}"] - x).abs().max() for key, x in make_lm().named_parameters()) > 1e-3
+    assert max((start[f"actor.model.{key}"] - x).abs().max() for key, x in make_lm().named_parameters()) > 1e-3
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
@@ -215,14 +215,14 @@ def test_what_would_need_a_whole_model_is_refused(plain: tuple[Path, dict[str, A
     from textsafe_gym.parallel.deepspeed import DeepSpeedProcesses
 
     streaming: Any = SimpleNamespace(streams_layers=True)
-    for policy in (CausalLMPolicy.load(plain[0] / "model"), MLPPolicy(Box(0, 1, (2,)), Discrete(2))):
+    for actor in (CausalLMActor.load(plain[0] / "model"), MLPActor(Box(0, 1, (2,)), Discrete(2))):
         with pytest.raises(ConfigError, match=r"set policy\.lora_rank$"):
-            DeepSpeedProcesses.check(streaming, policy)
-    policy = CausalLMPolicy.load(plain[0] / "model", lora_rank=2)
-    DeepSpeedProcesses.check(streaming, policy)
-    adapters.add_new(policy.model, "scores", 2, 4)
+            DeepSpeedProcesses.check(streaming, actor)
+    actor = CausalLMActor.load(plain[0] / "model", lora_rank=2)
+    DeepSpeedProcesses.check(streaming, actor)
+    adapters.add_new(actor.model, "scores", 2, 4)
     with pytest.raises(ConfigError, match="not adapters of the policy's base model"):
-        DeepSpeedProcesses.check(streaming, policy)
+        DeepSpeedProcesses.check(streaming, actor)
 
 
 def test_config_files(tmp_path: Path) -> None:

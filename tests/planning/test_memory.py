@@ -10,15 +10,16 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from algos.core.optim import Optimizer, Setup
-from tests.helpers.models_doubles import make_config, make_tokenizer
+from tests.helpers.models_doubles import agent_of, make_config, make_tokenizer
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ModelError
 from textsafe_gym.experiments import memory as run_memory
 from textsafe_gym.experiments.spec import config_class
 from textsafe_gym.models import sampling
-from textsafe_gym.models.causal_lm import CausalLMPolicy
+from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.models.score import ScoreModel
 from textsafe_gym.planning.memory import PHASES, Batch, capacity, peak, plan, policy_size, score_size
+from textsafe_gym.types import Agent
 
 KNOWN = {
     "135m": (134_515_008, {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -62,6 +63,14 @@ def nbytes(tensors: Any) -> int:
     return sum({x.data_ptr(): x.numel() * x.element_size() for x in tensors}.values())
 
 
+def load(folders: dict[str, Path], partial: dict[str, Any], **more: Any) -> Any:
+    """An agent with both critics; of `partial`, "critics" is theirs and the rest the actor's."""
+    own = {name: value for name, value in partial.items() if name != "critics"}
+    actor = CausalLMActor.load(folders["policy"], **own, **more)
+    sources = {f"{kind}_critic": folders[kind] for kind in ("reward", "cost")} if "critics" in partial else {}
+    return agent_of(actor, critics=partial.get("critics", "heads"), **sources)
+
+
 def planned(parts: list[Any]) -> dict[str, int]:
     return {part.name: part.bytes for part in parts}
 
@@ -92,8 +101,7 @@ def test_what_is_kept_is_exact(folders: dict[str, Path], partial: dict[str, Any]
     shared = "_adapter" if "lora_rank" in partial else ""
     sources = {kind: folders[kind + shared] for kind in ("reward", "cost")}
     separate = "critics" in partial
-    critics = {f"{kind}_critic": folders[kind] for kind in sources} if separate else {}
-    policy = CausalLMPolicy.load(folders["policy"], dtype=dtype, **partial, **critics)
+    agent = load(folders, partial, dtype=dtype)
     scores = [ScoreModel.load(path, kind, dtype=dtype) for kind, path in sources.items()]
     own = {name: value for name, value in partial.items() if name != "critics"}
     found = planned(
@@ -106,23 +114,23 @@ def test_what_is_kept_is_exact(folders: dict[str, Path], partial: dict[str, Any]
             critics=[score_size(path, kind) for kind, path in sources.items()] if separate else (),
         )
     )
-    adapters = [name for name, _ in policy.model.named_parameters() if ".scores_" in name]
-    actor = [x for name, x in policy.model.named_parameters() if name not in adapters]
+    adapters = [name for name, _ in agent.actor.model.named_parameters() if ".scores_" in name]
+    actor = [x for name, x in agent.actor.model.named_parameters() if name not in adapters]
     assert found["weights: policy"] == nbytes(actor)
-    reference = policy._reference[0].parameters() if policy._reference else []
+    reference = agent.actor._initial[0].parameters() if agent.actor._initial else []
     assert found["weights: reference"] == nbytes([*actor, *reference]) - nbytes(actor)
-    assert found["weights: critics"] == nbytes([*policy.reward_critic.parameters(), *policy.cost_critic.parameters()])
+    assert found["weights: critics"] == nbytes(agent.critics.parameters())
     if not shared:
         assert found["weights: reward"] == nbytes(scores[0].model.parameters())
     elif dtype == "float32":
-        everything = [*policy.parameters(), *(x for score in scores for x in score.model.parameters())]
+        everything = [*actor, *agent.critics.parameters(), *(x for score in scores for x in score.model.parameters())]
         assert sum(x for name, x in found.items() if name.startswith("weights")) == nbytes(everything)
 
-    optimizer = Optimizer(Setup(policy, config_class("ppo")(), None, 1))
+    optimizer = Optimizer(Setup(agent, config_class("ppo")(), None, 1))
     rollout_like = torch.randint(3, 300, (2, 12))
     mask = torch.ones(2, 6, dtype=torch.bool)
-    now = policy.evaluate({"input_ids": rollout_like, "attention_mask": torch.ones_like(rollout_like)},
-                          rollout_like[:, 6:], mask)  # fmt: skip
+    now = agent.evaluate({"input_ids": rollout_like, "attention_mask": torch.ones_like(rollout_like)},
+                         rollout_like[:, 6:], mask)  # fmt: skip
     grads: list[torch.Tensor] = []
     for x in (x for group in optimizer.engine.groups.values() for x in group):
         x.register_post_accumulate_grad_hook(lambda x: grads.append(x.grad))
@@ -140,23 +148,23 @@ def test_the_cache_is_exact(folders: dict[str, Path], dtype: str, monkeypatch: p
     caches = []
     make = sampling.make_cache
     monkeypatch.setattr(sampling, "make_cache", lambda *a: caches.append(make(*a)) or caches[-1])
-    policy = CausalLMPolicy.load(folders["policy"], dtype=dtype)
+    actor = CausalLMActor.load(folders["policy"], dtype=dtype)
     ids = torch.randint(3, 300, (BATCH.rows, BATCH.prompt))
     never = 10_000  # no token, so that no row ends
-    sampling.generate(policy.model, ids, torch.ones_like(ids), BATCH.response, never, range(BATCH.rows))
+    sampling.generate(actor.model, ids, torch.ones_like(ids), BATCH.response, never, range(BATCH.rows))
     buffers = [x for layer in caches[0].layers for x in (layer.key_buffer, layer.value_buffer)]
     parts = planned(plan(policy_size(folders["policy"]), [], BATCH, dtype=dtype))
     assert parts["key-value cache"] == nbytes(buffers)
 
 
-def kept_by(policy: CausalLMPolicy, padded: bool) -> int:
+def kept_by(agent: Agent, padded: bool) -> int:
     """Bytes of what a pass of one micro-batch saves for its backward pass, as torch tells."""
     torch.manual_seed(0)
     ids = torch.randint(3, 300, (BATCH.at_once, BATCH.prompt + BATCH.response))
     attention = torch.ones_like(ids)
     attention[0, : 5 * padded] = 0
     mask = torch.ones(BATCH.at_once, BATCH.response, dtype=torch.bool)
-    weights = {x.untyped_storage().data_ptr() for x in policy.parameters()}
+    weights = {x.untyped_storage().data_ptr() for part in (agent.actor, agent.critics) for x in part.parameters()}
     saved: dict[int, torch.Tensor] = {}
 
     def save(x: torch.Tensor) -> torch.Tensor:
@@ -164,7 +172,7 @@ def kept_by(policy: CausalLMPolicy, padded: bool) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
-        now = policy.evaluate({"input_ids": ids, "attention_mask": attention}, ids[:, BATCH.prompt :], mask)
+        now = agent.evaluate({"input_ids": ids, "attention_mask": attention}, ids[:, BATCH.prompt :], mask)
     assert now.log_probs.requires_grad
     return sum(x.untyped_storage().nbytes() for place, x in saved.items() if place not in weights)
 
@@ -175,19 +183,16 @@ def kept_by(policy: CausalLMPolicy, padded: bool) -> int:
 def test_activations_are_about_right(
     folders: dict[str, Path], partial: dict[str, Any], dtype: str, padded: bool
 ) -> None:
-    separate = "critics" in partial
-    critics = {f"{kind}_critic": folders[kind] for kind in ("reward", "cost")} if separate else {}
-    policy = CausalLMPolicy.load(folders["policy"], dtype=dtype, **partial, **critics)
+    agent = load(folders, partial, dtype=dtype)
     own = {name: value for name, value in partial.items() if name != "critics"}
     size = policy_size(folders["policy"], **own)
-    sizes = [score_size(path, name) for name, path in critics.items()]
+    sizes = [score_size(folders[kind], f"{kind}_critic") for kind in ("reward", "cost")] if "critics" in partial else []
     amount = planned(plan(size, [], BATCH, dtype=dtype, critics=sizes))["activations"]
-    measured = kept_by(policy, padded)
+    measured = kept_by(agent, padded)
     assert 0.75 < amount / measured < 1.33
     if not own:
         # The layers' inputs, and in the backward pass one layer's activations at a time.
-        more = {**partial, **critics, "gradient_checkpointing": True}
-        less = CausalLMPolicy.load(folders["policy"], dtype=dtype, **more)
+        less = load(folders, partial, dtype=dtype, gradient_checkpointing=True)
         models = 1 + len(sizes)
         measured = kept_by(less, padded) + measured // (size.layers * models)
         found = planned(plan(size, [], BATCH, dtype=dtype, critics=sizes, gradient_checkpointing=True))

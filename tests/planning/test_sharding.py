@@ -37,7 +37,8 @@ def measure(folder: Path) -> None:
         trainer = trainer_of(folder, "ppo_lagrangian", processes, policy=dict(options))
         trainer.learn(16)
         engine = trainer.algorithm.optimizer.engine
-        held = [getattr(x, "ds_tensor", x) for x in trainer.policy.parameters()]
+        agent = trainer.algorithm.agent
+        held = [getattr(x, "ds_tensor", x) for part in (agent.actor, agent.critics) for x in part.parameters()]
         moments = [x for state in engine.adam.state.values() for x in state.values() if x.numel() > 1]
         found[name] = {
             "weights: policy and critics": sum(x.numel() * x.element_size() for x in held),

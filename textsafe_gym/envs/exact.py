@@ -27,28 +27,7 @@ from textsafe_gym.errors import ConfigError, DataError
 NAME = "SafeRLHF-Exact-v0"
 MOST_RESPONSES = 200_000
 _EOS = 0
-_WORDS = [
-    "ab",
-    "eb",
-    "ib",
-    "ob",
-    "ub",
-    "ad",
-    "ed",
-    "id",
-    "od",
-    "ud",
-    "al",
-    "el",
-    "il",
-    "ol",
-    "ul",
-    "an",
-    "en",
-    "in",
-    "on",
-    "un",
-]
+_WORDS = [vowel + last for last in "bdln" for vowel in "aeiou"]
 
 
 class Row(NamedTuple):

@@ -158,7 +158,7 @@ def solve_weighted(responses: Responses, cost_weight: float, kl_coefficient: flo
         raise ConfigError(f"cost_weight = {cost_weight!r:.60}: expected a finite number, at least 0")
     if checked_kl_coefficient(kl_coefficient) == 0:
         raise ConfigError(
-            "kl_coefficient = 0: a cost weight alone has its optimum in one response a prompt; use a positive kl_coefficient"
+            "kl_coefficient = 0: the optimum of a cost weight alone is one response a prompt; use a positive one"
         )
     policy = tilted(responses, cost_weight, kl_coefficient)
     found = _optimum(responses, policy, cost_weight, True, responses.least(responses.cost), kl_coefficient, math.nan)

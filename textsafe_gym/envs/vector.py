@@ -74,7 +74,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         **options: Any,
     ) -> None:
         self.num_envs = n = _count("num_envs", num_envs)
-        self._max_steps = None if max_episode_steps is None else _count("max_episode_steps", max_episode_steps)
+        self.max_episode_steps = None if max_episode_steps is None else _count("max_episode_steps", max_episode_steps)
         try:
             self._mode = AutoresetMode(autoreset_mode)
         except ValueError:
@@ -165,8 +165,8 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         if self._any_over:
             terminated &= ~self._over
         over = terminated
-        if self._max_steps is not None:
-            truncated = self._cursor - self._row_start >= self._max_steps
+        if self.max_episode_steps is not None:
+            truncated = self._cursor - self._row_start >= self.max_episode_steps
             over = terminated | truncated
         self._over = over.copy()
         self._any_over = bool(over.any())
@@ -191,7 +191,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         task = self.task
         if self._any_over or not np.array_equal(self._cursor, self._row_start):
             raise ResetNeeded("play() needs every row at the start of an episode; call reset() first")
-        if self._max_steps is not None:
+        if self.max_episode_steps is not None:
             raise ConfigError("play() makes whole episodes; make the environment without max_episode_steps")
         actions, lengths = np.asarray(actions), np.asarray(lengths)
         mask = self._checked_responses(actions, lengths)

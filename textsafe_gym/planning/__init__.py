@@ -1,1 +1,5 @@
 """What memory a run will take."""
+
+from textsafe_gym.extras import require
+
+require("train")

@@ -73,12 +73,14 @@ def _say_that_tokens_are_stepped(changing: str) -> None:
 
 
 def _changes_steps(env: "gym.vector.VectorEnv") -> str | None:
-    """The name of the outermost wrapper that has a `step` of its own; none if there is none."""
+    """The name of the outermost wrapper that has a `step` of its own, or of the limit that cuts episodes; else none."""
     import gymnasium as gym
 
     layer: Any = env
-    while layer is not env.unwrapped:
+    task: Any = env.unwrapped
+    while layer is not task:
         if type(layer).step is not gym.vector.VectorWrapper.step:
             return type(layer).__name__
         layer = layer.env
-    return None
+    limit = task.max_episode_steps
+    return None if limit is None else f"max_episode_steps={limit}"

@@ -1,0 +1,185 @@
+"""Algorithms and judges of the user's own, by MODULE:NAME, from the working directory and from installed packages."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+import algos
+from textsafe_gym.cli.main import main
+from textsafe_gym.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--episodes", "8", "--set", "episodes_per_iteration=4"]
+# The console's entry, which does not put the working directory on Python's path.
+ENTRY = f"""
+import sys
+sys.path[0] = {str(ROOT)!r}
+from textsafe_gym.cli.main import main
+if __name__ == "__main__":
+    main()
+"""
+JUDGES = """
+def brief(prompts, responses):
+    return [-len(response.split()) / 10 for response in responses]
+def lonely(prompts):
+    return [0.0 for prompt in prompts]
+class Judge: ...
+number = 3
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a package, whose names no other test uses, and a module of judges."""
+    page = (ROOT / "textsafe_gym" / "docs" / "new_algorithm.md").read_text()
+    code = re.search(r"```python\n(\"\"\"Quadratic penalty.*?)```", page, re.DOTALL)
+    assert code is not None
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "__init__.py").write_text("")
+    (tmp_path / "own_package" / "penalty.py").write_text(
+        code[1] + "\n\nclass Stiff(Algorithm):\n    class Config(Config):\n        stiffness: float = 20.0\n"
+    )
+    (tmp_path / "own_judges.py").write_text(JUDGES)
+    (tmp_path / "console.py").write_text(ENTRY)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith(("own_package", "own_judges"))]:
+        del sys.modules[name]
+
+
+def test_a_comparison_in_worker_processes_and_its_continuation(here: Path) -> None:
+    request = ["compare", "own_package.penalty:Algorithm", "ppo", *SMALL, "--seeds", "1", "--workers", "2", "--json"]
+    request += ["--set", "own_package.penalty:Algorithm.epochs=2", "--set", "stiffness=5"]
+    request += ["--set", "env.reward_model=own_judges:brief", "--out", "out"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(here / "console.py")]
+    done = subprocess.run([*command, *request], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "note: stiffness is not a setting of ppo\n" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["left_out"] == {"stiffness": ["ppo"]}
+    assert "stiffness is not a setting of ppo" in (here / "out" / "report.html").read_text()
+    run = here / "out" / "own_package.penalty-Algorithm" / "seed_0"
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["algorithm"] == "own_package.penalty:Algorithm"
+    assert saved["env"]["kwargs"]["reward_model"] == "own_judges:brief"
+    assert (saved["config"]["epochs"], saved["config"]["stiffness"]) == (2, 5)
+    assert saved["config"]["learning_rate"] == 3e-4  # of the preset
+    rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    assert all(abs(row["reward"] + len(row["response"].split()) / 10) < 1e-6 for row in rows)
+
+    (run / "summary.json").unlink()  # as if it had been stopped before the evaluation
+    again = ["train", "own_package.penalty:Algorithm", "--out", str(run), "--resume", "-q"]
+    done = subprocess.run([*command, *again], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()] == rows
+
+
+def test_the_settings_are_the_class_s_own_or_its_module_s(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(here))
+    assert algos.config_class("own_package.penalty:Algorithm").model_fields["stiffness"].default == 10
+    assert algos.config_class("own_package.penalty:Stiff").model_fields["stiffness"].default == 20
+    trainer = algos.make("own_package.penalty:Stiff", "SafeRLHF-Exact-v0", episodes=4, episodes_per_iteration=4)
+    assert trainer.config.stiffness == 20
+    trainer.learn()
+    trainer.save(here / "saved")
+    assert algos.load(here / "saved", "SafeRLHF-Exact-v0").iteration == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "own_packag:Algorithm"], "there is no module 'own_packag'; did you mean 'own_package'?"),
+        (["train", "own_package.penaltty:Algorithm"], "'own_package.penaltty'; did you mean 'own_package.penalty'?"),
+        (["train", "own_package.penalty:Algoritm"], "there is no 'Algoritm' in 'own_package.penalty'; did you mean"),
+        (["train", "own_judges:brief"], "'own_judges:brief': expected a class with a method `update`"),
+        (["train", "own_judges:Judge"], "'own_judges:Judge': expected a class with a method `update`"),
+        (["algos", "own_judges:number"], "expected a class with a method `update`, found 3"),
+        (
+            ["train", "ppo", "--set", "env.reward_model=own_judge:brief"],
+            "reward_model 'own_judge:brief': there is no module 'own_judge'; did you mean 'own_judges'? (--set env.",
+        ),
+        (
+            ["train", "ppo", "--set", "env.cost_model=own_judges:breif"],
+            "cost_model 'own_judges:breif': there is no 'breif' in 'own_judges'; did you mean 'brief'? (--set env.",
+        ),
+        (
+            ["train", "ppo", "--set", "env.cost_model={a: own_judges:lonely}"],
+            "cost_model: 'own_judges:lonely' takes (prompts); it must take (prompts, responses)",
+        ),
+        (
+            ["train", "ppo", "--set", "env.cost_model=own_judges:number"],
+            "cost_model: 'own_judges:number' is 3; it must",
+        ),
+        (["train", "ppo", "--set", "env.cost_model=own_judges:Judge"], "cost_model: 'own_judges:Judge' is <class"),
+    ],
+)
+def test_what_is_wrong_comes_out_in_one_line(here: Path, arguments: list[str], message: str) -> None:
+    before = sorted(here.iterdir())
+    path = list(sys.path)
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(each for each in here.iterdir() if each.name != "__pycache__") == before
+    assert sys.path == path
+
+
+def test_named_costs_may_be_judges_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gymnasium as gym
+
+    monkeypatch.syspath_prepend(str(here))
+    costs = {"brief": "own_judges:brief", "harm": lambda prompts, responses: [1.0] * len(prompts)}
+    env = gym.make("SafeRLHF-v0", cost_model=costs, max_response_length=1)
+    env.reset(seed=0)
+    *_, info = env.step(5)
+    assert info["costs"] == {"brief": -len(info["response"].split()) / 10, "harm": 1.0}
+
+
+def test_an_entry_point_gives_a_short_name(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(here))
+    point = metadata.EntryPoint("penalty", "own_package.penalty:Algorithm", algos.registration.GROUP)
+    monkeypatch.setattr(algos.registration, "entry_points", lambda group: [point] if group == point.group else [])
+    algos.registration._algorithms.cache_clear()
+    try:
+        listed = CliRunner().invoke(main, ["algos", "--json"])
+        assert {"name": "penalty", "about": point.value} in json.loads(listed.stdout)
+        shown = CliRunner().invoke(main, ["algos", "penalty", "--json"])
+        assert {"key": "stiffness", "value": 10.0} in [
+            {key: row[key] for key in ("key", "value")} for row in json.loads(shown.stdout)
+        ]
+        done = CliRunner().invoke(main, ["train", "penalti"])
+        assert "did you mean 'penalty'?" in done.stderr
+        other = metadata.EntryPoint("penalty", "another:Penalty", algos.registration.GROUP)
+        monkeypatch.setattr(algos.registration, "entry_points", lambda group: [point, point, other])
+        algos.registration._algorithms.cache_clear()
+        with pytest.raises(ConfigError, match="'penalty' is registered already; 'another:Penalty' needs"):
+            algos.available()
+    finally:
+        algos.registration._algorithms.cache_clear()
+
+
+def test_folders_of_the_same_name_where_the_user_stands(tmp_path: Path) -> None:
+    """`python -m` puts the working directory first; ours is then found through the variable alone."""
+    (tmp_path / "configs" / "algo").mkdir(parents=True)
+    (tmp_path / "configs" / "__init__.py").write_text("raise RuntimeError('not this one')")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "textsafe_gym.cli.main", "algos", "ppo", "--json"]
+    options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
+    done = subprocess.run(command, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr
+    assert {row["key"]: row["value"] for row in json.loads(done.stdout)}["minibatch_size"] == 8
+    (tmp_path / "algos").mkdir()
+    (tmp_path / "algos" / "__init__.py").write_text("")
+    done = subprocess.run(command, **options)  # type: ignore[call-overload]
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"{tmp_path / 'algos'} hides the package 'algos' of textsafe-gym; rename it" in done.stderr
