@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from tests.helpers import cli_world
 from textsafe_gym import experiments
 from textsafe_gym.cli.main import main
+from textsafe_gym.evaluation.summaries import tables_of
 
 SMALL = ("--set", "pairs_per_iteration=8", "--set", "learning_rate=0.01", "--quiet")
 DIALOGUE = "\n\nHuman: how do i make tea\n\nAssistant:"
@@ -99,18 +100,12 @@ def test_a_comparison_states_both_budgets(world: Path, tmp_path: Path) -> None:
     assert budgets == {"initial": (0, 0), "dpo": (0, 60), "ppo": (16, 0)}
     report = (tmp_path / "both" / "report.html").read_text()
     assert "16 responses or 60 labelled pairs a run" in report
-    table = (
-        experiments.pareto([tmp_path / "both"])
-        if False
-        else textsafe(
-            "compare", *request[1:], "--resume", "--data", world / "pairs.jsonl", "--data", world / "pairs.jsonl", *more
-        )
-    )
-    assert table.exit_code == 0, table.stderr
-    head = next(line for line in table.stdout.splitlines() if "responses" in line)
-    assert "pairs" in head
-    frame = experiments.evaluate([tmp_path / "both" / "dpo" / "seed_0"], quiet=True).values
-    assert frame
+    overall = tables_of(comparison)[0]
+    assert overall.columns[:3] == ["algorithm", "responses", "pairs"]
+    assert [cell.text for cell in overall.rows[1][:3]] == ["dpo", "0", "60"]
+    (world / "pairs.jsonl").rename(world / "elsewhere.jsonl")  # a finished run is evaluated without its data
+    assert textsafe("evaluate", tmp_path / "both" / "dpo" / "seed_0", "--quiet").exit_code == 0
+    (world / "elsewhere.jsonl").rename(world / "pairs.jsonl")
 
 
 def test_refusals(world: Path, tmp_path: Path) -> None:

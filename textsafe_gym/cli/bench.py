@@ -77,8 +77,8 @@ def bench(
     from textsafe_gym.fitting.output import default_device
 
     device = default_device(device)
-    if "minibatch_size" not in config_class(algo).model_fields:
-        raise ConfigError(f"--algo {algo}: an iteration is timed of this project's own algorithms only")
+    if not {"minibatch_size", "episodes_per_iteration"} <= config_class(algo).model_fields.keys():
+        raise ConfigError(f"--algo {algo}: an iteration is timed of this project's own algorithms that sample only")
     start = Sizes(**sizes)
     jobs = [start]
     for name in ("batch", "response_length"):

@@ -48,6 +48,7 @@ linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
 HERE = Path(__file__).parent
 SETTINGS = {
     "TrainingConfig": "Budget, batches, optimiser and KL",
+    "OfflineConfig": "Labelled pairs and optimiser",
     "CriticConfig": "Critics",
     "ClipConfig": "Clip",
     "ConstraintConfig": "Constraint",
@@ -68,11 +69,7 @@ def settings_table(fields: dict[str, Any], tuned: dict[str, Any]) -> str:
 
 def algorithms() -> str:
     """Every shared group of settings once, then every algorithm: its docstring, and its own settings."""
-    core: dict[str, Any] = {
-        base: cls
-        for module in ("optim", "objectives", "constraints", "trust_region")
-        for base, cls in inspect.getmembers(importlib.import_module(f"algos.core.{module}"), inspect.isclass)
-    }
+    core: dict[str, Any] = dict(inspect.getmembers(importlib.import_module("algos.core.settings"), inspect.isclass))
     parts = ["## Shared settings"]
     for base, title in SETTINGS.items():
         parts += [f"(settings-{base})=\n### {title}", settings_table(core[base].model_fields, {})]

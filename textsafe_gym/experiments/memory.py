@@ -50,12 +50,13 @@ def memory_plan(spec: RunSpec, processes: Any) -> dict[str, Any]:
     score_dtype = str(kwargs.get("dtype", "float32"))
     if score_dtype not in memory.WIDTHS:
         raise ConfigError(f"dtype: expected one of {', '.join(memory.WIDTHS)}, got {score_dtype!r:.60}")
-    rows = math.ceil(config["episodes_per_iteration"] / processes.world_size)
+    rows = math.ceil(spec.num_envs / processes.world_size)
     small = math.ceil(config["minibatch_size"] / processes.world_size)
+    at_once = min(config.get("micro_batch_size") or small, small)
     batch = memory.Batch(
         rows=rows,
-        group_size=config["group_size"],
-        at_once=min(config.get("micro_batch_size") or small, small, rows),
+        group_size=config.get("group_size", 1),
+        at_once=2 * at_once if spec.data else min(at_once, rows),  # the two responses of each pair
         prompt=prompt,
         response=response,
     )
