@@ -192,6 +192,11 @@ class Trainer:
                 on_iteration(row)
         return rows
 
+    @property
+    def cost_limit(self) -> float | None:
+        """The limit on the mean of all costs, bounded or not; None where there is none or something else is bounded."""
+        return self.algorithm.constraints.cost_limit
+
     def set_cost_limit(self, limit: float, name: str = "") -> None:
         """Changes the limit from the next iteration on; a checkpoint keeps it.
 
