@@ -163,7 +163,7 @@ def load(
 
     state = load_checkpoint(Path(directory))
     if not {"name", "config", "iteration", "own_policy"} <= state.keys():
-        raise RunError(f"'{directory}' is no checkpoint of a trainer; give the folder that `save` wrote")
+        raise RunError(f"'{directory}' is not a checkpoint of a trainer; give the folder that `save` wrote")
     if policy is None and not state["own_policy"]:
         raise RunError(
             f"the run in '{directory}' began from a policy of the caller's; give the same again: load(..., policy=...)"

@@ -53,7 +53,7 @@ class Algorithm:
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One step of the actor, then the critics' minibatches.
 
-        Metrics beside those of the critics and of the constraint: `recovering`, 1 where no step could keep the limit;
+        Metrics besides those of the critics and of the constraint: `recovering`, 1 where no step could keep the limit;
         `step_kl`, of the step that was taken; `step_fraction`, what the line search left of it.
         """
         from algos.core.objectives import critic_losses, estimate, shaped_rewards

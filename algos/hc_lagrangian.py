@@ -54,7 +54,7 @@ class Algorithm:
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning.
 
-        Metrics beside PPO-Lagrangian's: `upper_bound`, the largest excess of an upper bound over its limit; `safe`, 1
+        Metrics besides PPO-Lagrangian's: `upper_bound`, the largest excess of an upper bound over its limit; `safe`, 1
         if this iteration's episodes alone show with confidence that all limits are kept.
         """
         from algos.core.constraints import weighted_cost

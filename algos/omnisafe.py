@@ -34,7 +34,7 @@ _LOGGED = {
 
 
 class RunConfig(BaseModel):
-    """What all of OmniSafe's algorithms have in common here; beside it stand their own sections."""
+    """What all of OmniSafe's algorithms have in common here; next to it stand their own sections."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -48,7 +48,7 @@ class Algorithm:
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One step of the actor, then the critics' minibatches.
 
-        Metrics beside those of the critics and of the constraint: `step_kl`, of the step that was taken;
+        Metrics besides those of the critics and of the constraint: `step_kl`, of the step that was taken;
         `step_fraction`, what the line search left of it.
         """
         from algos.core.objectives import critic_losses, estimate, shaped_rewards

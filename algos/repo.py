@@ -47,7 +47,7 @@ class Algorithm:
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints, "multipliers": self.multipliers}
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
-        """One iteration's learning. Metrics beside PPO-Lagrangian's: `rectified_violation`, the mean over prompts that
+        """One iteration's learning. Metrics besides PPO-Lagrangian's: `rectified_violation`, the mean over prompts that
         drives λ, and `violating`, the share of prompts that are penalised."""
         from algos.core.groups import others_mean
         from algos.core.objectives import clipped_losses, estimate, mix_advantages, shaped_rewards

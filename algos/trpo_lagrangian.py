@@ -46,7 +46,7 @@ class Algorithm:
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One step of the actor, then the critics' minibatches.
 
-        Metrics beside those of the critics and of the constraint: λ; `step_kl`, of the step that was taken;
+        Metrics besides those of the critics and of the constraint: λ; `step_kl`, of the step that was taken;
         `step_fraction`, what the line search left of it.
         """
         from algos.core.constraints import weighted_cost

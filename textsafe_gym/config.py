@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, KeyError, AttributeError):  # the library looks no closer
-            problem = f"{node.value!r} is no {node.tag.rpartition(':')[2]}"
+            problem = f"{node.value!r} is not a valid {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
 
@@ -136,7 +136,7 @@ def _lines(node: yaml.Node | None, path: KeyPath, source: str, origin: dict[KeyP
                 raise ConfigError(f"{place}: '<<' is not read; write the keys out")
             if key.tag != "tag:yaml.org,2002:str":
                 shown = repr(key.value) if isinstance(key.value, str) else f"of type {key.id}"
-                raise ConfigError(f"{place}: the key {shown} is no string; put it in quotes")
+                raise ConfigError(f"{place}: the key {shown} is not a string; put it in quotes")
             inner = (*path, key.value)
             if inner in origin:
                 raise ConfigError(f"{place}: the key '{'.'.join(inner)}' stands twice; first at {origin[inner]}")

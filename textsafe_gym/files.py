@@ -144,10 +144,10 @@ def parse_rows(source: str | Path, text: str, hint: str) -> Iterator[tuple[int, 
     Args:
         source: where the text was read, for messages.
         text: the lines.
-        hint: what to do about a line that is no JSON.
+        hint: what to do about a line that is not JSON.
 
     Raises:
-        DataError: a line is no JSON.
+        DataError: a line is not JSON.
     """
     # Not splitlines(): JSON strings may hold U+2028 and other characters that it takes for line ends.
     for number, line in enumerate(text.split("\n"), start=1):

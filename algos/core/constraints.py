@@ -108,7 +108,7 @@ class Constraints:
         if not math.isfinite(limit):
             raise ConfigError(f"cost_limit = {limit!r}: expected a finite number")
         if self.config.constraint == "probability" and not 0 <= limit <= 1:
-            raise ConfigError(f"constraint = 'probability': cost_limit = {limit:g} is no probability")
+            raise ConfigError(f"constraint = 'probability': cost_limit = {limit:g} is not a probability")
         self.limits[name] = float(limit)
         self.cost_limit = self.limits[""] if self.config.constraint == "mean" and "" in self.limits else None
 

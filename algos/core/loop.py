@@ -97,7 +97,7 @@ class Algorithm(Protocol):
         agent: the one being trained.
         optimizer: what steps it, an `algos.core.optim.Optimizer` unless the algorithm brings its own.
         constraints: what is bounded.
-        parts: by name, all beside the agent that the next update depends on; a checkpoint holds their state.
+        parts: by name, all besides the agent that the next update depends on; a checkpoint holds their state.
     """
 
     source: ClassVar[str]

@@ -59,7 +59,7 @@ class OfflineConfig(StepConfig):
 
 
 class ClipConfig(BaseModel):
-    """PPO's clip, and what holds its steps back beside it."""
+    """PPO's clip, and what holds its steps back besides it."""
 
     clip_range_ratio: float = Field(0.2, gt=0, description="PPO's clip on the ratio of new to old probability")
     target_kl: float | None = Field(
@@ -74,11 +74,11 @@ class CriticConfig(BaseModel):
     gamma: float = Field(1.0, ge=0, le=1, description="discount")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of generalised advantage estimation")
     clip_range_value: float = Field(5.0, gt=0, description="how far a value may move from the old one in an update")
-    value_coefficient: float = Field(1.0, ge=0, description="weight of the critics' losses beside the actor's")
+    value_coefficient: float = Field(1.0, ge=0, description="weight of the critics' losses next to the actor's")
 
 
 class ConstraintConfig(BaseModel):
-    """What is bounded, beside `cost_limit`."""
+    """What is bounded, besides `cost_limit`."""
 
     constraint: Literal["mean", "probability", "cvar"] = Field(
         "mean", description="what cost_limit bounds: E[cost], P(cost > 0), or the mean of the worst episodes' costs"

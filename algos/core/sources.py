@@ -65,7 +65,7 @@ class Rollouts:
         if config.episodes_per_iteration % together:
             several = f" in {processes.world_size} processes" if processes.world_size > 1 else ""
             raise ConfigError(
-                f"episodes_per_iteration = {config.episodes_per_iteration} is no multiple of the environment's "
+                f"episodes_per_iteration = {config.episodes_per_iteration} is not a multiple of the environment's "
                 f"num_envs = {env.num_envs}{several}; set episodes_per_iteration={together} or make the "
                 "environment anew"
             )
@@ -136,7 +136,7 @@ class Pairs:
         return self.preferences[torch.tensor([orders[place // count][place % count] for place in wanted])]
 
     def metrics(self, batch: Preferences) -> dict[str, float]:
-        """Nothing beside what the algorithm reports."""
+        """Nothing besides what the algorithm reports."""
         return {}
 
     def spent(self, iterations: int) -> dict[str, int]:

@@ -35,7 +35,7 @@ class Crossing(cmdps.Crossing):
 
 
 class Duck:
-    """Six values from something that is no `gymnasium.Env` at all."""
+    """Six values from something that is not a `gymnasium.Env` at all."""
 
     observation_space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)
     action_space = gym.spaces.Discrete(2)

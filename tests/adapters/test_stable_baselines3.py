@@ -191,7 +191,7 @@ def test_refusals() -> None:
         CostVecEnv(sync(lambda: later, 1))
     normalised = VecNormalize(make_vec_env("SafeRLHF-Exact-v0", 2))
     model = PPO("MultiInputPolicy", normalised, n_steps=8, batch_size=8, device="cpu", policy_kwargs=WINDOW)
-    with pytest.raises(ConfigError, match="token ids are no whole numbers; give VecNormalize norm_obs=False"):
+    with pytest.raises(ConfigError, match="token ids are not whole numbers; give VecNormalize norm_obs=False"):
         model.learn(8)
     with pytest.raises(ConfigError, match="reads input_ids and attention_mask, not Box"):
         WindowExtractor(gym.spaces.Box(0, 1, (2,)))

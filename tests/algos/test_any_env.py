@@ -152,8 +152,8 @@ def test_whole_costs_beside_fractions() -> None:
 @pytest.mark.parametrize(
     ("cost", "message"),
     [
-        ({"cost": None}, r"Crossing gives info\['cost'\] = None, which is no number"),
-        ({"cost": np.ones(1)}, r"Crossing gives info\['cost'\] = array\(\[1.\]\), which is no number"),
+        ({"cost": None}, r"Crossing gives info\['cost'\] = None, which is not a number"),
+        ({"cost": np.ones(1)}, r"Crossing gives info\['cost'\] = array\(\[1.\]\), which is not a number"),
         ({"costs": [1.0, 2.0]}, r"Crossing gives info\['costs'\] = \[1.0, 2.0\]; give a dict of named costs"),
     ],
 )

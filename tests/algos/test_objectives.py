@@ -155,7 +155,7 @@ def test_a_whole_response_has_one_ratio() -> None:
 
 
 def test_gae_steps_over_gaps() -> None:
-    """Columns that the actor did not say are no steps: the same numbers as without them, in their own columns."""
+    """Columns that the actor did not say are not steps: the same numbers as without them, in their own columns."""
     mask = torch.tensor([[True, False, False, True, True, False]])
     signal = torch.tensor([[1.0, NAN, NAN, 2.0, -1.0, NAN]])
     values = torch.tensor([[0.5, NAN, 9.0, 0.25, 2.0, NAN]])

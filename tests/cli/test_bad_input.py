@@ -322,7 +322,7 @@ def test_settings_of_a_run_that_are_none_are_named(world: Path, tmp_path: Path, 
     path = tmp_path / "run/config.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **change}))
     result = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
-    check(result.stderr, result.exit_code, [f"{path} is no run's: ", expected], world)
+    check(result.stderr, result.exit_code, [f"{path} is not a run's: ", expected], world)
     assert not (tmp_path / "out").exists()
 
 
@@ -352,7 +352,7 @@ def test_a_finished_run_with_a_damaged_summary_is_not_taken_for_one(world: Path,
 
 def test_chat_refuses_what_is_no_text(world: Path):
     command = [sys.executable, "-m", "textsafe_gym.cli.main", "chat", str(world / "run")]
-    for mode in ("0", "1"):  # in the second Python hands bytes that are no text on as halves of characters
+    for mode in ("0", "1"):  # in the second Python hands bytes that are not text on as halves of characters
         result = subprocess.run(
             command, input=b"\xff\xfe\n", capture_output=True, env={**os.environ, "PYTHONUTF8": mode, "LC_ALL": "C"}
         )

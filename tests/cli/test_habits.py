@@ -262,7 +262,7 @@ def test_the_nearest_name_is_offered(arguments: list[str], expected: str, tmp_pa
         ("--config", "epochs: 1\n\tseed: 2\n", ["f:2: not valid YAML: a tab"]),
         ("--config", "- 1\n", ["f:1: expected keys and values, found list"]),
         ("--config", "a\0b", ["f: not a text file"]),
-        ("--config", "? [a]\n: 1\n", ["f:1: the key of type sequence is no string"]),
+        ("--config", "? [a]\n: 1\n", ["f:1: the key of type sequence is not a string"]),
         (
             "--env",
             "id: SafeRLHF-v0\nkwargs:\n  cost_limt: 1\n  promts: x\npolicy:\n  temprature: 3\n",

@@ -166,7 +166,7 @@ def test_only_what_a_model_needs_is_uploaded(world: Path, tmp_path: Path):
         ({"config.json": {}, "mlp_policy.json": 3}, "lab/x", "mlp_policy.json: expected a JSON object"),
         ({"config.json": {}}, "x", "names no owner"),
         ({"config.json": {"_name_or_path": "/home/me/model"}}, "lab/x", "local path '/home/me/model'"),
-        ({"config.json": {}}, "lab/x/y", "is no hub id"),
+        ({"config.json": {}}, "lab/x/y", "is not a hub id"),
         ({"notes.json": {}}, "lab/x", "no policy or score model"),
         ({"config.yaml": {}}, "lab/x", "not finished"),
     ],

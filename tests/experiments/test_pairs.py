@@ -116,7 +116,7 @@ def test_refusals(world: Path, tmp_path: Path) -> None:
     assert "--data: ppo learns from what it samples" in refused("train", "ppo", "--data", world / "pairs.jsonl", *env)
     assert "--episodes: dpo samples no responses" in refused("train", "dpo", "--episodes", "8", *env)
     assert "--data: ppo learns" in refused("compare", "ppo", "--data", world / "pairs.jsonl", *env)
-    assert "are no pairs" in refused("train", "dpo", "--data", world / "demonstrations.jsonl", *env)
+    assert "are not pairs" in refused("train", "dpo", "--data", world / "demonstrations.jsonl", *env)
     (tmp_path / "bad.jsonl").write_text('{"prompt": "how", "chosen": "a", "rejected": "b"}\n{"prompt": "how"}\n')
     assert "bad.jsonl:2: no column 'chosen'" in refused("train", "dpo", "--data", tmp_path / "bad.jsonl", *env)
     assert "learns from pairs of texts" in refused("train", "dpo", "--env", "CartPole-v1", "--out", tmp_path / "never")

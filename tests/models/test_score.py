@@ -129,7 +129,7 @@ def test_a_new_head_on_a_language_models_trunk(tmp_path: Path) -> None:
 DAMAGE = {
     "no folder": lambda d: d.rename(d.parent / "away"),
     "no config": lambda d: (d / "config.json").unlink(),
-    "config is no JSON": lambda d: (d / "config.json").write_text("{"),
+    "config is not JSON": lambda d: (d / "config.json").write_text("{"),
     "unknown architecture": lambda d: (d / "config.json").write_text('{"model_type": "no_such_model"}'),
     "no weights": lambda d: (d / "model.safetensors").unlink(),
     "truncated weights": lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-99]),

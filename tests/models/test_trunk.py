@@ -243,7 +243,7 @@ def test_refusals(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"head 'score' of shape \(1, 16\) .* has none") as caught:
         ScoreModel.load(tmp_path / "policy", "reward")
     assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match=r"1 tensors beside a low-rank adapter, first 'score.weight'"):
+    with pytest.raises(ModelError, match=r"1 tensors besides a low-rank adapter, first 'score.weight'"):
         CausalLMActor.load(folders["reward"])
     path = folders["cost"] / "adapter_model.safetensors"
     tensors = load_file(path)

@@ -27,7 +27,7 @@ def from_safety_gymnasium(
         cost_limit: the limit on the mean episode cost; by default the environment's own, if it has one.
 
     Raises:
-        ConfigError: it is no environment.
+        ConfigError: it is not an environment.
     """
     made = env() if callable(env) and (isinstance(env, type) or not hasattr(env, "step")) else env
     for name in ("reset", "step", "observation_space", "action_space"):

@@ -1,6 +1,6 @@
 """Environments with `info["cost"]` for Stable-Baselines3: a `VecEnv`, a features extractor for texts, costs in the log.
 
-Stable-Baselines3 maximises the reward alone. The cost is counted beside it, in `info["episode"]["c"]`.
+Stable-Baselines3 maximises the reward alone. The cost is counted next to it, in `info["episode"]["c"]`.
 """
 
 import time
@@ -48,7 +48,7 @@ class CostVecEnv(VecEnv):
 
     The observation after the end of an episode is the next one's first; `infos[i]` then has "terminal_observation",
     and "TimeLimit.truncated" if a limit from outside cut the episode. It also has "episode", as a `Monitor` would give
-    it: "r", the sum of rewards, "l", the steps, "t", the seconds since the start, and beside these "c", the sum of
+    it: "r", the sum of rewards, "l", the steps, "t", the seconds since the start, and next to these "c", the sum of
     costs, and "c_NAME" for each named cost. `reset_infos` has the info of each row's last reset.
 
     Args:
@@ -172,12 +172,12 @@ class WindowExtractor(BaseFeaturesExtractor):
         ids, mask = observations["input_ids"], observations["attention_mask"]
         tokens = ids.long()  # Stable-Baselines3 makes floats of all it reads
         if bool((ids != tokens).any()):
-            raise ConfigError("the token ids are no whole numbers; give VecNormalize norm_obs=False")
+            raise ConfigError("the token ids are not whole numbers; give VecNormalize norm_obs=False")
         return (self.embedding(tokens) * mask.unsqueeze(-1)).flatten(1)
 
 
 class CostCallback(BaseCallback):
-    """Logs `rollout/ep_cost_mean`, and for each named cost `rollout/ep_cost_NAME_mean`, beside `ep_rew_mean`.
+    """Logs `rollout/ep_cost_mean`, and for each named cost `rollout/ep_cost_NAME_mean`, next to `ep_rew_mean`.
 
     Raises:
         ConfigError: the episodes are not counted by a `CostVecEnv`.

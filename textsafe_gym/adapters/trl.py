@@ -29,7 +29,7 @@ def reward_functions(env: Any) -> list[RewardFunction]:
         env: such as `gymnasium.make("SafeRLHF-v0")`.
 
     Raises:
-        ConfigError: it is no text environment.
+        ConfigError: it is not a text environment.
     """
     task = _task(env)
     costs = [f"cost {name}" for name in task.names] or ["cost"]
@@ -46,7 +46,7 @@ def prompt_dataset(env: Any, evaluation: bool = False) -> Any:
         evaluation: the evaluation prompts instead of those to train on.
 
     Raises:
-        ConfigError: it is no text environment, or the datasets library is not installed.
+        ConfigError: it is not a text environment, or the datasets library is not installed.
     """
     task = _task(env)
     try:

@@ -66,9 +66,9 @@ def bench(
 ) -> None:
     """Times the work of training on this machine, with random weights and prompts.
 
-    `rollout` generates responses, beside transformers' own `generate`; `iteration` is a whole iteration of training
+    `rollout` generates responses, next to transformers' own `generate`; `iteration` is a whole iteration of training
     with two critics and two score models, in four epochs of four minibatches; `env` walks the responses through
-    `gym.make_vec(...).step`, beside generating them at once.
+    `gym.make_vec(...).step`, next to generating them at once.
     """
     from textsafe_gym.errors import ConfigError
     from textsafe_gym.experiments.bench import measure

@@ -51,11 +51,11 @@ def _prompts() -> Iterator[str]:
     if not sys.stdin.isatty():
         try:
             for line in sys.stdin:
-                line.encode()  # which refuses what stands for bytes that are no text
+                line.encode()  # which refuses what stands for bytes that are not text
                 if line.strip():
                     yield line.strip()
         except UnicodeError:
-            raise DataError("the prompts are no text in UTF-8") from None
+            raise DataError("the prompts are not text in UTF-8") from None
         return
     while True:
         try:

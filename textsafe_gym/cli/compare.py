@@ -64,7 +64,7 @@ def compare(
 ) -> None:
     """Trains every ALGO with every seed, from the same policy, and writes tables, figures and report.html.
 
-    The untrained policy is evaluated beside them as "initial". Settings may be given for one algorithm alone
+    The untrained policy is evaluated next to them as "initial". Settings may be given for one algorithm alone
     (--set ALGO.KEY=VALUE). All runs that sample generate the same number of responses; a method that learns from
     labelled pairs (dpo) reads those of --data instead, and the table says how many.
     """

@@ -34,7 +34,7 @@ class Seed(click.ParamType[int]):
         except ValueError:
             seed = -1
         if not 0 <= seed < 2**63:
-            self.fail(f"{value!r} is no whole number from 0 to 2^63 - 1.", param, ctx)
+            self.fail(f"{value!r} is not a whole number from 0 to 2^63 - 1.", param, ctx)
         return seed
 
 
@@ -127,7 +127,7 @@ def print_json(value: Any) -> None:
 
 
 def print_tables(tables: list[Any]) -> None:
-    """Tables of `evaluation.report` on the terminal, as wide as they need to be where the output is no terminal."""
+    """Tables of `evaluation.report` on the terminal, as wide as they need to be where the output is not a terminal."""
     from rich.table import Table
 
     console = output()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 QUIET = "textsafe.quiet"  # in click's `meta`, which a command shares with its group
-_WIDE = 160  # columns where stdout is no terminal
+_WIDE = 160  # columns where stdout is not a terminal
 
 
 def is_quiet() -> bool:

@@ -124,7 +124,7 @@ def read_preferences(source: str | Path) -> list[Preference]:
     if {"chosen", "rejected"} <= first:
         return [_dialogue_pair(row) for row in rows]
     raise DataError(
-        f"{rows[0].where}: columns {', '.join(map(str, _mapping(rows[0])))} are no pairs: response_0, response_1 and "
+        f"{rows[0].where}: columns {', '.join(map(str, _mapping(rows[0])))} are not pairs: response_0, response_1 and "
         "better_response_id; or chosen and rejected"
     )
 

@@ -191,7 +191,7 @@ def plain(app: Any, what: str, name: str, of: Any, options: Any, lines: list[str
             found.append("")  # reStructuredText wants a list to stand apart
         found.append(_escaped(line))
         if line.strip() == "Returns:":
-            found.append("    :")  # what stands before a colon in the text that follows is no type
+            found.append("    :")  # what stands before a colon in the text that follows is not a type
     lines[:] = found
 
 

@@ -146,7 +146,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def tables(card: Mapping[str, Any]) -> list[Any]:
-    """The card as `rich` tables: annotators, score models beside baselines, correlation with gold, the policy."""
+    """The card as `rich` tables: annotators, score models next to baselines, correlation with gold, the policy."""
     from rich.table import Table
 
     def table(title: str, *columns: str) -> Table:

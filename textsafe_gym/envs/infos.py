@@ -46,7 +46,7 @@ class InfoReader:
         """Row i's own info, with "cost".
 
         Raises:
-            ConfigError: there is no cost, it is no number, or whole numbers and fractions come in turn, of which the
+            ConfigError: there is no cost, it is not a number, or whole numbers and fractions come in turn, of which the
                 vector environment has cut some.
         """
         own = info_row(info, i)
@@ -54,14 +54,14 @@ class InfoReader:
             raise ConfigError(f"{self.name} gives no info['cost']; a constrained environment has to, at every step")
         cost, named = own["cost"], own.get("costs", {})
         if not isinstance(cost, int | float | np.number | np.bool_):
-            raise ConfigError(f"{self.name} gives info['cost'] = {cost!r:.60}, which is no number")
+            raise ConfigError(f"{self.name} gives info['cost'] = {cost!r:.60}, which is not a number")
         if not isinstance(named, Mapping):
             raise ConfigError(f"{self.name} gives info['costs'] = {named!r:.60}; give a dict of named costs")
         self._types.add(isinstance(cost, float | np.floating))
         if self._together and len(self._types) > 1:
             raise ConfigError(
                 f"{self.name} gives info['cost'] now as a whole number, now as a float, and Gymnasium's vector "
-                "environments cut floats beside a whole number; give a float at every step"
+                "environments cut floats after a whole number; give a float at every step"
             )
         return own
 

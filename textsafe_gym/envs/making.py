@@ -12,7 +12,7 @@ from textsafe_gym.errors import ConfigError, UnknownNameError
 class FloatCosts(gym.Wrapper[Any, Any, Any, Any]):
     """Makes floats of whole costs.
 
-    Gymnasium's vector environments give a column of `info` the type that its first row has: beside a cost of 0, a cost
+    Gymnasium's vector environments give a column of `info` the type that its first row has: after a cost of 0, a cost
     of 0.5 would become 0.
     """
 
@@ -36,7 +36,7 @@ def make_vec(env: str | gym.envs.registration.EnvSpec, num_envs: int, **options:
 
 
 def vectorised(env: Any, episodes: int) -> gym.vector.VectorEnv:
-    """A vector environment of so many sub-environments, where `env` is no vector environment already.
+    """A vector environment of so many sub-environments, where `env` is not a vector environment already.
 
     Args:
         env: an id; an environment, which is made again from its spec, wrappers included, unless it is not registered
@@ -54,7 +54,7 @@ def vectorised(env: Any, episodes: int) -> gym.vector.VectorEnv:
         if isinstance(env, str):
             return make_vec(env, episodes)
         if isinstance(env, gym.Env):
-            # Gymnasium notes no arguments of a wrapper that is no `gymnasium.utils.RecordConstructorArgs`.
+            # Gymnasium notes no arguments of a wrapper that is not a `gymnasium.utils.RecordConstructorArgs`.
             if env.spec is None or any(wrapper.kwargs is None for wrapper in env.spec.additional_wrappers):
                 return gym.vector.SyncVectorEnv([lambda: env])
             if not env.spec.additional_wrappers:

@@ -169,7 +169,7 @@ def checked_kl_coefficient(kl_coefficient: float) -> float:
     """The coefficient itself.
 
     Raises:
-        ConfigError: it is no finite number, or negative.
+        ConfigError: it is not a finite number, or negative.
     """
     if not _is_finite(kl_coefficient) or kl_coefficient < 0:
         raise ConfigError(f"kl_coefficient = {kl_coefficient!r:.60}: expected a finite number, at least 0")

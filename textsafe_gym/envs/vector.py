@@ -332,7 +332,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         if wrong.any():
             row = int(np.argmax(wrong))
             raise InvalidAction(
-                f"row {row} with length {lengths[row]} is no whole response: it must have token ids from 0 to "
+                f"row {row} with length {lengths[row]} is not a whole response: it must have token ids from 0 to "
                 f"{self.task.vocab_size - 1} and end at its first {self.task.eos_id} or at length {budget}"
             )
         return mask

@@ -179,7 +179,7 @@ def optimum_plane(
     frontiers: Mapping[str, Sequence[Mapping[str, float]]],
     path: Path,
 ) -> None:
-    """The exact frontier of each problem, and every algorithm's mean with its intervals beside it.
+    """The exact frontier of each problem, and every algorithm's mean with its intervals next to it.
 
     Args:
         rows: of `study.summarise_study`.

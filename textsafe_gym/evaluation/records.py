@@ -9,7 +9,7 @@ from typing import Any
 from textsafe_gym.errors import DataError
 from textsafe_gym.files import Row, read_rows
 
-# Numbers that every row must have; a row may have gold_* scores and kl beside them.
+# Numbers that every row must have; a row may have gold_* scores and kl next to them.
 REQUIRED = ("reward", "cost")
 OPTIONAL = ("kl", "response_length")
 
@@ -19,7 +19,7 @@ def read_evaluation(path: Path) -> list[Row]:
 
     Raises:
         DataError: the file is missing, truncated or empty, or a row lacks a finite reward or cost, or has a score
-            beside them that is no finite number.
+            besides them that is not a finite number.
     """
     rows = read_rows(path)
     if not rows:

@@ -19,7 +19,7 @@ def as_settings(given: Mapping[str, Any], what: str) -> Settings:
         what: the argument's name, for messages.
 
     Raises:
-        ConfigError: a key is no text, or is set twice, or a value is none that YAML can hold.
+        ConfigError: a key is not text, or is set twice, or a value is none that YAML can hold.
     """
     values: dict[str, Any] = {}
     origin: dict[KeyPath, str] = {}

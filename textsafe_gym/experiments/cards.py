@@ -19,7 +19,7 @@ _BOUNDS = {
 
 
 def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any], env: Any) -> None:
-    """Writes it beside the policy.
+    """Writes it next to the policy.
 
     Args:
         directory: of the policy.

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from textsafe_gym.console import is_live, progress_console
 
 _SHOWN = (("reward", "reward"), ("cost", "cost"), ("multiplier", "λ"), ("kl", "KL"))
-_EVERY = 30.0  # seconds between lines where stderr is no terminal
+_EVERY = 30.0  # seconds between lines where stderr is not a terminal
 
 
 class Display:

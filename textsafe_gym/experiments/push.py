@@ -43,7 +43,7 @@ def push(source: str | Path, repo_id: str, *, private: bool = False, dry_run: bo
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ConfigError(f"'{repo_id}' is no hub id: {error}") from None
+        raise ConfigError(f"'{repo_id}' is not a hub id: {error}") from None
     if "/" not in repo_id:
         raise ConfigError(f"'{repo_id}' names no owner; give ORG/{repo_id} or your own name for ORG")
     folder = _model_in(Path(source))

@@ -63,7 +63,7 @@ def check(spec: RunSpec, played: set[str] | None = None, processes: "ProcessGrou
     try:
         _try_out(spec, played, processes)
     finally:
-        gc.collect()  # models, which would otherwise lie beside the run's own for a while
+        gc.collect()  # models, which would otherwise lie next to the run's own for a while
 
 
 def _try_out(spec: RunSpec, played: set[str] | None, processes: "ProcessGroup | None") -> None:
@@ -84,7 +84,7 @@ def _try_out(spec: RunSpec, played: set[str] | None, processes: "ProcessGroup | 
             if unknown:
                 known = ", ".join(rollout.named_costs) or "none"
                 raise ConfigError(
-                    f"cost_limits: '{unknown[0]}' is no cost of the environment; its named costs: {known}"
+                    f"cost_limits: '{unknown[0]}' is not a cost of the environment; its named costs: {known}"
                 )
             if played is not None:
                 played.add(key)

@@ -159,7 +159,7 @@ def read_spec(path: Path) -> RunSpec:
     Raises:
         ConfigError: the file is damaged or of something else.
     """
-    run = validate(SavedRun, read_yaml(path), f"{path} is no run's")
+    run = validate(SavedRun, read_yaml(path), f"{path} is not a run's")
     return RunSpec(**run.model_dump())
 
 

@@ -121,7 +121,7 @@ def call(
         what: its name in the message.
         options: keyword arguments.
         *args: other arguments.
-        known: gives options that there are beside those that `make` names.
+        known: gives options that there are besides those that `make` names.
 
     Raises:
         ConfigError: `make` takes no such option.

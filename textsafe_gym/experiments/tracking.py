@@ -100,6 +100,6 @@ class Tracking:
     def _guarded(self, work: Callable[[], object]) -> None:
         try:
             work()
-        except Exception as error:  # a full disk stops the run where it has to; a tracker is no reason
+        except Exception as error:  # a full disk stops the run where it has to; a tracker is not a reason
             self._local = None
             _log.warning("TensorBoard has stopped: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])

@@ -45,7 +45,7 @@ def fit_reward(rows: Sequence[ScoreRow], model: Any, tokenizer: Any, out: str | 
 def fit_cost(rows: Sequence[ScoreRow], model: Any, tokenizer: Any, out: str | Path, **options: Any) -> dict[str, Any]:
     """Fits a cost model to `SafetyPreference` or `Labelled` rows (label: unsafe); arguments as in `fit_score`.
 
-    `Preference` rows may stand beside them (better: safer): they teach the order, the others where zero lies.
+    `Preference` rows may stand next to them (better: safer): they teach the order, the others where zero lies.
     """
     return fit_score("cost", rows, model, tokenizer, out, **options)
 
@@ -72,13 +72,13 @@ def fit_score(
     progress: bool = True,
     data: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Fits a reward or cost model, measures it beside baselines on held-out prompts, and saves it.
+    """Fits a reward or cost model, measures it next to baselines on held-out prompts, and saves it.
 
     Args:
         kind: "reward" or "cost".
         rows: what to fit; split by prompt into training and held-out rows.
         model: a folder, a hub id, "tiny[:sizes]", or a model in memory; its trunk is taken and a new head put on it.
-        tokenizer: None to take the one beside the model.
+        tokenizer: None to take the one next to the model.
         out: the folder to write; it must not exist yet, or be empty.
         loss: "sequence" or "token", for pairs.
         regularization: μ, the weight of squared scores.

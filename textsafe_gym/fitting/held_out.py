@@ -1,4 +1,4 @@
-"""A score model beside the baselines, on the same rows."""
+"""A score model next to the baselines, on the same rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a policy on demonstrations, beside n-gram baselines."""
+"""Supervised fine-tuning of a policy on demonstrations, next to n-gram baselines."""
 
 import math
 import time
@@ -57,7 +57,7 @@ def fit_sft(
     Args:
         rows: (prompt, response) pairs; split by prompt into training and held-out rows.
         model: a folder, a hub id, "tiny[:sizes]", or a model in memory (which is trained in place).
-        tokenizer: None to take the one beside the model, or to learn one from the training rows for "tiny".
+        tokenizer: None to take the one next to the model, or to learn one from the training rows for "tiny".
         out: the folder to write; it must not exist yet, or be empty.
         epochs: passes over the training rows.
         lr: peak learning rate.

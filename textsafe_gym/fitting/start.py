@@ -23,7 +23,7 @@ def causal_model(model: Any, tokenizer: Any, texts: Sequence[str], device: str) 
     Args:
         model: a folder or hub id, "tiny" or "tiny:hidden=128,layers=4" (see `TINY`), or a model in memory (which is
             trained in place).
-        tokenizer: None to take the one beside the model, or to learn one from `texts` for a tiny model.
+        tokenizer: None to take the one next to the model, or to learn one from `texts` for a tiny model.
         texts: training texts.
         device: a torch device.
 

@@ -62,7 +62,7 @@ def train(
             matrices (the official implementation's settings).
         batch_size: rows a step.
         seed: of the order of rows.
-        title: shown beside the progress bar.
+        title: shown next to the progress bar.
         progress: show one.
 
     Returns:

@@ -136,7 +136,7 @@ class TokenPlayer:
         seed: of all draws.
 
     Raises:
-        ModelError: the environment's observations are no tokens, or its vocabulary is not the actor's.
+        ModelError: the environment's observations are not tokens, or its vocabulary is not the actor's.
     """
 
     def __init__(self, actor: Any, env: gym.vector.VectorEnv, seed: int) -> None:

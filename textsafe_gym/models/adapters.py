@@ -101,7 +101,7 @@ def load_causal_lm(source: str | Path, what: str, device: str, dtype: str) -> An
     others = add_saved(model, "merged", source, what)
     if others:
         raise ModelError(
-            f"{what} '{source}' holds {len(others)} tensors beside a low-rank adapter, first '{next(iter(others))}'; "
+            f"{what} '{source}' holds {len(others)} tensors besides a low-rank adapter, first '{next(iter(others))}'; "
             "merge it into its base model and give the whole model"
         )
     merge(model, "merged")
@@ -196,7 +196,7 @@ def _fill(model: Any, name: str, tensors: dict[str, Tensor], source: str | Path,
 
 
 def tokenizer_of(source: str | Path, what: str) -> Any:
-    """The tokenizer beside a model or an adapter; an adapter without one has its base model's.
+    """The tokenizer next to a model or an adapter; an adapter without one has its base model's.
 
     Raises:
         ModelError: as `load_tokenizer`.
@@ -221,7 +221,7 @@ def save_adapter(
         name: the adapter's.
         directory: the folder.
         task: PEFT's task type, "CAUSAL_LM" or "SEQ_CLS".
-        settings: JSON values to keep beside it, for `settings_of`.
+        settings: JSON values to keep next to it, for `settings_of`.
         more: further tensors by name, such as a score model's head.
 
     Raises:

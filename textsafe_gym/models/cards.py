@@ -66,7 +66,7 @@ _LIMITS = {
     "cost allows single harmful responses. The measurements hold for the evaluation prompts and for no others. Not to "
     "be put before people without checks of one's own.",
     "score": "It imitates the labels that it was fitted to, with their errors and the views of those who gave them, "
-    "and is unreliable on texts unlike them. A policy that is trained on it finds its mistakes. It is no content "
+    "and is unreliable on texts unlike them. A policy that is trained on it finds its mistakes. It is not a content "
     "filter.",
 }
 
@@ -122,7 +122,7 @@ def write_card(
 
 
 def is_hub_id(source: Any) -> bool:
-    """Whether a source is a model on the hub as far as its form tells: a name that is no place here."""
+    """Whether a source is a model on the hub as far as its form tells: a name that is not a place here."""
     return isinstance(source, str) and bool(HUB_ID.fullmatch(source)) and not Path(source).exists()
 
 

@@ -216,7 +216,7 @@ class CausalLMActor(nn.Module):
         """See `Actor.player`.
 
         Raises:
-            ModelError: the environment's observations are no tokens, or its vocabulary is not the actor's.
+            ModelError: the environment's observations are not tokens, or its vocabulary is not the actor's.
         """
         from textsafe_gym.models.acting import TokenPlayer
 
@@ -361,7 +361,7 @@ class CausalLMActor(nn.Module):
         prompt = ids.shape[1] - actions.shape[1]
         used = mask.shape[1] - int(mask.any(0).flip(0).int().argmax())  # the mask may have gaps
         skip = int(attention.any(0).int().argmax())
-        # The last action is predicted from what stands before it, so its own column is no input.
+        # The last action is predicted from what stands before it, so its own column is not an input.
         ids, attention = ids[:, skip : prompt + used - 1], attention[:, skip : prompt + used - 1]
         where = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
         where[:, prompt - skip - 1 :] = mask[:, :used]

@@ -195,7 +195,7 @@ def without_weights(auto_class: Any, source: str | Path, what: str, **options: A
 
 
 def load_tokenizer(source: str | Path, what: str) -> Any:
-    """Loads the tokenizer that lies beside a model; its EOS becomes the token that ends a turn in its chat template.
+    """Loads the tokenizer that lies next to a model; its EOS becomes the token that ends a turn in its chat template.
 
     Raises:
         ModelError: it is missing or corrupt, or has no end-of-sequence token.

@@ -144,7 +144,7 @@ class MLPActor(nn.Module):
             config = json.loads(described.read_text())
             actor = cls(_space(config["observation_space"]), _space(config["action_space"]), config["hidden"])
         except Exception as error:
-            # JSON and the spaces raise unrelated types; to a user all mean that this is no saved policy.
+            # JSON and the spaces raise unrelated types; to a user all mean that this is not a saved policy.
             raise ModelError(f"cannot load an MLP policy from '{source}': {one_line(error)}") from error
         actor.load_weights(source)
         return actor
@@ -293,7 +293,7 @@ def as_box(space: gym.Space[Any]) -> gym.spaces.Box:
 
 
 def vectors(env: gym.vector.VectorEnv, observations: Any) -> np.ndarray:
-    """A vector environment's observations, (n, *shape) float32, flattened where they are no Box."""
+    """A vector environment's observations, (n, *shape) float32, flattened where they are not a Box."""
     if isinstance(env.single_observation_space, gym.spaces.Box):
         return np.array(observations, np.float32)
     rows = gym.vector.utils.iterate(env.observation_space, observations)
@@ -301,7 +301,7 @@ def vectors(env: gym.vector.VectorEnv, observations: Any) -> np.ndarray:
 
 
 def flat_vector(space: gym.Space[Any], observation: Any) -> Any:
-    """One observation, flattened if it is no Box."""
+    """One observation, flattened if it is not a Box."""
     return observation if isinstance(space, gym.spaces.Box) else gym.spaces.flatten(space, observation)
 
 

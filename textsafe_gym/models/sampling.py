@@ -229,7 +229,7 @@ def generate(
     # Weights that are gathered in inference mode would be of no use outside of it.
     with torch.no_grad() if lockstep else torch.inference_mode(), packing(model, last) as packed:
         said = _generate(model, packed, *arguments, keep_states, lockstep)
-    # Tensors of inference mode are no good for what comes after, such as gradients.
+    # Tensors of inference mode are not good for what comes after, such as gradients.
     states = None if said.states is None else said.states.clone()
     return Generated(said.tokens.clone(), said.lengths.clone(), said.log_probs.clone(), states)
 

@@ -47,19 +47,19 @@ class AdapterClassifier(nn.Module):
         causal = adapters.shared_base(adapters.base_of(directory, what), what, device, dtype)
         name = _new_name()
         others = adapters.add_saved(causal, name, directory, what)
-        # PEFT keeps a head's old weight beside the one that was trained, and some of its versions write both.
+        # PEFT keeps a head's old weight next to the one that was trained, and some of its versions write both.
         heads = [x for key, x in others.items() if _is_head(key)]
         odd = [key for key in others if not _is_head(key) and "original_module" not in key]
         if odd:
             raise ModelError(
-                f"{what} '{directory}' holds {len(odd)} tensors beside a low-rank adapter and a head 'score', first "
+                f"{what} '{directory}' holds {len(odd)} tensors besides a low-rank adapter and a head 'score', first "
                 f"'{odd[0]}'; merge it into its base model and give the whole model"
             )
         shape = (1, causal.get_output_embeddings().weight.shape[1])
         if len(heads) != 1 or heads[0].shape != shape:
             found = f"has {tuple(heads[0].shape)}" if heads else "has none"
             raise ModelError(
-                f"{what} '{directory}' needs a head 'score' of shape {shape} beside its adapter but {found}; "
+                f"{what} '{directory}' needs a head 'score' of shape {shape} next to its adapter but {found}; "
                 "give an adapter of task type SEQ_CLS with one label"
             )
         classifier = cls(causal, name, heads[0])

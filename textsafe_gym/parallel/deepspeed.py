@@ -93,7 +93,7 @@ class DeepSpeedProcesses:
             return
         if not getattr(actor, "lora", False):
             raise ConfigError(
-                f"{GATHER} = false needs a language model whose reference is no second model; set policy.lora_rank"
+                f"{GATHER} = false needs a language model whose reference is not a second model; set policy.lora_rank"
             )
         if len(actor.model.peft_config) > 1:
             raise ConfigError(

@@ -269,7 +269,7 @@ class ZeroEngine:
         """Adam's state from the start; left alone, DeepSpeed links its views of it at the first group's first step."""
         for group in self.param_groups:
             for x in self._stepped(group):
-                # Under fused the step count lies beside the parameter.
+                # Under fused the step count lies next to the parameter.
                 zeros = {key: torch.zeros_like(x, memory_format=torch.preserve_format) for key in _MOMENTS}
                 self.adam.state[x].update(step=torch.zeros((), device=x.device), **zeros)
         if self.stage in (1, 2):

@@ -33,5 +33,5 @@ def check_installed(name: str) -> None:
         ConfigError: says how to install it.
     """
     spec = find_spec(name)
-    if spec is None or spec.origin is None:  # a folder of that name, such as W&B's own `wandb/`, is no package
+    if spec is None or spec.origin is None:  # a folder of that name, such as W&B's own `wandb/`, is not a package
         raise ConfigError(f'--track {name}: {name} is not installed; pip install "textsafe-gym[{name}]"')

@@ -11,7 +11,7 @@ from textsafe_gym.tracking.base import Tracker, settings
 class TensorBoard(Tracker):
     """Writes scalars and hyperparameters by tensorboard's own parts, which need neither TensorFlow nor torch.
 
-    The files lie beside the run's others and not in a folder below, since the folder's path is the run's name there.
+    The files lie next to the run's others and not in a folder below, since the folder's path is the run's name there.
     """
 
     package = "tensorboard"

@@ -86,7 +86,7 @@ class Evaluator(library.Evaluator):
         """Prints what the loaded policy wrote, in the environment's "ansi" form.
 
         Raises:
-            ConfigError: the environment's episodes are no texts.
+            ConfigError: the environment's episodes are not texts.
         """
         if not self._ours:
             super().render(num_episodes, *args, **kwargs)

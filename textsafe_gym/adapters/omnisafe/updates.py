@@ -191,7 +191,7 @@ class Updater:
         self._place(float(limit))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next update depends on beside the policy: tensors and JSON values."""
+        """All that the next update depends on besides the policy: tensors and JSON values."""
         limits = [getattr(holder, key) for holder, key in self._limits()]
         return state_of(self._remembering()) | {"limit": limits[0] if limits else None}
 
