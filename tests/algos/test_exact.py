@@ -84,7 +84,7 @@ def train(name: str, seed: int = 0, **changes: Any) -> Score:
 
 # Bounds on the mean over the seeds, which stand for processors as well: a last bit that is rounded otherwise can part
 # two runs as another seed does. With a limit, a policy walks to and fro about it: single runs have a standard deviation
-# of up to 0.06 in the fraction (crpo; others 0.05) and 0.019 in the violation, and the means are 0.927 at least and 0.024
+# of up to 0.06 in the fraction (crpo; others 0.05) and 0.019 in the violation; the means are 0.927 at least and 0.024
 # at most (ipo and p3o, whose penalties give way at the limit). Without one, the fraction is 0.969 at least, with a
 # deviation of 0.004.
 SEEDS = (0, 1, 2)
