@@ -4,7 +4,8 @@ Source: GRPO (Shao et al., arXiv 2402.03300) on both signals, and a multiplier. 
 centred in its group, are mixed to (A_R - λ·A_C) / (1 + λ), and the mixture is divided by its group's standard
 deviation.
 
-Why not divide first: rewards in standard deviations have lost their unit, so that λ is no longer reward per cost. Worse, at the optimum R - β·KL - λ·C is the same for all answers to a prompt, hence σ_R = λ·σ_C: of signals that are
+Why not divide first: rewards in standard deviations have lost their unit, so that λ is no longer reward per cost.
+Worse, at the optimum R - β·KL - λ·C is the same for all answers to a prompt, hence σ_R = λ·σ_C: of signals that are
 divided by their own σ, each limit's optimum is stationary at the same λ = 1, and nothing holds the prompts to one
 common weight. The KL to the reference is in the reward, for the reason given in `algos.grpo`.
 """

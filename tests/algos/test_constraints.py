@@ -199,7 +199,7 @@ def test_what_cannot_be_kept_is_refused() -> None:
         Constraints(ConstraintConfig(cost_limits={"a": 1.0, "b": 1.0}), None, "x", several=False)
     with pytest.raises(ConfigError, match="is empty"):
         Constraints(ConstraintConfig(cost_limits={}), 1.0, "x")
-    with pytest.raises(ConfigError, match="no probability"):
+    with pytest.raises(ConfigError, match="not a probability"):
         Constraints(ConstraintConfig(constraint="probability", cost_limits={"a": 1.5}), None, "x")
 
 

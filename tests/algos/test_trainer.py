@@ -135,7 +135,7 @@ def test_a_checkpoint_that_is_missing_or_damaged_is_said(tmp_path: Path) -> None
         bad = tmp_path / str(number)
         shutil.copytree(tmp_path / "good", bad)
         (bad / name).write_text(content)
-        with pytest.raises(RunError, match=r"damaged|no checkpoint") as caught:
+        with pytest.raises(RunError, match=r"damaged|not a checkpoint") as caught:
             algos.load(bad, env)
         assert "\n" not in str(caught.value)
     with pytest.raises(TextsafeError, match=r"does not fit"):
@@ -334,7 +334,7 @@ class Limitless(gym.Env):
         ("ppo", {"learning_rate": -1}, "learning_rate = -1.*greater than or equal to 0"),
         ("ppo", {"learning_rate": float("nan")}, "learning_rate = nan"),
         ("ppo", {"gamma": 1.5, "epochs": 0}, "gamma = 1.5.*; epochs = 0|epochs = 0.*; gamma = 1.5"),
-        ("ppo", {"episodes_per_iteration": 6}, "no multiple of the environment's num_envs = 4"),
+        ("ppo", {"episodes_per_iteration": 6}, "not a multiple of the environment's num_envs = 4"),
         ("ppo", {"minibatch_size": 0}, "minibatch_size = 0.*greater than 0"),
         ("ppo_lagrangian", {"multiplier_init": 0}, "would stay 0 under multiplier_update 'log'.*another"),
         ("ppo_lagrangian", {"multiplier_init": 9}, "multiplier_init = 9.0 exceeds multiplier_max = 5.0"),

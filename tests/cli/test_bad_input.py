@@ -356,7 +356,7 @@ def test_chat_refuses_what_is_no_text(world: Path):
         result = subprocess.run(
             command, input=b"\xff\xfe\n", capture_output=True, env={**os.environ, "PYTHONUTF8": mode, "LC_ALL": "C"}
         )
-        check(result.stderr.decode(), result.returncode, ["no text in UTF-8"], world)
+        check(result.stderr.decode(), result.returncode, ["not text in UTF-8"], world)
 
 
 def test_a_checkpoint_of_another_kind_is_none(world: Path, tmp_path: Path):

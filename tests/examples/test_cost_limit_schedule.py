@@ -29,7 +29,7 @@ def test_what_cannot_be_set() -> None:
     with pytest.raises(ConfigError, match="ppo keeps no cost limit"):
         algos.make("ppo", "SafeRLHF-Exact-v0", **small).set_cost_limit(0.0)
     trainer = algos.make("ppo_lagrangian", "SafeRLHF-Exact-v0", constraint="probability", cost_limit=0.1, **small)
-    for limit, name, message in [(1.5, "", "no probability"), (float("nan"), "", "finite"), (0.1, "harm", "'harm'")]:
+    for limit, name, message in [(1.5, "", "not a probability"), (float("nan"), "", "finite"), (0.1, "harm", "'harm'")]:
         with pytest.raises(ConfigError, match=message):
             trainer.set_cost_limit(limit, name)
     assert trainer.algorithm.constraints.limits == {"": 0.1}
