@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
-    """Settings of CRPO."""
+    """Settings of CRPO; it has no multiplier, only a tolerance that decides which signal a step follows."""
 
     tolerance: float = Field(0.0, ge=0, description="how far above the limit the cost may be before a cost step")
 

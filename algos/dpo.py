@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Config(OfflineConfig):
-    """Settings of DPO."""
+    """Settings of DPO; `kl_coefficient` is part of its loss, so that it cannot be 0."""
 
     kl_coefficient: float = Field(
         0.1, gt=0, description="β: weight of the KL to the reference in the problem that is solved; the paper's"

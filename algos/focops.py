@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Config(TrainingConfig, CriticConfig, ConstraintConfig, MultiplierConfig):
-    """Settings of FOCOPS."""
+    """Settings of FOCOPS; a state's KL takes the place of the clip."""
 
     temperature: float = Field(1.5, gt=0, description="λ_F: how much a nat away from the old policy weighs")
     state_kl: float = Field(0.02, gt=0, description="η: a state farther than this from the old policy learns no more")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
-    """Settings of IPO."""
+    """Settings of IPO; the barrier takes the place of a multiplier."""
 
     barrier_t: float = Field(20.0, gt=0, description="t: sharpness of the barrier")
     penalty_max: float = Field(5.0, gt=0, description="largest price of a unit of cost, and the price beyond the limit")

@@ -92,7 +92,7 @@ def one_process(member: str) -> str:
 
 
 def make(member: str, setup: "Setup[Any]") -> "Algorithm":
-    """The algorithm."""
+    """The algorithm that OmniSafe calls `member`, around the actor and critics of `setup`."""
     return Algorithm(member, setup)
 
 
@@ -125,20 +125,20 @@ class Limit:
         return self.judged.cost_limit
 
     def set_limit(self, limit: float, name: str = "") -> None:
-        """See `Updater.set_limit`."""
+        """Changes the limit in OmniSafe's own settings and in what is reported; see `Updater.set_limit`."""
         self.updater.set_limit(limit, name)
         self.judged.cost_limit = float(limit)
 
     def violation(self, measured: Mapping[str, float]) -> dict[str, float]:
-        """See `Constraints.violation`."""
+        """By how much the iteration's mean cost exceeds the limit; see `Constraints.violation`."""
         return self.judged.violation(measured)
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Constraints.state_dict`."""
+        """What the reported constraint keeps, as JSON values; OmniSafe's own state is the updater's."""
         return self.judged.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `Constraints.load_state_dict`."""
+        """The inverse of `state_dict`, for the reported constraint alone."""
         self.judged.load_state_dict(state)
 
 

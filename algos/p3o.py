@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
-    """Settings of P3O."""
+    """Settings of P3O; a fixed penalty takes the place of a multiplier."""
 
     penalty: float = Field(5.0, gt=0, description="κ: price of a unit of cost above the limit")
 

@@ -91,7 +91,7 @@ class Family(Protocol):
         ...
 
     def make(self, member: str, setup: "Setup[Any]") -> "Algorithm":
-        """The algorithm."""
+        """The algorithm that the family calls `member`, for this setup."""
         ...
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
-    """Settings of RePO."""
+    """Settings of RePO; a group has to be large enough to estimate one prompt's mean cost."""
 
     group_size: int = Field(8, ge=2, description="episodes that begin in the same state, as answers to one prompt")
 

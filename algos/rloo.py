@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Config(TrainingConfig, ClipConfig):
-    """Settings of RLOO."""
+    """Settings of RLOO; without critics there are none of theirs."""
 
     group_size: int = Field(4, ge=2, description="episodes that begin in the same state, as answers to one prompt")
 

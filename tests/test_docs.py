@@ -1,5 +1,6 @@
 """The documentation builds without a warning, its links lead somewhere, and its code runs."""
 
+import ast
 import json
 import os
 import re
@@ -83,6 +84,15 @@ def test_the_link_check_finds_what_is_wrong(tmp_path: Path) -> None:
     )
     assert links(page) == ["#a-b-c", "page.md#d"]
     assert anchors(page) == {"a-b-c"}
+
+
+def test_docstrings_are_more_than_a_name() -> None:
+    for path in (path for part in ("algos", "textsafe_gym") for path in (ROOT / part).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                about = ast.get_docstring(node)
+                where = f"{name(path)}:{getattr(node, 'lineno', 1)}"
+                assert about is None or len(about.split()) > 3, f"{where}: {about!r} says what its name says"
 
 
 @pytest.mark.parametrize("page", RUNNABLE)

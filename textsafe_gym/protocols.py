@@ -29,7 +29,7 @@ class Critics(Protocol):
         ...
 
     def state_dict(self) -> Mapping[str, Any]:
-        """All tensors."""
+        """All tensors of the critics by name, for a checkpoint."""
         ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:

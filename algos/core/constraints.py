@@ -147,7 +147,7 @@ class Constraints:
         return {"cost_violation": max(measured["cost"] - self.cost_limit, 0.0)}
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """For a checkpoint, as JSON values: each window's costs, limits, and whether slack was reported."""
         windows = {f"costs.{name}": list(window) for name, window in self.windows.items()}
         own = {"limits": self.limits, "cost_limit": self.cost_limit, "started": self.started, "slack": self.slack}
         return {**windows, **own}
@@ -212,7 +212,7 @@ class Rule:
 
     @property
     def value(self) -> float:
-        """λ."""
+        """The present multiplier λ, in units of reward per unit of cost."""
         return self.state[0]
 
     def update(self, excess: float) -> float:
@@ -243,11 +243,11 @@ class Log(Rule):
 
     @property
     def value(self) -> float:
-        """λ."""
+        """The present multiplier λ; the state holds its logarithm."""
         return math.exp(self.state[0])
 
     def update(self, excess: float) -> float:
-        """See `Rule.update`."""
+        """Moves log λ by η·λ·excess and returns λ; see `Rule.update`."""
         moved = self.state[0] + self.config.multiplier_learning_rate * self.value * excess
         most = self.config.multiplier_max
         self.state = [bounded(moved, excess, None if most is None else math.log(most), 700.0)]  # e^709.8 is the end
@@ -258,7 +258,7 @@ class Projected(Rule):
     """The textbook's projected dual ascent: λ ← (λ + η·(J - limit))⁺."""
 
     def update(self, excess: float) -> float:
-        """See `Rule.update`."""
+        """Moves λ by η·excess, not below 0, and returns it; see `Rule.update`."""
         moved = max(self.state[0] + self.config.multiplier_learning_rate * excess, 0.0)
         self.state = [bounded(moved, excess, self.config.multiplier_max)]
         return self.value

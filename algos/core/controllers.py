@@ -14,7 +14,7 @@ class Adam(Rule):
         self.state = [config.multiplier_init, 0.0, 0.0, 0.0]  # λ, first and second moment, steps
 
     def update(self, excess: float) -> float:
-        """See `Rule.update`."""
+        """Moves λ by a bias-corrected Adam step on the excess and returns it; see `Rule.update`."""
         value, first, second, steps = self.state
         steps += 1
         first, second = 0.9 * first + 0.1 * excess, 0.999 * second + 0.001 * excess * excess
@@ -35,7 +35,7 @@ class PID(Rule):
         self.state = [config.multiplier_init, config.multiplier_init, math.nan]  # λ, I, the excess before
 
     def update(self, excess: float) -> float:
-        """See `Rule.update`."""
+        """Sums the excess into I and returns the new λ; the first call has no rise. See `Rule.update`."""
         config = self.config
         _, integral, before = self.state
         moved = max(integral + config.multiplier_learning_rate * excess, 0.0)
@@ -57,7 +57,7 @@ class NuPI(Rule):
         self.state = [config.multiplier_init, math.nan]  # λ, ξ
 
     def update(self, excess: float) -> float:
-        """See `Rule.update`."""
+        """Smooths the excess into ξ and returns the new λ; the first call has no change. See `Rule.update`."""
         config = self.config
         value, before = self.state
         smooth = excess if math.isnan(before) else config.multiplier_nu * before + (1 - config.multiplier_nu) * excess

@@ -112,7 +112,7 @@ class Rollouts:
         }
 
     def spent(self, iterations: int) -> dict[str, int]:
-        """See `Source.spent`."""
+        """The "episodes", those that so many iterations play; see `Source.spent`."""
         return {"episodes": iterations * self.config.episodes_per_iteration}
 
 

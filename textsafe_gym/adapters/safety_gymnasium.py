@@ -63,7 +63,7 @@ class FiveTupleEnv(gym.Env[Any, Any]):
         self.render_mode = getattr(env, "render_mode", None)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode."""
+        """Starts an episode with the task's own `reset`, which takes seed and options."""
         super().reset(seed=seed)
         return self.env.reset(seed=seed, options=options)
 
@@ -85,7 +85,7 @@ class FiveTupleEnv(gym.Env[Any, Any]):
         return self.env.render()
 
     def close(self) -> None:
-        """Closes the environment."""
+        """Closes the task, if it has a `close`."""
         if hasattr(self.env, "close"):
             self.env.close()
 
@@ -152,12 +152,12 @@ class FiveTupleVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         return self.env.render()
 
     def close_extras(self, **options: Any) -> None:
-        """Closes the environment."""
+        """Closes the vector environment that is adapted; Gymnasium's `close` calls this once."""
         self.env.close(**options)
 
 
 class SixTupleEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """See `to_safety_gymnasium`."""
+    """What `to_safety_gymnasium` makes of a single environment: `step` returns the cost as its third value."""
 
     def step(self, action: Any) -> SixTuple:  # type: ignore[override]
         """Observation, reward, cost, terminated, truncated, info.

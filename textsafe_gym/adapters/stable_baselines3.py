@@ -122,7 +122,7 @@ class CostVecEnv(VecEnv):
         return own
 
     def close(self) -> None:
-        """Closes the environment."""
+        """Closes the Gymnasium environment `env`, rows and all."""
         self.env.close()
 
     def render(self, mode: str | None = None) -> Any:

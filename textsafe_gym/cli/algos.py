@@ -1,4 +1,4 @@
-"""`textsafe algos`."""
+"""`textsafe algos`: which algorithms there are, and the settings of one."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`textsafe chat`."""
+"""`textsafe chat`: a policy's answers with their rewards and costs."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""`textsafe doctor`."""
+"""`textsafe doctor`: what is installed, and whether it works."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`textsafe embedded-world`."""
+"""`textsafe embedded-world`: shows its card, or builds its models anew."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""`textsafe envs`."""
+"""`textsafe envs`: which environments there are, and the arguments of one."""
 
 import click
 

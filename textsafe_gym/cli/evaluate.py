@@ -1,4 +1,4 @@
-"""`textsafe evaluate`."""
+"""`textsafe evaluate`: plays a saved policy on the evaluation prompts."""
 
 from pathlib import Path
 

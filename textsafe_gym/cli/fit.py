@@ -1,4 +1,4 @@
-"""`textsafe fit`."""
+"""`textsafe fit`: a policy, reward or cost model from a file of data."""
 
 from pathlib import Path
 from typing import Any

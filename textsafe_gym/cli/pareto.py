@@ -1,4 +1,4 @@
-"""`textsafe pareto`."""
+"""`textsafe pareto`: the front and hypervolume of finished runs."""
 
 from pathlib import Path
 

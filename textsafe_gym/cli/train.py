@@ -1,4 +1,4 @@
-"""`textsafe train`."""
+"""`textsafe train`: one run of one algorithm, new or resumed."""
 
 from pathlib import Path
 from typing import Any

@@ -22,7 +22,7 @@ def algorithm_names() -> dict[str, str]:
 
 
 def algorithms(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of algorithms."""
+    """Completes names of algorithms, families' members included."""
     return _matching(algorithm_names(), incomplete)
 
 
@@ -40,12 +40,12 @@ def configs(context: Context, parameter: Parameter, incomplete: str) -> list[Com
 
 
 def preset_names(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Presets of settings."""
+    """Completes the presets of settings in `configs/preset/`."""
     return _matching(_presets("preset"), incomplete)
 
 
 def studies(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Studies, and files."""
+    """Completes the studies that ship, and files where none of those begins so."""
     return _matching(_presets("study"), incomplete) or files(context, parameter, incomplete)
 
 

@@ -206,6 +206,6 @@ def _escaped(line: str) -> str:
 
 
 def setup(app: Any) -> None:
-    """Called by Sphinx."""
+    """Sphinx calls this once: pages are filled in before they are parsed, docstrings before napoleon."""
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon

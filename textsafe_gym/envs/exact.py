@@ -201,7 +201,7 @@ class ExactTask:
         return Responses(prompt, np.full(self.prompts, 1 / self.prompts), **columns)
 
     def options(self) -> dict[str, Any]:
-        """Arguments of `textsafe_gym.envs.task.Task`."""
+        """The keyword arguments of `textsafe_gym.envs.task.Task` that make this task."""
         return {
             "prompts": self.prompt_texts,
             "tokenizer": self.tokenizer,

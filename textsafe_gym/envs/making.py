@@ -17,12 +17,12 @@ class FloatCosts(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode."""
+        """Starts an episode; costs in `info` come as floats."""
         observation, info = self.env.reset(**arguments)
         return observation, _in_floats(info)
 
     def step(self, action: Any) -> Any:
-        """The environment's step."""
+        """The environment's step, with the costs in `info` as floats."""
         *rest, info = self.env.step(action)
         return *rest, _in_floats(info)
 

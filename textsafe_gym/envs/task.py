@@ -176,7 +176,7 @@ class Task:
         return gym.spaces.Dict(input_ids=ids, attention_mask=gym.spaces.Box(0, 1, (self.window,), np.int8))
 
     def action_space(self) -> gym.spaces.Discrete:
-        """The vocabulary."""
+        """`Discrete(vocab_size)`: an action is a token id of the policy's tokenizer."""
         return gym.spaces.Discrete(self.vocab_size)
 
     def encode_prompts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

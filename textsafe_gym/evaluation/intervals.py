@@ -25,7 +25,7 @@ class Interval:
     runs: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Its fields by name, for JSON."""
         return asdict(self)
 
 

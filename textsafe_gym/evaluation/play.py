@@ -28,7 +28,7 @@ class GivenPrompts(gym.vector.VectorWrapper):
         self.prompts: list[str] = []
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Resets to `prompts`."""
+        """Resets each row to its prompt of `prompts`; other options are passed on."""
         return self.env.reset(seed=seed, options={**(options or {}), "prompt": self.prompts})
 
 

@@ -42,7 +42,7 @@ class Run:
 
     @property
     def algorithm(self) -> str:
-        """Its name."""
+        """The algorithm's name; "initial" for the policy before training."""
         return str(self.summary["algorithm"])
 
     @property
@@ -52,7 +52,7 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """The seed of the run; runs of one label differ in it alone."""
         return int(self.summary["seed"])
 
     @property

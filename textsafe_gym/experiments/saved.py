@@ -132,7 +132,7 @@ class SavedConfig(BaseModel):
 
 
 class SavedRun(BaseModel):
-    """A run's `config.yaml`."""
+    """What a run's `config.yaml` has to hold for the run to be read again."""
 
     algorithm: str
     label: str

@@ -93,7 +93,7 @@ class RunSpec:
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """The seed of the run, one of its algorithm's settings."""
         return int(self.config["seed"])
 
     @property
@@ -102,7 +102,7 @@ class RunSpec:
         return int(self.config.get("episodes_per_iteration") or BATCH)
 
     def as_dict(self) -> dict[str, Any]:
-        """For `config.yaml`."""
+        """What `config.yaml` holds: all but the origin of each value, and what was left out."""
         without = {"places", "left_out"} | (set() if self.data else {"data"})
         return {name: value for name, value in asdict(self).items() if name not in without}
 

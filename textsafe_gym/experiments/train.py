@@ -1,4 +1,4 @@
-"""One run: `train`."""
+"""One run from its arguments to its files: `experiments.train`."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -43,7 +43,7 @@ class Judge(Protocol):
         ...
 
     def single_scores(self, singles: Sequence[Single]) -> NDArray[np.float64]:
-        """Scores (n,)."""
+        """Scores of n single responses, (n,) float64; above 0 means that the label holds."""
         ...
 
 
@@ -111,7 +111,7 @@ class Longer:
             self._label.fit(self._lengths(singles), [single.label for single in singles])
 
     def pair_scores(self, pairs: Sequence[Pair]) -> PairScores:
-        """The lengths."""
+        """The responses' lengths in characters, so that the longer one wins."""
         return PairScores(
             np.array([len(p.higher) for p in pairs], dtype=float), np.array([len(p.lower) for p in pairs], dtype=float)
         )
@@ -132,7 +132,7 @@ class Majority:
         self._score = 1.0 if singles and np.mean([single.label for single in singles]) >= 0.5 else -1.0
 
     def pair_scores(self, pairs: Sequence[Pair]) -> PairScores:
-        """All ties."""
+        """Zeros, so that every pair is a tie."""
         return PairScores(np.zeros(len(pairs)), np.zeros(len(pairs)))
 
     def single_scores(self, singles: Sequence[Single]) -> NDArray[np.float64]:

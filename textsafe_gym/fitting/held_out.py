@@ -27,7 +27,7 @@ class Transformer:
         return PairScores(both[: len(pairs)], both[len(pairs) :])
 
     def single_scores(self, singles: Sequence[Single]) -> NDArray[np.float64]:
-        """Scores (n,)."""
+        """The model's scores of n single responses, (n,) float64."""
         return self._scorer([single.prompt for single in singles], [single.response for single in singles])
 
 

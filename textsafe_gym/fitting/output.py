@@ -126,6 +126,6 @@ def write_fit_card(directory: Path, metrics: dict[str, Any], model: Any, data: M
 
 
 def write_metrics(directory: Path, metrics: dict[str, Any]) -> None:
-    """Writes `metrics.json`."""
+    """Writes `metrics.json` into the model's folder; what JSON does not know becomes text."""
     text = json.dumps(metrics, indent=2, ensure_ascii=False, default=str)
     (directory / METRICS_FILE).write_text(text + "\n", encoding="utf-8")

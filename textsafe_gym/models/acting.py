@@ -155,7 +155,7 @@ class TokenPlayer:
         self._last = {name: np.zeros(()) for name in ("input_ids", "attention_mask")}
 
     def act(self, observation: Any) -> np.ndarray:
-        """See `Player.act`."""
+        """Samples a token for each row with a cache; see `Player.act`."""
         if self._sampler is None:
             # Prompts are padded on the left, so that a response begins after the last column that is attended to.
             prompt = self._prompt or int(np.flatnonzero(observation["attention_mask"].any(0))[-1]) + 1
@@ -166,7 +166,7 @@ class TokenPlayer:
         return actions
 
     def end(self, row: int, observation: Any) -> None:
-        """See `Player.end`."""
+        """Keeps the row's last window, whose value an episode that was cut needs; see `Player.end`."""
         for name, ends in self._last.items():
             ends[row] = observation[name]
 
@@ -180,7 +180,7 @@ class TokenPlayer:
 
     @torch.no_grad()
     def final_values(self, critics: Any) -> dict[str, Tensor]:
-        """See `Player.final_values`."""
+        """The critics' values after each row's last token; see `Player.final_values`."""
         ids, attention = (torch.as_tensor(x).long().to(self._actor.device) for x in self._last.values())
         end = ids.shape[1] - 1 - attention.flip(1).argmax(1)
         where = torch.arange(ids.shape[1], device=ids.device) == end[:, None]

@@ -227,7 +227,7 @@ class CausalLMActor(nn.Module):
         return CausalLMReference(self, *self._initial)
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """See `Actor.trained_parameters`."""
+        """Those that take gradients: all, the adapter's or the last layers'; see `Actor.trained_parameters`."""
         return [x for x in self.model.parameters() if x.requires_grad]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -386,7 +386,7 @@ class CausalLMReference:
         self._actor, self._model = actor, model
 
     def log_probs(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
-        """See `Reference.log_probs`."""
+        """Under the starting weights or with the adapter off; see `Reference.log_probs`."""
         actor, trained = self._actor, self._actor.model
         without: AbstractContextManager[Any] = nullcontext()
         if self._model is None:

@@ -52,7 +52,7 @@ class _Critics(nn.Module):
             self.add_module(f"{kind}_critic", network.requires_grad_(True))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """See `Critics.parameter_groups`."""
+        """All weights of each separate network; see `Critics.parameter_groups`."""
         return {f"{kind}_critic": list(self.network(kind).parameters()) for kind in self.kinds}
 
     def network(self, kind: str) -> nn.Module:
@@ -108,7 +108,7 @@ class SeparateCritics(_Critics):
         return super().train(False)
 
     def values(self, hidden: Tensor, ids: Tensor, attention: Tensor, where: Tensor) -> dict[str, Tensor]:
-        """See `LanguageCritics.values`."""
+        """Each network reads the tokens itself, `hidden` is not used; see `LanguageCritics.values`."""
         networks: dict[str, Any] = {kind: self.network(kind) for kind in self.kinds}
         return {kind: critic(where, **model_inputs(critic.trunk, ids, attention)) for kind, critic in networks.items()}
 

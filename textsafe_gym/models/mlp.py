@@ -80,15 +80,15 @@ class MLPActor(nn.Module):
         return self._outputs(observations["observation"][mask])
 
     def divergence(self, p: Tensor, q: Tensor) -> Tensor:
-        """See `Actor.divergence`."""
+        """KL(p‖q) of categorical or Gaussian distributions; see `Actor.divergence`."""
         return kl_divergence(self._of_parameters(p), self._of_parameters(q))
 
     def reference(self) -> "MLPReference":
-        """See `Actor.reference`."""
+        """A frozen copy of the present weights; see `Actor.reference`."""
         return MLPReference(self)
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """See `Actor.trained_parameters`."""
+        """The network's, and log σ of a Gaussian; see `Actor.trained_parameters`."""
         return [*self.network.parameters(), *([self.log_std] if self.is_gaussian else [])]
 
     @property
@@ -213,7 +213,7 @@ class MLPPlayer:
         return np.clip(action.numpy(), space.low, space.high).astype(space.dtype)
 
     def end(self, row: int, observation: Any) -> None:
-        """See `Player.end`."""
+        """Keeps the row's last observation, whose value an episode that was cut needs; see `Player.end`."""
         self._last[row] = flat_vector(self._env.single_observation_space, observation)
 
     def episodes(self) -> tuple[dict[str, Tensor], Tensor]:
@@ -222,7 +222,7 @@ class MLPPlayer:
 
     @torch.no_grad()
     def final_values(self, critics: "MLPCritics") -> dict[str, Tensor]:
-        """See `Player.final_values`."""
+        """The critics' values of each row's last observation; see `Player.final_values`."""
         return critics.values(self._flat(self._last))
 
     def _flat(self, observations: np.ndarray) -> Tensor:
@@ -250,7 +250,7 @@ class MLPCritics(nn.Module):
         return {kind: self.get_submodule(f"{kind}_critic")(x).squeeze(-1) for kind in self.kinds}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """See `Critics.parameter_groups`."""
+        """All weights of each critic's network; see `Critics.parameter_groups`."""
         return {f"{kind}_critic": list(self.get_submodule(f"{kind}_critic").parameters()) for kind in self.kinds}
 
 
@@ -263,11 +263,11 @@ class MLPReference:
 
     @torch.no_grad()
     def log_probs(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
-        """See `Reference.log_probs`."""
+        """Under the frozen copy; see `Reference.log_probs`."""
         return self._actor.evaluate(observations, actions, mask).log_probs
 
     def state_dict(self) -> Mapping[str, Any]:
-        """The copy's."""
+        """The frozen copy's tensors, for a checkpoint."""
         return self._actor.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -95,7 +95,7 @@ class AdapterClassifier(nn.Module):
         )
 
     def get_input_embeddings(self) -> nn.Module:
-        """The trunk's."""
+        """The trunk's embeddings, which PEFT and transformers ask for."""
         return self.causal.get_input_embeddings()
 
     @property

@@ -72,7 +72,7 @@ def start(config: Mapping[str, Any], timeout: float = 600.0) -> "DeepSpeedProces
 
 
 class DeepSpeedProcesses:
-    """See `textsafe_gym.parallel.process_group.ProcessGroup`."""
+    """A `ProcessGroup` of processes that `torchrun` or `deepspeed` started, over torch.distributed."""
 
     def __init__(self, config: Mapping[str, Any], timeout: float) -> None:
         self.rank, self.world_size = td.get_rank(), td.get_world_size()

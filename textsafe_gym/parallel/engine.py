@@ -92,7 +92,7 @@ class SingleProcessEngine:
     def evaluate(
         self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, last: bool = True
     ) -> Evaluation:
-        """`Agent.evaluate`."""
+        """`Agent.evaluate` without more; `last` has no meaning in one process."""
         return self.agent.evaluate(observations, actions, mask)
 
     def backward(self, loss: Tensor) -> None:

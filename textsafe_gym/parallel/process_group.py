@@ -57,7 +57,7 @@ class ProcessGroup(Protocol):
 
 
 class SingleProcess:
-    """The only process."""
+    """A `ProcessGroup` of one process: nothing is exchanged."""
 
     rank, world_size, streams_layers = 0, 1, False
 

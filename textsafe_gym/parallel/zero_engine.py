@@ -100,7 +100,7 @@ class ZeroEngine:
     def evaluate(
         self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, last: bool = True
     ) -> Evaluation:
-        """`Agent.evaluate`, through DeepSpeed."""
+        """`Agent.evaluate` through DeepSpeed, which is given whether this is the `last` part before a step."""
         self.engine.set_gradient_accumulation_boundary(last)
         log_probs, entropy, *values = self.engine(observations, actions, mask)
         found = dict(zip(self.kinds, values, strict=True))

@@ -28,7 +28,7 @@ class Background:
         self._thread.start()
 
     def log(self, row: Mapping[str, float | None]) -> None:
-        """See `Tracker.log`."""
+        """Queues the row for the tracker's thread and returns at once; see `Tracker.log`."""
         self._todo.put(lambda tracker: tracker.log(row))
 
     def finish(self, evaluation: Mapping[str, Any] | None = None, complete: bool = True) -> None:

@@ -82,7 +82,7 @@ class BoxRows:
         return rollout.observations["observation"][rollout.mask]
 
     def episodes(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-        """See `TokenRows.episodes`."""
+        """One-step episodes, so that a row is an episode; see `TokenRows.episodes`."""
         n = len(rows)
         dtype = torch.float32 if self.action_shape else torch.long
         actions = torch.zeros((n, 1, *self.action_shape), dtype=dtype)
