@@ -139,7 +139,7 @@ def test_the_environment_is_the_papers() -> None:
 
 
 def test_the_models_before_the_first_round(published: Path, prepared: Path, tmp_path: Path) -> None:
-    common = ["--lr", "2e-5", "--batch-size", "16", "--max-length", "512", "--device", "cpu"]
+    common = ["--learning-rate", "2e-5", "--minibatch-size", "16", "--max-length", "512", "--device", "cpu"]
     sft, data = prepared / "alpaca-7b", published / "preferences.jsonl"
     textsafe("fit", "sft", "--data", prepared / "alpaca.jsonl", "--model", sft, "--test-fraction", 0, *common,
              "--out", tmp_path / "sft")  # fmt: skip

@@ -9,13 +9,13 @@ export PATH="$PWD/.venv/bin:$PATH"
 python examples/real_data/prepare.py "$data" $out/data
 
 textsafe fit sft --data $out/data/sft.jsonl --out $out/sft \
-    --model tiny:hidden=192,layers=4,heads=4,vocab=4096 --epochs 6 --lr 2e-3 --max-length 128
+    --model tiny:hidden=192,layers=4,heads=4,vocab=4096 --epochs 6 --learning-rate 2e-3 --max-length 128
 
 # The two score models start from the policy's trunk; one core each.
 OMP_NUM_THREADS=1 textsafe fit reward --data $out/data/reward.jsonl --out $out/reward \
-    --model $out/sft --epochs 3 --lr 5e-4 --max-length 128 --test-fraction 0.2 &
+    --model $out/sft --epochs 3 --learning-rate 5e-4 --max-length 128 --test-fraction 0.2 &
 OMP_NUM_THREADS=1 textsafe fit cost --data $out/data/cost_xstest.jsonl --data $out/data/cost_diasafety.jsonl \
-    --out $out/cost --model $out/sft --epochs 2 --lr 5e-4 --max-length 128 --test-fraction 0.2
+    --out $out/cost --model $out/sft --epochs 2 --learning-rate 5e-4 --max-length 128 --test-fraction 0.2
 wait $!
 
 textsafe compare ppo reward_shaping ppo_lagrangian --env examples/real_data/env.yaml \

@@ -21,7 +21,14 @@ from textsafe_gym.models.score import ScoreModel
 from textsafe_gym.models.texts import answers_ids
 
 TINY = "tiny:hidden=32,layers=1,heads=2,vocab=300,length=64"
-FAST = {"epochs": 3, "lr": 5e-3, "batch_size": 8, "test_fraction": 0.25, "max_length": 64, "progress": False}
+FAST = {
+    "epochs": 3,
+    "learning_rate": 5e-3,
+    "minibatch_size": 8,
+    "test_fraction": 0.25,
+    "max_length": 64,
+    "progress": False,
+}
 PLACES = ["park", "shop", "bank", "yard", "lake", "farm", "town", "road"]
 DEMONSTRATIONS = [(f"{i} where is the {PLACES[i % 8]}?", f" the {PLACES[i % 8]} is here") for i in range(64)]
 
@@ -227,13 +234,13 @@ def test_a_plain_sentence_where_tfidf_is_better() -> None:
         (ConfigError, safety_pairs(), "tiny:hiden=3", {}),
         (ConfigError, safety_pairs(), "tiny:hidden=30", {}),
         (ConfigError, safety_pairs(), "tiny:vocab=100", {}),
-        (ConfigError, safety_pairs(), TINY, {"lr": 0.0}),
-        (ConfigError, safety_pairs(), TINY, {"lr": float("nan")}),
+        (ConfigError, safety_pairs(), TINY, {"learning_rate": 0.0}),
+        (ConfigError, safety_pairs(), TINY, {"learning_rate": float("nan")}),
         (ConfigError, safety_pairs(), TINY, {"epochs": -1}),
-        (ConfigError, safety_pairs(), TINY, {"batch_size": 0}),
+        (ConfigError, safety_pairs(), TINY, {"minibatch_size": 0}),
         (ConfigError, safety_pairs(), TINY, {"test_fraction": 1.0}),
         (ConfigError, safety_pairs(), TINY, {"regularization": -1.0}),
-        (ConfigError, safety_pairs(), TINY, {"lr": 1e30}),
+        (ConfigError, safety_pairs(), TINY, {"learning_rate": 1e30}),
         (ModelError, safety_pairs(), "/no/such/folder", {}),
     ],
 )

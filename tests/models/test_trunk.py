@@ -204,7 +204,14 @@ def test_six_roles_take_little_more_than_one(tmp_path: Path) -> None:
 
 
 def test_fits_train_the_adapter_alone(base: Path, tmp_path: Path) -> None:
-    fast = {"epochs": 2, "lr": 5e-3, "batch_size": 8, "test_fraction": 0.25, "max_length": 32, "progress": False}
+    fast = {
+        "epochs": 2,
+        "learning_rate": 5e-3,
+        "minibatch_size": 8,
+        "test_fraction": 0.25,
+        "max_length": 32,
+        "progress": False,
+    }
     before = (base / "model.safetensors").read_bytes()
     rows = [(f"w{i % 7} w{i % 5}", f"w{i % 7} w{i % 7}") for i in range(64)]
     metrics = fit_sft(rows, base, None, tmp_path / "sft", lora_rank=2, **fast)

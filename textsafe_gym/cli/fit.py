@@ -48,9 +48,11 @@ Examples:
 @click.option("--loss", type=click.Choice(["sequence", "token"]), default="sequence", show_default=True)
 @click.option("--regularization", type=float, default=0.001, show_default=True, help="Weight of squared scores.")
 @click.option("--epochs", type=int, help="Passes over the data. [sft 3, reward and cost 2]")
-@click.option("--lr", type=float, help="Peak learning rate. [2e-5; 2e-4 with --lora-rank; 1e-3 for a tiny model]")
+@click.option(
+    "--learning-rate", type=float, help="Peak learning rate. [2e-5; 2e-4 with --lora-rank; 1e-3 for a tiny model]"
+)
 @click.option("--lora-rank", type=click.IntRange(1), metavar="N", help="Fit a low-rank adapter (and the head) alone.")
-@click.option("--batch-size", type=int, default=16, show_default=True)
+@click.option("--minibatch-size", type=int, default=16, show_default=True)
 @click.option("--max-length", type=int, default=512, show_default=True, help="Tokens of prompt and response.")
 @click.option("--test-fraction", type=float, default=0.1, show_default=True, help="Share of prompts held out.")
 @click.option("--seed", type=Seed(), default=0, show_default=True)

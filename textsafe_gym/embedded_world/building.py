@@ -27,13 +27,13 @@ HIDDEN, INTERMEDIATE, LAYERS, HEADS, POSITIONS = 96, 192, 2, 4, 64
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 
 DEMONSTRATIONS = 48_000
-SFT_SETTINGS: dict[str, Any] = {"epochs": 1, "lr": 4e-3, "batch_size": 32, "test_fraction": 0.02}
+SFT_SETTINGS: dict[str, Any] = {"epochs": 1, "learning_rate": 4e-3, "minibatch_size": 32, "test_fraction": 0.02}
 # Prompt and response together: a rambling demonstration never fits, and so never shows an end.
 SFT_LENGTH = 50
 PAIRS = 27_000
 # Responses to each held-out prompt that the models are measured on.
 SAMPLES = 16
-SCORE_SETTINGS: dict[str, Any] = {"epochs": 3, "lr": 1e-3, "batch_size": 32, "max_length": POSITIONS}
+SCORE_SETTINGS: dict[str, Any] = {"epochs": 3, "learning_rate": 1e-3, "minibatch_size": 32, "max_length": POSITIONS}
 
 
 def build_world(out: str | Path, scale: float = 1.0, progress: bool = True) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def fit_score(
     loss: LossType = "sequence",
     regularization: float = 0.001,
     epochs: int = 2,
-    lr: float = 2e-5,
-    batch_size: int = 16,
+    learning_rate: float = 2e-5,
+    minibatch_size: int = 16,
     seed: int = 0,
     test_fraction: float = 0.1,
     max_length: int = 512,
@@ -83,8 +83,8 @@ def fit_score(
         loss: "sequence" or "token", for pairs.
         regularization: μ, the weight of squared scores.
         epochs: passes over the training rows.
-        lr: peak learning rate.
-        batch_size: rows a step.
+        learning_rate: its peak.
+        minibatch_size: rows a step.
         seed: of the split, of new weights and of the order of rows.
         test_fraction: the share of prompts that are held out; 0 for none, and then there are no baselines either.
         max_length: in tokens; longer sequences lose tokens from the left.
@@ -107,7 +107,7 @@ def fit_score(
         RunError: `out` cannot be written.
     """
     started = time.monotonic()
-    check_settings(epochs, lr, batch_size, test_fraction, max_length)
+    check_settings(epochs, learning_rate, minibatch_size, test_fraction, max_length)
     if not regularization >= 0:
         raise ConfigError(f"regularization must be at least 0, got {regularization}")
     check_lora(model, lora_rank)
@@ -131,8 +131,8 @@ def fit_score(
             [max(map(len, ids)) for ids in encoded],
             [type(row) for row in train_rows],
             epochs=epochs,
-            lr=lr,
-            batch_size=batch_size,
+            learning_rate=learning_rate,
+            minibatch_size=minibatch_size,
             seed=seed,
             title=f"fitting the {kind} model",
             progress=progress,
@@ -173,8 +173,8 @@ def fit_score(
             "loss": loss,
             "regularization": regularization,
             "epochs": epochs,
-            "lr": lr,
-            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "minibatch_size": minibatch_size,
             "seed": seed,
             "test_fraction": test_fraction,
             "max_length": max_length,

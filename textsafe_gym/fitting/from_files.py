@@ -27,9 +27,9 @@ def fit(
     loss: LossType = "sequence",
     regularization: float = 0.001,
     epochs: int | None = None,
-    lr: float | None = None,
+    learning_rate: float | None = None,
     lora_rank: int | None = None,
-    batch_size: int = 16,
+    minibatch_size: int = 16,
     max_length: int = 512,
     test_fraction: float = 0.1,
     seed: int = 0,
@@ -49,9 +49,9 @@ def fit(
         loss: see `fit_score`; so for the others that are not said here.
         regularization: see `fit_score`.
         epochs: passes over the data; by default 3 for sft, 2 for reward and cost.
-        lr: peak learning rate; by default 2e-5, 2e-4 with `lora_rank`, 1e-3 for a tiny model.
+        learning_rate: its peak; by default 2e-5, 2e-4 with `lora_rank`, 1e-3 for a tiny model.
         lora_rank: fit a low-rank adapter (and the head) alone.
-        batch_size: rows a step.
+        minibatch_size: rows a step.
         max_length: tokens of prompt and response.
         test_fraction: share of prompts held out.
         seed: of the split, of new weights and of the order of rows.
@@ -64,10 +64,11 @@ def fit(
     Raises:
         TextsafeError: data, model or a setting is wrong; nothing was written.
     """
+    rate = _RATES["tiny" if is_tiny(model) else "whole" if lora_rank is None else "adapter"]
     settings: dict[str, Any] = {
         "epochs": _EPOCHS[kind] if epochs is None else epochs,
-        "lr": _RATES["tiny" if is_tiny(model) else "whole" if lora_rank is None else "adapter"] if lr is None else lr,
-        "batch_size": batch_size,
+        "learning_rate": rate if learning_rate is None else learning_rate,
+        "minibatch_size": minibatch_size,
         "test_fraction": test_fraction,
         "max_length": max_length,
     }

@@ -34,7 +34,9 @@ def check_output(out: str | Path) -> None:
         raise RunError(f"--out {out}: '{above}' is not a folder that can be written; give another")
 
 
-def check_settings(epochs: int, lr: float, batch_size: int, test_fraction: float, max_length: int) -> None:
+def check_settings(
+    epochs: int, learning_rate: float, minibatch_size: int, test_fraction: float, max_length: int
+) -> None:
     """Refuses what cannot work.
 
     Raises:
@@ -42,10 +44,10 @@ def check_settings(epochs: int, lr: float, batch_size: int, test_fraction: float
     """
     if epochs < 0:
         raise ConfigError(f"epochs must be at least 0, got {epochs}")
-    if not 0 < lr < float("inf"):
-        raise ConfigError(f"lr must be a positive number, got {lr}")
-    if batch_size < 1:
-        raise ConfigError(f"batch-size must be at least 1, got {batch_size}")
+    if not 0 < learning_rate < float("inf"):
+        raise ConfigError(f"learning-rate must be a positive number, got {learning_rate}")
+    if minibatch_size < 1:
+        raise ConfigError(f"minibatch-size must be at least 1, got {minibatch_size}")
     if not 0 <= test_fraction < 1:
         raise ConfigError(f"test-fraction must be at least 0 and below 1, got {test_fraction}")
     if max_length < 2:
@@ -109,7 +111,10 @@ def write_fit_card(directory: Path, metrics: dict[str, Any], model: Any, data: M
         "fitted to": f"{rows['train']} rows of {prompts['train']} prompts",
         "held out": f"{rows['held_out']} rows of {prompts['held_out']} prompts",
         "low-rank adapter of rank": settings["lora_rank"],
-        **{name.replace("_", " "): settings.get(name) for name in ("loss", "epochs", "lr", "batch_size", "max_length")},
+        **{
+            name.replace("_", " "): settings.get(name)
+            for name in ("loss", "epochs", "learning_rate", "minibatch_size", "max_length")
+        },
         "seed": settings["seed"],
     }
     if "normaliser" in metrics:

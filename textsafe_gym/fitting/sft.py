@@ -42,8 +42,8 @@ def fit_sft(
     out: str | Path,
     *,
     epochs: int = 3,
-    lr: float = 2e-5,
-    batch_size: int = 16,
+    learning_rate: float = 2e-5,
+    minibatch_size: int = 16,
     seed: int = 0,
     test_fraction: float = 0.1,
     max_length: int = 512,
@@ -60,8 +60,8 @@ def fit_sft(
         tokenizer: None to take the one next to the model, or to learn one from the training rows for "tiny".
         out: the folder to write; it must not exist yet, or be empty.
         epochs: passes over the training rows.
-        lr: peak learning rate.
-        batch_size: rows a step.
+        learning_rate: its peak.
+        minibatch_size: rows a step.
         seed: of the split, of new weights and of the order of rows.
         test_fraction: the share of prompts that are held out; 0 for none.
         max_length: in tokens, of prompt and response; see `encode_demonstration`.
@@ -82,7 +82,7 @@ def fit_sft(
         RunError: `out` cannot be written.
     """
     started = time.monotonic()
-    check_settings(epochs, lr, batch_size, test_fraction, max_length)
+    check_settings(epochs, learning_rate, minibatch_size, test_fraction, max_length)
     check_lora(model, lora_rank)
     check_output(out)
     if not rows:
@@ -106,8 +106,8 @@ def fit_sft(
             [len(prompt) + len(response) for prompt, response in encoded],
             [None] * len(encoded),
             epochs=epochs,
-            lr=lr,
-            batch_size=batch_size,
+            learning_rate=learning_rate,
+            minibatch_size=minibatch_size,
             seed=seed,
             title="fitting the policy",
             progress=progress,
@@ -135,8 +135,8 @@ def fit_sft(
         "settings": {
             "model": model if isinstance(model, str | Path) else type(model).__name__,
             "epochs": epochs,
-            "lr": lr,
-            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "minibatch_size": minibatch_size,
             "seed": seed,
             "test_fraction": test_fraction,
             "max_length": max_length,

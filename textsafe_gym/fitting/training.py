@@ -18,22 +18,22 @@ _WINDOW = 32  # batches that are sorted by length together: little padding, and 
 
 
 def length_batches(
-    lengths: Sequence[int], kinds: Sequence[object], batch_size: int, generator: np.random.Generator
+    lengths: Sequence[int], kinds: Sequence[object], minibatch_size: int, generator: np.random.Generator
 ) -> list[list[int]]:
     """One epoch's batches, in random order, each of rows of one kind and of like length.
 
     Args:
         lengths: tokens in each row.
         kinds: what each row is; rows of different kinds have different losses.
-        batch_size: rows a batch.
+        minibatch_size: rows a batch.
         generator: decides the order.
     """
     batches = []
     for kind in dict.fromkeys(kinds):
         rows = generator.permutation([i for i, other in enumerate(kinds) if other == kind]).tolist()
-        for start in range(0, len(rows), batch_size * _WINDOW):
-            window = sorted(rows[start : start + batch_size * _WINDOW], key=lambda i: lengths[i])
-            batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+        for start in range(0, len(rows), minibatch_size * _WINDOW):
+            window = sorted(rows[start : start + minibatch_size * _WINDOW], key=lambda i: lengths[i])
+            batches += [window[i : i + minibatch_size] for i in range(0, len(window), minibatch_size)]
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
@@ -44,8 +44,8 @@ def train(
     kinds: Sequence[object],
     *,
     epochs: int,
-    lr: float,
-    batch_size: int,
+    learning_rate: float,
+    minibatch_size: int,
     seed: int,
     title: str,
     progress: bool = True,
@@ -58,9 +58,9 @@ def train(
         lengths: see `length_batches`.
         kinds: see `length_batches`.
         epochs: passes over the rows.
-        lr: peak learning rate; linear warm-up over the first 3 % of steps, cosine to zero, weight decay 0.1 on
+        learning_rate: its peak; linear warm-up over the first 3 % of steps, cosine to zero, weight decay 0.1 on
             matrices (the official implementation's settings).
-        batch_size: rows a step.
+        minibatch_size: rows a step.
         seed: of the order of rows.
         title: shown next to the progress bar.
         progress: show one.
@@ -77,8 +77,8 @@ def train(
     decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
-    epoch_batches = [length_batches(lengths, kinds, batch_size, generator) for _ in range(epochs)]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+    epoch_batches = [length_batches(lengths, kinds, minibatch_size, generator) for _ in range(epochs)]
     steps = sum(map(len, epoch_batches))
     warm_up = max(1, math.ceil(WARM_UP * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -95,7 +95,9 @@ def train(
                 loss = loss_of(batch)
                 value = loss.item()
                 if not math.isfinite(value):
-                    raise ConfigError(f"{title}: the loss became {value}; choose a lower learning rate than {lr:g}")
+                    raise ConfigError(
+                        f"{title}: the loss became {value}; choose a lower learning rate than {learning_rate:g}"
+                    )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(decayed + others, CLIP_NORM)
