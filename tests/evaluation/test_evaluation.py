@@ -10,7 +10,7 @@ from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse, hypervolume, on_front
 from textsafe_gym.evaluation.records import read_evaluation, summarise
 from textsafe_gym.evaluation.report import cell
-from textsafe_gym.evaluation.summaries import Run, compare_runs, load_runs, points_of
+from textsafe_gym.evaluation.summaries import Run, budget_of, compare_runs, load_runs, points_of, tables_of
 from textsafe_gym.files import read_rows, write_json, write_rows
 
 
@@ -152,6 +152,19 @@ def test_runs_are_found_below_and_compared_over_seeds(tmp_path: Path):
     assert comparison["settings"]["cpo[cost_limit=1]"]["metrics"]["cost_violation"]["mean"] == 0.0
     assert comparison["pareto"]["cost_limit"] is None  # the limits differ
     json.dumps(comparison, allow_nan=False)
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_episodes_that_are_no_responses_are_not_called_so(text: bool, tmp_path: Path):
+    own = {"prompt": "hello", "response": "hi"} if text else {}
+    rows = [{name: x for name, x in row(1.0, 0.0).items() if name not in ("prompt", "response")} | own] * 2
+    summary = {"algorithm": "ppo", "label": "ppo", "seed": 0, "cost_limit": 0.0, "episodes": 8}
+    comparison = compare_runs([Run(tmp_path, {**summary, "tokens_per_second": 100.0}, rows)])
+    table, *_ = tables_of(comparison)
+    shown = " ".join([table.note, *table.columns, budget_of(comparison)])
+    words = {"responses", "tokens/s", "prompts"}
+    assert all(word in shown for word in (words if text else {"episodes", "steps/s"}))
+    assert text or not any(word in shown for word in words)
 
 
 def test_numbers_in_tables_have_no_negative_zero():

@@ -69,7 +69,10 @@ def test_a_policy_without_a_text_says_so(tmp_path: Path):
          "--out", tmp_path / "run")  # fmt: skip
     card = ModelCard.load(tmp_path / "run/checkpoints/latest/policy/README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("textsafe-gym", "reinforcement-learning")
-    assert facts(card)["environment"] == "CardCrossing-v0"
+    told = facts(card)
+    assert told["environment"] == "CardCrossing-v0"
+    assert told["episodes played"] == "8"
+    assert not any("responses" in fact for fact in told)
     assert "MLPActor.load" in card.content
 
 

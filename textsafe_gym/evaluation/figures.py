@@ -86,15 +86,20 @@ def _curve(axis: Axes, runs: Sequence[Sequence[Row]], name: str, label: str, col
 
 
 def learning_curves(
-    runs: Mapping[str, Sequence[Sequence[Row]]], labels: Mapping[str, str], cost_limit: float | None, path: Path
+    runs: Mapping[str, Sequence[Sequence[Row]]],
+    labels: Mapping[str, str],
+    cost_limit: float | None,
+    path: Path,
+    episodes: str,
 ) -> None:
-    """Reward, cost and multiplier against the responses generated.
+    """Reward, cost and multiplier against the episodes so far.
 
     Args:
         runs: from label to the rows of `metrics.jsonl` of each seed.
         labels: from label to algorithm; decides the colours.
         cost_limit: drawn as a line, if there is one for all.
         path: of the PNG.
+        episodes: what an episode is called, in the plural.
     """
     look = styles(labels)
     band = len(runs) <= _BANDS
@@ -110,7 +115,7 @@ def learning_curves(
                 _curve(axis, own, name, label, look[label]["color"], band)
             if name == "cost" and cost_limit is not None:
                 axis.axhline(cost_limit, color="black", linestyle="--", linewidth=1, label="cost limit")
-            axis.set_xlabel("responses generated")
+            axis.set_xlabel(f"{episodes} so far")
             axis.set_ylabel(title)
             axis.margins(x=0.01)
         handles: dict[str, Any] = {}

@@ -23,6 +23,8 @@ COLUMNS = (
     ("kl", "KL, nats", 2, 1),
     ("tokens_per_second", "tokens/s", 0, 1),
 )
+# What an episode, the start of one and a step are called, by `comparison["task"]`.
+UNITS = {"text": ("responses", "prompts", "tokens/s"), "other": ("episodes", "episodes", "steps/s")}
 GROUP_COLUMNS = tuple(
     column
     for column in COLUMNS
@@ -80,17 +82,19 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
     Args:
         comparison: what `comparison.json` holds.
     """
+    responses, prompts, rate = UNITS[comparison["task"]]
     settings = comparison["settings"]
     counts = sorted({entry["runs"] for entry in settings.values()})
     spread = "one seed, so no interval" if counts == [1] else "mean, and below it the 95 % t interval over seeds"
     limits = sorted({entry["cost_limit"] for entry in settings.values()} - {None})
     limit = f"; cost limit {', '.join(f'{value:g}' for value in limits)}" if limits else ""
     overall = {label: entry["metrics"] for label, entry in settings.items()}
-    note = f"Evaluation prompts; {spread}{limit}."
+    note = f"Evaluation {prompts}; {spread}{limit}."
     if comparison.get("left_out"):
         note += f" {left_out_note(comparison['left_out'])}."
-    tables = [_table("Comparison", note, "algorithm", overall, COLUMNS)]
-    for key, heading in (("pairs", "pairs"), ("episodes", "responses")):
+    columns = [(key, rate if key == "tokens_per_second" else heading, *rest) for key, heading, *rest in COLUMNS]
+    tables = [_table("Comparison", note, "algorithm", overall, columns)]
+    for key, heading in (("pairs", "pairs"), ("episodes", responses)):
         counts = [entry.get(key) or 0 for entry in settings.values()]
         if any(counts):
             tables[0].columns.insert(1, heading)

@@ -12,7 +12,7 @@ from textsafe_gym.errors import DataError, RunError
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse
 from textsafe_gym.evaluation.records import read_evaluation, summarise
-from textsafe_gym.evaluation.report import Table, comparison_tables
+from textsafe_gym.evaluation.report import UNITS, Table, comparison_tables
 from textsafe_gym.files import Row, read_json, read_rows
 
 _SKIPPED = {"responses", "groups"}
@@ -139,7 +139,8 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
 
     Returns:
         "settings": from label to its algorithm, seeds, budget in episodes and pairs, cost limit, and intervals over
-        runs of every metric, overall and for each group of prompts; "pareto": see `pareto.analyse`.
+        runs of every metric, overall and for each group of prompts; "pareto": see `pareto.analyse`; "task": "text" or
+        "other", whether episodes are responses.
 
     Raises:
         RunError: see `settings_of`.
@@ -166,13 +167,15 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
             },
         }
     limits = {entry["cost_limit"] for entry in settings.values()}
-    return {"settings": settings, "pareto": analyse(points_of(runs), limits.pop() if len(limits) == 1 else None)}
+    pareto = analyse(points_of(runs), limits.pop() if len(limits) == 1 else None)
+    text = any("response" in row for run in runs for row in run.rows)
+    return {"task": "text" if text else "other", "settings": settings, "pareto": pareto}
 
 
 def budget_of(comparison: dict[str, Any]) -> str:
     """What a run of the comparison learned from, such as "512 responses or 4096 labelled pairs"."""
     parts = []
-    for key, what in (("episodes", "responses"), ("pairs", "labelled pairs")):
+    for key, what in (("episodes", UNITS[comparison["task"]][0]), ("pairs", "labelled pairs")):
         counts = sorted({entry[key] for entry in comparison["settings"].values() if entry[key]})
         parts += [f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} {what}"] if counts else []
     return " or ".join(parts)

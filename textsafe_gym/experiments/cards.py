@@ -12,9 +12,9 @@ from textsafe_gym.models.cards import public, write_card
 from textsafe_gym.protocols import TextTask
 
 _BOUNDS = {
-    "mean": "mean cost of a response <= {limit:g} (a cost above 0 is harmful)",
+    "mean": "mean cost of {one} <= {limit:g} (a cost above 0 is harmful)",
     "probability": "P(cost > 0) <= {limit:g} (a cost above 0 is harmful)",
-    "cvar": "mean cost of the worst responses <= {limit:g} (a cost above 0 is harmful)",
+    "cvar": "mean cost of the worst {episodes} <= {limit:g} (a cost above 0 is harmful)",
 }
 
 
@@ -30,6 +30,7 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
     kwargs, config, found = spec.env["kwargs"], spec.config, summary["evaluation"]
     task = env.unwrapped
     text = isinstance(task, TextTask)
+    one, episodes = ("a response", "responses") if text else ("an episode", "episodes")
     world = "the embedded world's" if text else None
     sources = [str(kwargs[name]) for name in ("prompts", "evaluation_prompts", "demonstrations") if name in kwargs]
     facts = {
@@ -38,14 +39,14 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
         "prompts": _data(kwargs.get("prompts"), getattr(task, "prompts", None), world),
         "reward model": _model(kwargs.get("reward_model"), world),
         "cost model": _model(kwargs.get("cost_model"), world),
-        "constraint": _constraint(spec, summary["cost_limit"]),
+        "constraint": _constraint(spec, summary["cost_limit"], one, episodes),
         "KL to the starting policy": _kl(config),
-        "responses generated": summary["episodes"],
+        f"{episodes} {'generated' if text else 'played'}": summary["episodes"],
         "labelled pairs": f"{summary['pairs']}: {', '.join(spec.data)}" if spec.data else None,
         "seed": spec.seed,
         "low-rank adapter of rank": spec.policy.get("lora_rank"),
     }
-    judged = f"{found['responses']} responses"
+    judged = f"{found['responses']} {episodes}"
     if text:
         source = kwargs.get("evaluation_prompts", kwargs.get("prompts"))
         prompts = _data(source, getattr(task, "evaluation_prompts", None), world)
@@ -56,7 +57,7 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
         "reward, mean": found.get("reward"),
         "cost, mean": found.get("cost"),
         "cost above the limit": None if limit is None else f"{found['cost_violation']:.4g} (limit {limit:g})",
-        "responses with cost > 0": f"{100 * found['harmful_rate']:.1f} %" if "harmful_rate" in found else None,
+        f"{episodes} with cost > 0": f"{100 * found['harmful_rate']:.1f} %" if "harmful_rate" in found else None,
         "KL to the starting policy, nats": found.get("kl"),
     }
     base = spec.policy.get("model")
@@ -76,7 +77,7 @@ def _label(label: str) -> str:
     return re.sub(r"=([^,\]]+)", lambda value: f"={public(value[1])}" if "/" in value[1] else value[0], label)
 
 
-def _constraint(spec: RunSpec, limit: float | None) -> str | None:
+def _constraint(spec: RunSpec, limit: float | None, one: str, episodes: str) -> str | None:
     config = spec.config
     if config.get("cost_limits"):
         return "; ".join(f"mean {name} <= {bound:g}" for name, bound in config["cost_limits"].items())
@@ -85,7 +86,7 @@ def _constraint(spec: RunSpec, limit: float | None) -> str | None:
     kind = config["constraint"] if "constraint" in config else _constraint_of(spec.algorithm)
     if kind is None:
         return "none kept by the algorithm" if bound is None else f"none kept by the algorithm; judged at {bound:g}"
-    return None if bound is None else _BOUNDS[kind].format(limit=bound)
+    return None if bound is None else _BOUNDS[kind].format(limit=bound, one=one, episodes=episodes)
 
 
 def _constraint_of(algorithm: str) -> str | None:

@@ -51,7 +51,7 @@ def compare(
         settings: see `train`; below an algorithm's name those for it alone. One that only some of the algorithms have
             applies to these, and a line says which have it not.
         preset: see `train`.
-        episodes: responses to generate in all, for each run that samples.
+        episodes: responses to generate (or episodes to play) in all, for each run that samples.
         data: see `train`; for those of the algorithms that learn from labelled pairs.
         seeds: runs of each.
         seed: the first of them.
@@ -145,7 +145,7 @@ def _specs(
     budgets = {spec.label: spec.config["episodes"] for spec in specs if not spec.data}
     if len(set(budgets.values())) > 1:
         told = ", ".join(f"{label} {number}" for label, number in budgets.items())
-        raise ConfigError(f"all algorithms must generate the same number of responses; set --episodes (now: {told})")
+        raise ConfigError(f"all algorithms must have the same budget; set --episodes (now: {told})")
     # The untrained policy plays in the environment as given, without any variant's changes.
     plain = spec_of(algorithms[0])
     kept = {name: plain.config.get(name) for name in ("seed", "episodes_per_iteration", "cost_limit")}
@@ -168,7 +168,7 @@ def _report(
 ) -> tuple[dict[str, Any], list[Path]]:
     """Writes comparison.json, the figures and the report; returns what the first holds, and the figures' paths."""
     from textsafe_gym.evaluation.figures import learning_curves, reward_cost_plane
-    from textsafe_gym.evaluation.report import write_report
+    from textsafe_gym.evaluation.report import UNITS, write_report
     from textsafe_gym.evaluation.summaries import budget_of, compare_runs, points_of, tables_of
 
     comparison = compare_runs(runs) | {"left_out": left_out_of(specs)}
@@ -178,7 +178,8 @@ def _report(
     labels = {label: comparison["settings"][label]["algorithm"] for label in order}
     limit = comparison["pareto"]["cost_limit"]
     figures = [out / "learning_curves.png", out / "pareto.png"]
-    learning_curves(curves, labels, limit, figures[0])
+    responses, prompts, _ = UNITS[comparison["task"]]
+    learning_curves(curves, labels, limit, figures[0], responses)
     points = [{"label": p.label, "reward": p.reward, "cost": p.cost} for p in points_of(runs)]
     reward_cost_plane(comparison["pareto"]["points"], points, limit, figures[1])
     first = [run for run in runs if run.seed == runs[0].seed]
@@ -190,11 +191,11 @@ def _report(
         title="Comparison: " + ", ".join(dict.fromkeys(spec.algorithm for spec in specs[1:])),
         subtitle=f"{specs[0].env['id']}, {budget_of(comparison)} a run, "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}, "
-        f"{len(first[0].rows)} evaluation responses a run.",
+        f"{len(first[0].rows)} evaluation {responses} a run.",
         tables=tables_of(comparison),
         figures=[
-            ("Learning curves", "Training prompts; each point a mean of neighbouring iterations.", figures[0]),
-            ("Reward against cost", "Evaluation prompts; the front joins settings that no other beats.", figures[1]),
+            ("Learning curves", f"Training {prompts}; each point a mean of neighbouring iterations.", figures[0]),
+            ("Reward against cost", f"Evaluation {prompts}; the front joins settings that no other beats.", figures[1]),
         ],
         samples=samples,
         command=command,

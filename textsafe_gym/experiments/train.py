@@ -41,7 +41,7 @@ def train(
         config: a YAML file of settings, a preset of the paper, or a run's `config.yaml`.
         settings: the algorithm's, and below "env" and "policy" those of both; nested or dotted keys, as --set has them.
         preset: settings to begin with: "small", the default, suits small models; "paper" has the official script's.
-        episodes: responses to generate in all.
+        episodes: responses to generate (or episodes to play) in all.
         data: of a method that learns from labelled pairs, these: files, "hub:NAME[:SPLIT]" or "simulated:N", the
             environment's own; by default 4096 of its own.
         seed: all randomness follows from it; by default 0.
