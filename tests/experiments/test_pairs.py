@@ -106,8 +106,16 @@ def test_a_comparison_states_both_budgets(world: Path, tmp_path: Path) -> None:
     assert overall.columns[:3] == ["algorithm", "responses", "pairs"]
     assert [cell.text for cell in overall.rows[1][:3]] == ["dpo", "0", "60"]
     (world / "pairs.jsonl").rename(world / "elsewhere.jsonl")  # a finished run is evaluated without its data
-    assert textsafe("evaluate", tmp_path / "both" / "dpo" / "seed_0", "--quiet").exit_code == 0
+    done("evaluate", tmp_path / "both" / "dpo" / "seed_0", "--quiet", "--out", tmp_path / "evaluated")
     (world / "elsewhere.jsonl").rename(world / "pairs.jsonl")
+
+
+def test_a_comparison_of_betas_without_any_sampling(world: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"env": str(world / "env.yaml"), "data": [world / "pairs.jsonl"], "seeds": 1}
+    vary = {"dpo.kl_coefficient": [0.1, 1.0]}
+    found = experiments.compare("dpo", **arguments, vary=vary, out=tmp_path / "betas", quiet=True)
+    assert [path.name for path in found.figures] == ["pareto.png"]
+    assert "30 labelled pairs a run" in (tmp_path / "betas" / "report.html").read_text()
 
 
 def test_refusals(world: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ _LITTLE = 2**30  # bytes of free space below which a run with checkpoints may no
 
 @dataclass(frozen=True)
 class Check:
-    """One line.
+    """One thing that `textsafe doctor` looked at, a line of its table.
 
     Attributes:
         section: "versions", "devices", "optional", "here" or "self-test".
