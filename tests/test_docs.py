@@ -1,6 +1,8 @@
 """The documentation builds without a warning, its links lead somewhere, and its code runs."""
 
 import ast
+import importlib
+import inspect
 import json
 import os
 import re
@@ -84,6 +86,42 @@ def test_the_link_check_finds_what_is_wrong(tmp_path: Path) -> None:
     )
     assert links(page) == ["#a-b-c", "page.md#d"]
     assert anchors(page) == {"a-b-c"}
+
+
+def documented(page: Path) -> dict[str, Any]:
+    """The classes and functions whose docstrings a page shows, by name."""
+    directive = re.compile(r"^\.\. auto(module|class|function):: (\S+)\n((?:   :.*\n)*)", re.MULTILINE)
+    found: dict[str, Any] = {}
+    for kind, path, options in directive.findall(page.read_text()):
+        if kind != "module":
+            owner, _, last = path.rpartition(".")
+            found[last] = getattr(importlib.import_module(owner), last)
+            continue
+        module, members = importlib.import_module(path), re.search(r":members:(.*)", options)
+        without = re.search(r":exclude-members:(.*)", options)
+        own = [name for name, x in vars(module).items() if getattr(x, "__module__", "") == path and x.__doc__]
+        shown = re.findall(r"\w+", members[1]) if members else []
+        shown = shown or [name for name in own if name[0] != "_" and callable(getattr(module, name))]
+        found |= {name: getattr(module, name) for name in shown if not without or name not in without[1]}
+    return found
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("api_*.md")), ids=name)
+def test_the_reference_begins_with_a_table_of_what_it_documents(page: Path) -> None:
+    rows = re.findall(r"^\| \[`(\w+)`\]\((\S+)\) \| (?:`(\w+)\((.*)\)`)? \| (.+) \|$", page.read_text(), re.MULTILINE)
+    things = documented(page)
+    assert {row[0] for row in rows} == things.keys()
+    assert len(rows) == len(things)
+    for title, link, called, arguments, _ in rows:
+        thing = inspect.unwrap(things[title])
+        assert Path(inspect.getsourcefile(thing) or "").samefile(DOCS / link), f"{title} is not in {link}"
+        if called:
+            names = [argument.strip("*") for argument in arguments.split(", ") if argument not in ("", "*", "...")]
+            assert called == title
+            known = inspect.signature(thing).parameters
+            assert known.keys() >= set(names), f"{title} has not all of {names}"
+            required = {x.name for x in known.values() if x.default is x.empty and x.kind not in (2, 4)}
+            assert required <= set(names), f"{title} needs {required}"
 
 
 def test_docstrings_are_more_than_a_name() -> None:

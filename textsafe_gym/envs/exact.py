@@ -258,7 +258,7 @@ def _standardised(x: np.ndarray) -> np.ndarray:
 
 
 class ExactView:
-    """What an enumerable environment can tell of itself; `self.exact_task` and `self.kl_coefficient` hold it."""
+    """What an enumerable environment knows of itself; `self.exact_task` and `self.kl_coefficient` hold it."""
 
     exact_task: ExactTask
     kl_coefficient: float

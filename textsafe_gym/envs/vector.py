@@ -22,7 +22,7 @@ Infos = dict[str, Any]
 
 @dataclass(frozen=True)
 class Played:
-    """n whole episodes.
+    """n complete episodes, as `play` returns them.
 
     Attributes:
         input_ids: (n, max_prompt_length + max_response_length) int64, as the last observations hold them.

@@ -42,7 +42,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """What both the terminal and the report show.
+    """A table as both the terminal and the report show it.
 
     Attributes:
         title: heading.

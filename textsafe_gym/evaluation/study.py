@@ -94,7 +94,7 @@ def summarise_study(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 
 def study_table(rows: Sequence[Mapping[str, Any]], problems: Mapping[str, str]) -> Table:
-    """What the terminal shows."""
+    """The study's table on the terminal."""
     cells = [
         [
             Cell(row["algorithm"]),

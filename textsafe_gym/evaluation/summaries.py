@@ -28,7 +28,7 @@ _BOUNDS = {
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, as its directory tells it.
+    """A finished run, as its directory holds it.
 
     Attributes:
         directory: where it lies.
@@ -63,7 +63,7 @@ class Run:
 
 
 def load_run(directory: Path) -> Run:
-    """Reads one.
+    """Reads a finished run's directory.
 
     Raises:
         DataError: a file is missing or damaged.
