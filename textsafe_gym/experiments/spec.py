@@ -73,7 +73,7 @@ class RunSpec:
         algorithm: a name in `algos`, or `INITIAL`.
         label: the algorithm with what was varied, e.g. "reward_shaping[nu=0.5]".
         env: {"id", "kwargs"}.
-        policy: arguments of `make_policy`.
+        policy: arguments of `make_actor` and `make_critics`.
         config: the algorithm's settings, all of them.
         preset: which they began with.
         data: labelled pairs to learn from, files or "simulated:N"; empty where the algorithm learns from rollouts.

@@ -39,7 +39,7 @@ class TokenRows:
         """Sequences that contain the rows: one that begins like another is read as a part of it.
 
         Returns:
-            Observations, actions (without meaning) and a mask as `Policy.evaluate` takes them, and the index (N,) of
+            Observations, actions (without meaning) and a mask as `Actor.evaluate` takes them, and the index (N,) of
             each row among the true entries of the mask.
         """
         table = rows.detach().cpu().numpy().astype(np.int64)
