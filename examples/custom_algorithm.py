@@ -1,8 +1,6 @@
 """An algorithm of one's own, without a file in `algos/`: a quadratic penalty, held to a known optimum.
 
-python examples/custom_algorithm.py
-
-In this folder, `textsafe train custom_algorithm:Algorithm --env SafeRLHF-Exact-v0` works too, and so does `compare`.
+python examples/custom_algorithm.py; in this folder, also textsafe train custom_algorithm:Algorithm, and textsafe compare
 """
 
 import torch
@@ -49,7 +47,7 @@ class Algorithm:
 
 def main(episodes: int = 16384, cost_limit: float = -0.5) -> dict[str, float]:
     algos.register("quadratic_penalty", Config, Algorithm)
-    settings = {"learning_rate": 1e-3, "minibatch_size": 32, "kl_coefficient": 0.2}  # over those of the preset "small"
+    settings = {"learning_rate": 1e-3, "minibatch_size": 32, "kl_coefficient": 0.2}
     trainer = algos.make("quadratic_penalty", "SafeRLHF-Exact-v0", episodes=episodes, cost_limit=cost_limit, **settings)
     trainer.learn()
     env = trainer.env.unwrapped

@@ -190,13 +190,6 @@ class PromptTask(TextTask, Protocol):
         """Supervised pairs (prompt, response); empty if there are none."""
         ...
 
-    def preferences(self, count: int, seed: int) -> Sequence[Any]:
-        """Pairs of responses with simulated labels, by reward or helpfulness; a `ConfigError` where there are none.
-
-        Each has `prompt`, `better`, `worse` and `probability`; see `textsafe_gym.data.readers.Preference`.
-        """
-        ...
-
     @property
     def score_models(self) -> Mapping[str, str | Path]:
         """Where the "reward" and "cost" models lie, for critics to begin as."""
@@ -205,6 +198,18 @@ class PromptTask(TextTask, Protocol):
     @property
     def default_policy(self) -> Any:
         """A policy that fits the tokenizer, if there is one: its folder, or a model and its tokenizer."""
+        ...
+
+
+@runtime_checkable
+class PreferenceTask(Protocol):
+    """An environment that simulates labelled pairs."""
+
+    def preferences(self, count: int, seed: int) -> Sequence[Any]:
+        """Pairs of responses with simulated labels, by reward or helpfulness; a `ConfigError` where there are none.
+
+        Each has `prompt`, `better`, `worse` and `probability`; see `textsafe_gym.data.readers.Preference`.
+        """
         ...
 
 

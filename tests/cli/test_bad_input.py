@@ -195,7 +195,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "unknown policy option": (setting("policy.temprature=1"), ["temprature", "temperature"]),
     "temperature of nought": (setting("policy.temperature=0"), ["temperature", "0"]),
     "separate critic of several costs": (
-        setting("policy.critics=separate", "env.cost_model={a: {w}/cost, b: {w}/cost}"),
+        setting("policy.critics=separate", "env.cost_model={a: {w}/cost, b: {w}/cost}", algorithm="ppo_lagrangian"),
         ["cost_critic"],
     ),
     "unknown device": (setting("policy.device=abacus"), ["abacus"]),

@@ -5,7 +5,7 @@ from typing import Any
 from textsafe_gym.data.readers import Preference, read_preferences
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.spec import SIMULATED, RunSpec
-from textsafe_gym.protocols import PromptTask
+from textsafe_gym.protocols import PreferenceTask, PromptTask
 
 
 def preferences(spec: RunSpec, env: Any, actor: Any, few: bool = False) -> Any:
@@ -38,6 +38,8 @@ def _read(source: str, task: PromptTask, seed: int, few: bool) -> list[Preferenc
         return read_preferences(source)
     if not count.isdecimal() or int(count) < 1:
         raise ConfigError(f"--data {source}: expected {SIMULATED}:N, N pairs")
+    if not isinstance(task, PreferenceTask):
+        raise ConfigError(f"--data {source}: this environment simulates no preferences; give --data FILE")
     try:
         return list(task.preferences(2 if few else int(count), seed))
     except ConfigError as error:

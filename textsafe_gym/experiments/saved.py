@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from textsafe_gym.config import Settings, merge, parse_assignments, read_json, read_yaml, validate
 from textsafe_gym.errors import ConfigError, ModelError
@@ -29,12 +29,14 @@ class SavedPolicy:
         spec: the run's, or what stands for one.
         weights: the folder of the trained policy; none where `spec.policy` names all there is.
         start_known: whether the policy that training started from is known, which KL is measured to.
+        start_seed: the one that drew it, where it is a small network; `spec.seed` may be another.
     """
 
     source: str
     spec: RunSpec
     weights: Path | None
     start_known: bool
+    start_seed: int = 0
 
 
 def saved_policy(
@@ -78,7 +80,7 @@ def saved_policy(
         env={"id": spec.env["id"], "kwargs": changed.values},
         policy=checked.model_dump(exclude_none=True),
     )
-    return replace(found, spec=spec if seed is None else spec.with_seed(seed))
+    return replace(found, spec=spec if seed is None else spec.with_seed(seed), start_seed=spec.seed)
 
 
 def _of_run(source: str, directory: Path) -> SavedPolicy:
@@ -127,7 +129,7 @@ class SavedConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     seed: int = Field(ge=0, lt=2**63)
-    episodes_per_iteration: int = Field(BATCH, gt=0)
+    episodes_per_iteration: int | None = Field(None, gt=0)
     cost_limit: float | None = None
 
 
@@ -141,6 +143,13 @@ class SavedRun(BaseModel):
     config: SavedConfig
     preset: str = SMALL
     data: list[str] = []
+
+    @model_validator(mode="after")
+    def _plays_as_it_did(self) -> "SavedRun":
+        # Which prompts and tokens are drawn depends on how many responses are played at once.
+        if self.config.episodes_per_iteration is None and not self.data and self.algorithm != INITIAL:
+            raise ValueError("the key 'config.episodes_per_iteration' is missing")
+        return self
 
 
 class SavedTrainer(BaseModel):
@@ -176,7 +185,7 @@ def open_saved(saved: SavedPolicy, num_envs: int | None = None) -> tuple[Any, An
         TextsafeError: something is missing or damaged.
     """
     env = make_env(saved.spec, num_envs or saved.spec.num_envs)
-    actor = make_actor(saved.spec, env)
+    actor = make_actor(saved.spec.with_seed(saved.start_seed), env)
     reference = actor.reference() if saved.start_known else None
     if saved.weights is not None:
         actor.load_weights(saved.weights)

@@ -1,6 +1,7 @@
 """Actors, critics and score models; importing this loads no model library."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,11 +71,14 @@ def make_critics(
         ConfigError: an option is wrong.
         ModelError: a separate critic has no model to begin as, or one that does not fit.
     """
+    given = {"reward": reward_critic, "cost": cost_critic}
+    for kind, source in given.items():
+        if source is not None and kind not in kinds:
+            logging.getLogger(__name__).warning("%s_critic is not used: the algorithm has no %s critic", kind, kind)
     if not kinds:
         return None
     from textsafe_gym.models.mlp import MLPActor, MLPCritics
 
-    given = {"reward": reward_critic, "cost": cost_critic}
     if isinstance(actor, MLPActor):
         if critics != "heads" or any(source is not None for source in given.values()):
             raise ConfigError("critics, reward_critic and cost_critic are for language models; an MLP's are MLPs")
