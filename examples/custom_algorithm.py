@@ -1,6 +1,6 @@
 """An algorithm of one's own, without a file in `algos/`: a quadratic penalty, held to a known optimum.
 
-python examples/custom_algorithm.py; in this folder, also textsafe train custom_algorithm:Algorithm, and textsafe compare
+python examples/custom_algorithm.py; in this folder, also textsafe train custom_algorithm:Algorithm and compare
 """
 
 import torch
