@@ -94,6 +94,11 @@ def wandb_records(path: Path) -> list[Any]:
 def in_wandb(directory: Path) -> Points:
     (place,) = (directory / "wandb").glob("offline-run-*")
     points: Points = {}
+    # W&B's own process closes the file some time after `finish` has returned.
+    deadline = time.monotonic() + 30
+    while not any(record.HasField("exit") for record in wandb_records(next(place.glob("*.wandb")))):
+        assert time.monotonic() < deadline, "the file has no end"
+        time.sleep(0.1)
     for record in wandb_records(next(place.glob("*.wandb"))):
         for item in record.history.item:
             key = item.key or item.nested_key[0]
