@@ -176,10 +176,8 @@ def _changes(tree: ast.AST, text: str) -> Iterator[tuple[str, Any, str, str]]:
             case ast.Constant(value=int() as value) if not isinstance(value, bool):
                 kind, new = "off by one", str(value + 1)
             case ast.Subscript(slice=ast.Slice(upper=ast.Name() | ast.Attribute() as upper)):
-                kind, new = (
-                    "off by one",
-                    f"{whole.removesuffix(']')} - 1]" if whole.endswith(source(upper) + "]") else None,
-                )
+                end = f"{source(upper)}]"
+                kind, new = "off by one", whole.removesuffix("]") + " - 1]" if whole.endswith(end) else None
             case ast.Call(func=ast.Attribute(value=value, attr="detach"), args=[]):
                 kind, new = "dropped detach", source(value)
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in _OPPOSITES:
@@ -188,12 +186,10 @@ def _changes(tree: ast.AST, text: str) -> Iterator[tuple[str, Any, str, str]]:
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[first, second, *_]):
                 plain = isinstance(first, ast.Name | ast.Attribute) and isinstance(second, ast.Name | ast.Attribute)
                 if plain and name not in ("isinstance", "getattr", "hasattr"):
-                    one, other, func = source(first), source(second), source(node.func)
-                    rest = whole.removeprefix(func)
-                    kind, new = (
-                        "swapped arguments",
-                        func + rest.replace(one, "\0", 1).replace(other, one, 1).replace("\0", other),
-                    )
+                    one, other, call = source(first), source(second), source(node.func)
+                    given = whole.removeprefix(call)
+                    turned = re.sub(f"({re.escape(one)})(,\\s+)({re.escape(other)})", r"\3\2\1", given, count=1)
+                    kind, new = "swapped arguments", call + turned
         if new is not None and new != whole:
             yield kind, node, whole, new
 
