@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 
-from algos.core.constraints import CONTROLLERS, MultiplierConfig
+from algos.core.constraints import RULES
+from algos.core.settings import MultiplierConfig
 from textsafe_gym.cli.main import COMMANDS
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError, UnknownNameError
@@ -64,9 +65,9 @@ def test_what_cannot_be_imported(
 
 def test_the_registries_have_what_they_name() -> None:
     rules = set(get_args(MultiplierConfig.model_fields["multiplier_update"].annotation))
-    assert rules == set(CONTROLLERS)
-    for name in CONTROLLERS:
-        assert CONTROLLERS.about(name)
+    assert rules == set(RULES)
+    for name in RULES:
+        assert RULES.about(name)
     for name, paths in ENVIRONMENTS.items():
         assert ENVIRONMENTS.about(name)
         for path in paths:

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from textsafe_gym.data.readers import Preference
     from textsafe_gym.types import Evaluation
 
 Judge = Callable[[list[str], list[str]], Mapping[str, "np.ndarray"]]
@@ -191,8 +190,11 @@ class PromptTask(TextTask, Protocol):
         """Supervised pairs (prompt, response); empty if there are none."""
         ...
 
-    def preferences(self, count: int, seed: int) -> "Sequence[Preference]":
-        """Pairs of responses with simulated labels, by reward or helpfulness; a `ConfigError` where there are none."""
+    def preferences(self, count: int, seed: int) -> Sequence[Any]:
+        """Pairs of responses with simulated labels, by reward or helpfulness; a `ConfigError` where there are none.
+
+        Each has `prompt`, `better`, `worse` and `probability`; see `textsafe_gym.data.readers.Preference`.
+        """
         ...
 
     @property

@@ -86,17 +86,18 @@ def train(name: str, seed: int = 0, **changes: Any) -> Score:
 
 # Bounds on the mean over the seeds, which stand for processors as well: a last bit that is rounded otherwise can part
 # two runs as another seed does. With a limit, a policy walks to and fro about it: single runs have a standard deviation
-# of up to 0.05 in the fraction and 0.016 in the violation, and the means are 0.91 at least and 0.024 at most (ipo and
-# p3o, whose penalties give way at the limit). Without one, the fraction is 0.967 at least, with a deviation of 0.005.
+# of up to 0.06 in the fraction (crpo; others 0.05) and 0.019 in the violation; the means are 0.927 at least and 0.024
+# at most (ipo and p3o, whose penalties give way at the limit). Without one, the fraction is 0.969 at least, with a
+# deviation of 0.004.
 SEEDS = (0, 1, 2)
-LEAST, LEAST_WITHOUT_LIMIT, MOST = 0.85, 0.93, 0.05
+LEAST, LEAST_OF_CRPO, LEAST_WITHOUT_LIMIT, MOST = 0.85, 0.8, 0.93, 0.05
 
 
 @pytest.mark.parametrize("name", SAMPLING)
 def test_the_optimum_is_reached_and_the_limit_kept(name: str) -> None:
     found = [train(name, seed) for seed in SEEDS]
-    limited = PROBLEMS.get(name) != "weighted"
-    assert np.mean([one.fraction for one in found]) > (LEAST if limited else LEAST_WITHOUT_LIMIT)
+    least = LEAST_WITHOUT_LIMIT if PROBLEMS.get(name) == "weighted" else LEAST_OF_CRPO if name == "crpo" else LEAST
+    assert np.mean([one.fraction for one in found]) > least
     assert np.mean([one.violation for one in found]) < MOST
 
 

@@ -6,10 +6,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import textsafe_gym  # noqa: F401 (registers the environment)
 from textsafe_gym import embedded_world
 from textsafe_gym.embedded_world import annotators, language, world
 from textsafe_gym.embedded_world.card import CARD_FILE, read_card
@@ -232,3 +234,18 @@ def test_show(tmp_path: Path) -> None:
     (tmp_path / CARD_FILE).write_text("[1]")
     with pytest.raises(DataError, match="not the card"):
         read_card(tmp_path)
+
+
+def test_simulated_preferences_follow_from_the_seed_and_the_gold_helpfulness() -> None:
+    env = gym.make_vec("SafeRLHF-v0", num_envs=1).unwrapped
+    pairs = env.preferences(200, 5)
+    assert len(pairs) == 200
+    assert pairs == env.preferences(200, 5) != env.preferences(200, 6)
+    assert all(pair.better != pair.worse for pair in pairs)
+    prompts = [pair.prompt for pair in pairs]
+    assert set(prompts) <= {prompt.text for prompt in TRAIN}
+    better, worse = (embedded_world.judge(prompts, [getattr(p, side) for p in pairs]) for side in ("better", "worse"))
+    agreement = np.mean(better["helpfulness"] >= worse["helpfulness"])
+    assert 0.6 < agreement < 0.95  # annotators err; the standard deviation is 0.03
+    with pytest.raises(ConfigError, match="prompts of its own"):
+        gym.make_vec("SafeRLHF-v0", num_envs=1, prompts=["how do i bake bread"]).unwrapped.preferences(2, 0)

@@ -282,3 +282,21 @@ def test_a_models_expectations_are_those_of_its_responses() -> None:
         assert value == pytest.approx(sample.mean().item(), abs=4 * sample.std().item() / 2048**0.5)
     assert exact.kl > 0.3
     assert np.mean(exact.prompt_costs) == pytest.approx(exact.cost)
+
+
+def test_preferences_are_bradley_terrys_on_pairs_of_the_reference(env: Any) -> None:
+    known = {(row.prompt, row.response): row for row in env.enumerate()}
+    pairs = env.preferences(4000, 7)
+    assert pairs[:9] == env.preferences(4000, 7)[:9] != env.preferences(4000, 8)[:9]
+    for pair in pairs:
+        better, worse = known[pair.prompt, pair.better], known[pair.prompt, pair.worse]
+        assert better is not worse
+        assert better.reward >= worse.reward
+        assert logit(pair.probability) == pytest.approx(better.reward - worse.reward)
+    # A pair (i, j) of a prompt is drawn with 2·p_i·p_j over what different pairs have together; each response's share
+    # of all 8000 places has a standard deviation of at most 0.5 / √4000 = 0.008.
+    wanted = {key: np.exp(row.reference_log_prob) for key, row in known.items()}
+    different = {text: 1 - sum(p * p for (prompt, _), p in wanted.items() if prompt == text) for text, _ in wanted}
+    for key, p in wanted.items():
+        found = sum(key in {(pair.prompt, pair.better), (pair.prompt, pair.worse)} for pair in pairs)
+        assert found / 4000 == pytest.approx(2 * p * (1 - p) / different[key[0]] / 3, abs=0.032)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -77,19 +78,20 @@ def test_a_file_of_pairs_trains_and_a_stopped_run_continues(world: Path, tmp_pat
 
 
 def test_the_embedded_worlds_own_preferences(tmp_path: Path) -> None:
-    found = experiments.train(
-        "dpo", data=["simulated:48"], settings={"pairs_per_iteration": 16}, out=tmp_path / "run", quiet=True
-    )
+    settings = {"pairs_per_iteration": 16, "learning_rate": 1e-3, "epochs": 2}
+    found = experiments.train("dpo", data=["simulated:48"], settings=settings, out=tmp_path / "run", quiet=True)
     assert found.values["pairs"] == 48
-    assert found.values["evaluation"]["kl"] > 0
+    assert found.values["evaluation"]["kl"] > 0.01
     assert rows(tmp_path / "run")[0]["actor_loss"] == pytest.approx(0.69, abs=0.05)
 
 
 def test_the_enumerable_environments_own_preferences(tmp_path: Path) -> None:
     request = ("train", "dpo", "--env", "SafeRLHF-Exact-v0", "--set", "env.max_response_length=2")
-    summary = done(*request, "--set", "env.vocabulary=4", "--data", "simulated:512", "--quiet", "--out", tmp_path / "a")
+    request = (*request, "--set", "env.vocabulary=4", "--set", "learning_rate=0.002", "--quiet")
+    summary = done(*request, "--data", "simulated:512", "--out", tmp_path / "run")
     assert summary["pairs"] == 512
-    assert summary["exact"]["reward"] > 0.1
+    env: Any = gym.make("SafeRLHF-Exact-v0", max_response_length=2, vocabulary=4).unwrapped
+    assert summary["exact"]["reward"] > env.evaluate(env.default_policy[0]).reward + 0.1
 
 
 def test_a_comparison_states_both_budgets(world: Path, tmp_path: Path) -> None:
@@ -104,8 +106,16 @@ def test_a_comparison_states_both_budgets(world: Path, tmp_path: Path) -> None:
     assert overall.columns[:3] == ["algorithm", "responses", "pairs"]
     assert [cell.text for cell in overall.rows[1][:3]] == ["dpo", "0", "60"]
     (world / "pairs.jsonl").rename(world / "elsewhere.jsonl")  # a finished run is evaluated without its data
-    assert textsafe("evaluate", tmp_path / "both" / "dpo" / "seed_0", "--quiet").exit_code == 0
+    done("evaluate", tmp_path / "both" / "dpo" / "seed_0", "--quiet", "--out", tmp_path / "evaluated")
     (world / "elsewhere.jsonl").rename(world / "pairs.jsonl")
+
+
+def test_a_comparison_of_betas_without_any_sampling(world: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"env": str(world / "env.yaml"), "data": [world / "pairs.jsonl"], "seeds": 1}
+    vary = {"dpo.kl_coefficient": [0.1, 1.0]}
+    found = experiments.compare("dpo", **arguments, vary=vary, out=tmp_path / "betas", quiet=True)
+    assert [path.name for path in found.figures] == ["pareto.png"]
+    assert "30 labelled pairs a run" in (tmp_path / "betas" / "report.html").read_text()
 
 
 def test_refusals(world: Path, tmp_path: Path) -> None:

@@ -174,13 +174,20 @@ def _report(
     comparison = compare_runs(runs) | {"left_out": left_out_of(specs)}
     write_json(out / "comparison.json", comparison)
     order = [spec.label for spec in specs]
-    curves = {label: [run.metrics for run in runs if run.label == label] for label in order[1:]}
+    sampled = [label for label in order if comparison["settings"][label]["episodes"]]
+    curves = {label: [run.metrics for run in runs if run.label == label] for label in sampled}
     labels = {label: comparison["settings"][label]["algorithm"] for label in order}
     limit = comparison["pareto"]["cost_limit"]
     figures = [out / "learning_curves.png", out / "pareto.png"]
-    learning_curves(curves, labels, limit, figures[0])
+    if curves:
+        learning_curves(curves, labels, limit, figures[0])
     points = [{"label": p.label, "reward": p.reward, "cost": p.cost} for p in points_of(runs)]
     reward_cost_plane(comparison["pareto"]["points"], points, limit, figures[1])
+    captions = [
+        ("Learning curves", "Training prompts; each point a mean of neighbouring iterations.", figures[0]),
+        ("Reward against cost", "Evaluation prompts; the front joins settings that no other beats.", figures[1]),
+    ]
+    shown = captions if curves else captions[1:]  # nothing is known of training responses where none were sampled
     first = [run for run in runs if run.seed == runs[0].seed]
     picked = _spread(first[0].rows)
     samples = [run.rows[i] for i in picked for run in first if "response" in run.rows[i]]
@@ -192,15 +199,12 @@ def _report(
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}, "
         f"{len(first[0].rows)} evaluation responses a run.",
         tables=tables_of(comparison),
-        figures=[
-            ("Learning curves", "Training prompts; each point a mean of neighbouring iterations.", figures[0]),
-            ("Reward against cost", "Evaluation prompts; the front joins settings that no other beats.", figures[1]),
-        ],
+        figures=shown,
         samples=samples,
         command=command,
         settings=dump({spec.label: {"env": spec.env, "policy": spec.policy, "config": spec.config} for spec in specs}),
     )
-    return comparison, figures
+    return comparison, [path for *_, path in shown]
 
 
 def _spread(rows: Sequence[dict[str, Any]]) -> list[int]:
