@@ -39,7 +39,7 @@ napoleon_use_ivar = True
 default_role = "literal"
 python_maximum_signature_line_length = 100
 # Names of other libraries, and of types that are written for mypy alone; what is ours has to be found.
-nitpick_ignore_regex = [(r"py:.*", r"(?!textsafe_gym\b|algos\b).*"), (r"py:class", r".*\.(T|OwnConfig|Thing)")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!textsafe_gym\b|algos\b).*"), (r"py:class", r".*\.(T|OwnConfig|Thing|Batch)")]
 
 linkcheck_timeout = 20
 linkcheck_retries = 2
