@@ -363,7 +363,8 @@ def main(only: tuple[str, ...], seed: int, workers: int) -> None:
                 keep(row)
                 progress.advance(bar)
                 seconds = f"{row['seconds']} s"
-                progress.console.print(f"{row['result']:9}{row['name']}  {seconds}  {row['by']}", markup=False)
+                line = f"{row['result']:9}{row['name']}  {seconds}  {row['by']}"
+                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
     survived, counted = write_result(usable, seed)
     console.print(f"{survived} of {counted} that were run and are not equivalent survive; see tests/mutation/RESULT.md")
     if stale or survived > LARGEST_SHARE * counted:
