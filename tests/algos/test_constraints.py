@@ -9,6 +9,7 @@ import torch
 
 from algos.core.constraints import RULES, Constraints, weighted_cost
 from algos.core.settings import ConstraintConfig, MultiplierConfig
+from algos.hc_lagrangian import upper_bound
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.types import Rollout
 
@@ -213,3 +214,10 @@ def test_a_limit_can_be_changed_and_is_kept_in_the_state() -> None:
     assert constraints.limits["a"] == 1.0
     with pytest.raises(ConfigError, match="no limit on a cost ''; limits: 'a', 'b'"):
         constraints.set_limit(0.0)
+
+
+def test_the_upper_bound_of_a_mean_by_hand() -> None:
+    values = np.array([1.0, 2.0, 3.0, 6.0])  # mean 3, variance 14/3; the t quantile of 3 degrees at 0.95 is 2.353363
+    assert upper_bound(values, 0.95) == pytest.approx(3 + 2.353363 * math.sqrt(14 / 3 / 4), abs=1e-5)
+    assert upper_bound(values, 0.5) == pytest.approx(3.0)
+    assert upper_bound(values[:1], 0.95) == math.inf

@@ -171,8 +171,8 @@ def test_gae_steps_over_gaps() -> None:
 
 
 def test_what_ppos_users_look_for() -> None:
-    old = torch.zeros(2, 3)
-    new = torch.tensor([[0.3, 0.1, -0.3], [0.1, NAN, NAN]])
+    old = torch.tensor([[-1.0, -2.0, -0.5], [-0.25, NAN, NAN]])
+    new = old + torch.tensor([[0.3, 0.1, -0.3], [0.1, NAN, NAN]])
     assert clip_fraction(new, old, MASK, 0.2).item() == pytest.approx((2 / 3 + 0) / 2)
     steps = [math.exp(x) - 1 - x for x in (0.3, 0.1, -0.3)]
     assert approximate_kl(new, old, MASK).item() == pytest.approx((sum(steps) / 3 + math.exp(0.1) - 1.1) / 2, rel=1e-5)

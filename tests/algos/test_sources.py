@@ -2,8 +2,10 @@
 
 import torch
 
+import algos
 from algos.core.settings import OfflineConfig
 from algos.core.sources import Pairs, seeds_of
+from tests.helpers.cmdps import Crossing, vector
 from textsafe_gym.types import Preferences
 
 
@@ -24,3 +26,11 @@ def test_every_iteration_has_seeds_of_its_own() -> None:
     seeds = [seed for i in range(4) for seed in (*seeds_of(7, i, 3)[0], seeds_of(7, i, 3)[1])]
     assert len(set(seeds)) == len(seeds) == 16
     assert seeds_of(7, 2, 3) == seeds_of(7, 2, 3) != seeds_of(8, 2, 3)
+
+
+def test_every_iteration_plays_episodes_of_its_own() -> None:
+    source = algos.make("ppo", vector(Crossing, 8), episodes=64, episodes_per_iteration=16, minibatch_size=16).source
+    first, again, second = source.draw(0), source.draw(0), source.draw(1)
+    assert torch.equal(first.actions, again.actions)
+    assert not torch.equal(first.actions, second.actions)
+    assert not torch.equal(first.actions[:8], first.actions[8:])  # nor do the two parts of one iteration
