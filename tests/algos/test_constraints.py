@@ -206,6 +206,22 @@ def test_what_cannot_be_kept_is_refused() -> None:
         Constraints(ConstraintConfig(constraint="probability", cost_limits={"a": 1.5}), None, "x")
 
 
+def test_the_window_is_kept_in_the_state() -> None:
+    whole, loaded = (Constraints(ConstraintConfig(cost_window=6), 1.0, "x") for _ in range(2))
+    whole.measure(FOUR)
+    loaded.load_state_dict(whole.state_dict())
+    after = [own.measure(rollout([[7.0, 0.0]], [2])) for own in (whole, loaded)]
+    assert after[0].excess == after[1].excess == {"": pytest.approx((3 - 1 - 2 + 10 + 7) / 5 - 1)}
+
+
+def test_the_violation_is_never_negative() -> None:
+    constraints = Constraints(ConstraintConfig(), 1.0, "x")
+    assert constraints.violation({"cost": 1.5, "reward": 9.0}) == {"cost_violation": 0.5}
+    assert constraints.violation({"cost": 0.25}) == {"cost_violation": 0.0}
+    assert constraints.violation({"reward": 9.0}) == {}
+    assert Constraints(None, None, "x").violation({"cost": 1.5}) == {}
+
+
 def test_a_limit_can_be_changed_and_is_kept_in_the_state() -> None:
     constraints = Constraints(ConstraintConfig(cost_limits={"a": 1.0, "b": -1.0}), None, "x")
     constraints.set_limit(-2.0, "b")
