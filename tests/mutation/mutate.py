@@ -312,7 +312,7 @@ def write_result(faults: Sequence[Fault], seed: int) -> tuple[int, int]:
 def _shown(text: str, other: str) -> str:
     """The lines in which one text is not the other, in one line."""
     lines = [line.strip() for line in text.splitlines() if line not in other.splitlines()]
-    return " ".join(lines or text.split())
+    return " ".join(lines or text.split()) or "nothing"
 
 
 @click.command()
