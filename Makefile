@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test test-processors docs linkcheck wheel-check clean
+.PHONY: demo test test-processors mutate docs linkcheck wheel-check clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,9 @@ test: $(VENV)/.installed-dev  ## lint, types, tests
 
 test-processors: $(VENV)/.installed-dev  ## the tests as older processors round, with two threads, in random order
 	PYTEST=$(BIN)/pytest tests/any_processor.sh
+
+mutate: $(VENV)/.installed-dev  ## which planted faults the tests notice; goes on where it was stopped
+	$(BIN)/python -m tests.mutation.mutate --workers 2
 
 docs: $(VENV)/.installed-dev  ## the documentation as HTML, in build/docs
 	$(BIN)/sphinx-build -E -W --keep-going -n textsafe_gym/docs build/docs

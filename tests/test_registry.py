@@ -6,8 +6,10 @@ from typing import get_args
 
 import pytest
 
+import algos
+from algos import registration
 from algos.core.constraints import RULES
-from algos.core.settings import MultiplierConfig
+from algos.core.settings import MultiplierConfig, TrainingConfig
 from textsafe_gym.cli.main import COMMANDS
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError, UnknownNameError
@@ -75,3 +77,22 @@ def test_the_registries_have_what_they_name() -> None:
     for name, command in COMMANDS.items():
         assert COMMANDS.about(name)
         assert command.name == name
+
+
+def test_a_registered_algorithm_is_described_by_its_first_line() -> None:
+    class Config(TrainingConfig):
+        """Settings."""
+
+    class Algorithm:
+        """What it does, in a line.
+
+        And more.
+        """
+
+        source, critics = "rollouts", ()
+
+    try:
+        algos.register("described", Config, Algorithm)
+        assert algos.available()["described"] == "What it does, in a line."
+    finally:
+        registration._algorithms().remove("described")

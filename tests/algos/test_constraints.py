@@ -9,6 +9,7 @@ import torch
 
 from algos.core.constraints import RULES, Constraints, weighted_cost
 from algos.core.settings import ConstraintConfig, MultiplierConfig
+from algos.hc_lagrangian import upper_bound
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.types import Rollout
 
@@ -163,6 +164,8 @@ def test_probability_counts_costly_episodes_at_their_last_step() -> None:
     measured = constraints.measure(FOUR)
     assert measured.excess == {"": pytest.approx(0.5 - 0.25)}
     assert measured.signals.tolist() == [[[0.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0]]]
+    harmless = Constraints(config, 0.25, "x").measure(rollout([[1.0, -1.0], [0.0, 0.0]], [2, 2]))
+    assert harmless.excess == {"": -0.25}  # a cost of exactly 0 is no harm
 
 
 @pytest.mark.parametrize(("level", "worst"), [(0.5, (3 + 10) / 2), (0.75, 10.0), (0.0, 2.5)])
@@ -203,6 +206,22 @@ def test_what_cannot_be_kept_is_refused() -> None:
         Constraints(ConstraintConfig(constraint="probability", cost_limits={"a": 1.5}), None, "x")
 
 
+def test_the_window_is_kept_in_the_state() -> None:
+    whole, loaded = (Constraints(ConstraintConfig(cost_window=6), 1.0, "x") for _ in range(2))
+    whole.measure(FOUR)
+    loaded.load_state_dict(whole.state_dict())
+    after = [own.measure(rollout([[7.0, 0.0]], [2])) for own in (whole, loaded)]
+    assert after[0].excess == after[1].excess == {"": pytest.approx((3 - 1 - 2 + 10 + 7) / 5 - 1)}
+
+
+def test_the_violation_is_never_negative() -> None:
+    constraints = Constraints(ConstraintConfig(), 1.0, "x")
+    assert constraints.violation({"cost": 1.5, "reward": 9.0}) == {"cost_violation": 0.5}
+    assert constraints.violation({"cost": 0.25}) == {"cost_violation": 0.0}
+    assert constraints.violation({"reward": 9.0}) == {}
+    assert Constraints(None, None, "x").violation({"cost": 1.5}) == {}
+
+
 def test_a_limit_can_be_changed_and_is_kept_in_the_state() -> None:
     constraints = Constraints(ConstraintConfig(cost_limits={"a": 1.0, "b": -1.0}), None, "x")
     constraints.set_limit(-2.0, "b")
@@ -213,3 +232,10 @@ def test_a_limit_can_be_changed_and_is_kept_in_the_state() -> None:
     assert constraints.limits["a"] == 1.0
     with pytest.raises(ConfigError, match="no limit on a cost ''; limits: 'a', 'b'"):
         constraints.set_limit(0.0)
+
+
+def test_the_upper_bound_of_a_mean_by_hand() -> None:
+    values = np.array([1.0, 2.0, 3.0, 6.0])  # mean 3, variance 14/3; the t quantile of 3 degrees at 0.95 is 2.353363
+    assert upper_bound(values, 0.95) == pytest.approx(3 + 2.353363 * math.sqrt(14 / 3 / 4), abs=1e-5)
+    assert upper_bound(values, 0.5) == pytest.approx(3.0)
+    assert upper_bound(values[:1], 0.95) == math.inf

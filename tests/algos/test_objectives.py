@@ -9,6 +9,8 @@ from algos.core.objectives import (
     clip_fraction,
     clipped_surrogate_loss,
     clipped_value_loss,
+    critic_losses,
+    estimate,
     explained_variance,
     gae,
     masked_mean,
@@ -17,7 +19,7 @@ from algos.core.objectives import (
     with_entropy,
 )
 from algos.core.optim import minibatches, schedule
-from algos.core.settings import ClipConfig, TrainingConfig
+from algos.core.settings import ClipConfig, CriticConfig, TrainingConfig
 from textsafe_gym.types import Evaluation, Rollout
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
@@ -169,8 +171,8 @@ def test_gae_steps_over_gaps() -> None:
 
 
 def test_what_ppos_users_look_for() -> None:
-    old = torch.zeros(2, 3)
-    new = torch.tensor([[0.3, 0.1, -0.3], [0.1, NAN, NAN]])
+    old = torch.tensor([[-1.0, -2.0, -0.5], [-0.25, NAN, NAN]])
+    new = old + torch.tensor([[0.3, 0.1, -0.3], [0.1, NAN, NAN]])
     assert clip_fraction(new, old, MASK, 0.2).item() == pytest.approx((2 / 3 + 0) / 2)
     steps = [math.exp(x) - 1 - x for x in (0.3, 0.1, -0.3)]
     assert approximate_kl(new, old, MASK).item() == pytest.approx((sum(steps) / 3 + math.exp(0.1) - 1.1) / 2, rel=1e-5)
@@ -184,3 +186,34 @@ def test_what_ppos_users_look_for() -> None:
     entropy = Evaluation(old, torch.tensor([[1.0, 2.0, 3.0], [4.0, NAN, NAN]]))
     assert with_entropy(loss, entropy, MASK, ClipConfig()) is loss
     assert with_entropy(loss, entropy, MASK, ClipConfig(entropy_coefficient=0.1)).item() == pytest.approx(1 - 0.1 * 3)
+
+
+def test_each_critic_has_its_own_values_ends_and_returns() -> None:
+    """Eight numbers of which no two are alike, so that none can stand for another."""
+    one = torch.ones(1, 1)
+    batch = Rollout(
+        observations={},
+        actions=one.long(),
+        mask=one.bool(),
+        log_probs=0 * one,
+        rewards=0 * one,
+        costs=0 * one,
+        reward_values=2 * one,
+        cost_values=3 * one,
+        final_reward_values=torch.tensor([50.0]),
+        final_cost_values=torch.tensor([70.0]),
+    )
+    config = CriticConfig(gamma=1.0, gae_lambda=1.0, clip_range_value=100.0, value_coefficient=0.1)
+    estimates = estimate(batch, 11 * one, 17 * one, config)
+    assert (estimates.reward.item(), estimates.reward_returns.item()) == (11 + 50 - 2, 11 + 50)
+    assert (estimates.cost.item(), estimates.cost_returns.item()) == (17 + 70 - 3, 17 + 70)
+    new = Evaluation(0 * one, 0 * one, reward_values=5 * one, cost_values=7 * one)
+    loss, parts = critic_losses(new, batch, torch.tensor([0]), estimates, config)
+    expected = 0.5 * (5 - 61) ** 2, 0.5 * (7 - 87) ** 2
+    assert (parts["reward_critic_loss"].item(), parts["cost_critic_loss"].item()) == expected
+    assert loss.item() == pytest.approx(0.1 * sum(expected))
+
+
+def test_advantages_and_returns_carry_no_gradient() -> None:
+    signal, values, final = (torch.ones(*shape, requires_grad=True) for shape in ((2, 3), (2, 3), (2,)))
+    assert not any(x.requires_grad for x in gae(signal, values, MASK, 0.9, 0.9, final))

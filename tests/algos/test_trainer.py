@@ -374,6 +374,14 @@ def test_costs_drive_the_multiplier_before_the_actor_moves() -> None:
     assert row["multiplier"] == pytest.approx(min(math.exp(0.5 * (cost - Crossing.COST_LIMIT)), 5.0))
 
 
+def test_ipos_penalty_is_the_slope_of_its_barrier() -> None:
+    for limit in (50.0, 8.5, -1.0):
+        config = {**SMALL, "cost_limit": limit, "barrier_t": 4.0, "penalty_max": 0.75}
+        row = algos.make("ipo", vector(Crossing, 8), **config).learn(8)[0]
+        room = limit - row["window_cost"]
+        assert row["penalty"] == pytest.approx(min(1 / (4.0 * room), 0.75) if room > 0 else 0.75)
+
+
 def test_the_window_holds_the_last_episodes() -> None:
     trainer = algos.make("ppo_lagrangian", vector(Bandit, 8), cost_window=12, **SMALL)
     rows = trainer.learn()

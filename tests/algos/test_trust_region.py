@@ -114,6 +114,23 @@ def test_conjugate_gradients_solve() -> None:
     assert (conjugate_gradient(lambda v: spd @ v, torch.zeros(30, dtype=torch.float64), 10) == 0).all()
 
 
+def test_conjugate_gradients_stop_where_the_residual_is_small_enough() -> None:
+    """Each of the two steps that two eigenvalues take leaves a residual of the third, far below the tolerance."""
+    matrix, products = torch.diag(torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)), []
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        products.append(v)
+        return matrix @ v
+
+    b = torch.tensor([1.0, 1.0, 1e-7], dtype=torch.float64)
+    torch.testing.assert_close(
+        conjugate_gradient(product, b, 60)[:2], torch.tensor([1.0, 0.25]).double(), rtol=1e-5, atol=0
+    )
+    assert len(products) == 2
+    conjugate_gradient(product, b, 60, tolerance=1e-9)
+    assert len(products) == 2 + 3
+
+
 def brute_force(fisher: Any, g: Any, b: Any, c: float, delta: float, case: str) -> tuple[float, Any]:
     """The quadratic program by sequential quadratic programming: its value and its step."""
     inside = {"type": "ineq", "fun": lambda x: delta - 0.5 * x @ fisher @ x, "jac": lambda x: -fisher @ x}

@@ -194,6 +194,16 @@ def test_the_seed_and_the_sizes_make_the_world() -> None:
     assert len(rows(vocabulary=3)) == 3 * (1 + 2 + 4 + 8)
 
 
+def test_a_response_is_paid_by_its_tables(env: Any) -> None:
+    """A neighbour's reward is in the row of the first word and the column of the one that follows."""
+    task = env.exact_task
+    helpful, pairs, harmful = task.tables
+    words = np.array([[2, 0, 1], [1, 1, 0]])
+    rewards = [helpful[1, row].sum() + pairs[1, row[0], row[1]] + pairs[1, row[1], row[2]] for row in words]
+    np.testing.assert_allclose(task.scores("reward", 1, words), rewards, atol=1e-12)
+    np.testing.assert_allclose(task.scores("cost", 1, words), [harmful[1, row].sum() for row in words], atol=1e-12)
+
+
 def test_it_is_an_environment_like_the_other() -> None:
     check_env(gym.make(NAME, **SMALL).unwrapped)
     env = gym.make(NAME, cost_limit=-0.5, kl_coefficient=0.3, **SMALL)

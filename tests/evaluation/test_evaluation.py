@@ -66,6 +66,8 @@ def test_the_default_reference_is_the_worst_of_all():
     runs = [RunPoint("a", "a", 0, 1.0, 5.0), RunPoint("b", "b", 0, -2.0, 3.0)]
     assert analyse(runs)["reference"] == {"reward": -2.0, "cost": 5.0}
     assert analyse(runs)["algorithms"]["a"]["low"] is None
+    for limit, feasible in ((5.0, [True, True]), (4.9, [False, True]), (3.0, [False, True]), (2.9, [False, False])):
+        assert [point["feasible"] for point in analyse(runs, limit)["points"]] == feasible
 
 
 def test_summary_numbers():
@@ -152,6 +154,9 @@ def test_runs_are_found_below_and_compared_over_seeds(tmp_path: Path):
     assert comparison["settings"]["cpo[cost_limit=1]"]["metrics"]["cost_violation"]["mean"] == 0.0
     assert comparison["pareto"]["cost_limit"] is None  # the limits differ
     json.dumps(comparison, allow_nan=False)
+    notes = [tables_of(compare_runs(own))[0].note for own in (runs, runs[:1])]
+    assert ["no interval" in note for note in notes] == [False, True]
+    assert "t interval over seeds; cost limit 0, 1" in notes[0]
 
 
 @pytest.mark.parametrize("text", [True, False])

@@ -140,6 +140,9 @@ class TextVectorEnv(gym.vector.VectorEnv):
             self.mask[row, where] = 1
         return {"input_ids": self.ids.copy(), "attention_mask": self.mask.copy()}, {}
 
+    def preferences(self, count: int, seed: int) -> list[Any]:
+        return []
+
     def play(self, actions: np.ndarray, lengths: np.ndarray) -> Played:
         assert actions.shape == (self.num_envs, self.max_response_length)
         assert actions.dtype == np.int64

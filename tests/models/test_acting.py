@@ -50,6 +50,26 @@ def test_log_probs_are_those_of_full_passes_through_resets(kind: str, mode: Auto
     assert any(len(set(row)) > 1 for row in lengths)  # rows were in different places
 
 
+def test_a_sampler_may_begin_in_the_middle_of_responses() -> None:
+    """What it has not seen grow is read anew, of several lengths at once, and goes on from there."""
+    actor = CausalLMActor(make_lm(), make_tokenizer())
+    env = vector(actor)
+    observation, _ = env.reset(seed=3)
+    for tokens in ([4, 5, 6, 7, 8], [4, 1, 6, 1, 8], [9, 4, 5, 6, 7], [8, 8, 8, 8, 8]):  # EOS is 1: two begin anew
+        observation = env.step(np.array(tokens))[0]
+    assert len(set(observation["attention_mask"][:, 6:].sum(1))) > 1
+    act = TokenSampler(actor, 6, seed=1)
+    for _ in range(2):
+        actions, log_probs = act(observation)
+        for row in range(5):
+            seen = observation["attention_mask"][row].astype(bool)
+            with torch.no_grad():
+                logits = actor.model(torch.as_tensor(observation["input_ids"][row][seen])[None]).logits[0, -1]
+            expected = torch.log_softmax(logits.double(), -1)[actions[row]]
+            assert log_probs[row] == pytest.approx(float(expected), abs=TINY)
+        observation = env.step(actions)[0]
+
+
 def test_only_what_is_new_goes_through_the_model() -> None:
     actor = CausalLMActor(make_lm(), make_tokenizer())
     env = vector(actor)

@@ -19,10 +19,11 @@ def norms(size: int, dtype: torch.dtype) -> tuple[LlamaRMSNorm, FusedRMSNorm]:
     return theirs, ours
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 16), (15, 16)], ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_norm_and_its_gradients_are_transformers(dtype: torch.dtype, tolerance: float) -> None:
-    x = torch.randn(3, 5, 16).to(dtype)
-    slope = torch.randn(3, 5, 16).to(dtype)
+def test_norm_and_its_gradients_are_transformers(dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape).to(dtype)
+    slope = torch.randn(shape).to(dtype)
     found = []
     for norm in norms(16, dtype):
         leaf = x.clone().requires_grad_()

@@ -137,6 +137,31 @@ def test_evaluate_gives_the_rollouts_log_probs(actions: str) -> None:
     torch.testing.assert_close(again.entropy[0, 0].double(), entropy.double())
 
 
+@pytest.mark.parametrize("actions", ["discrete", "box"])
+def test_actions_are_drawn_from_the_distribution_that_evaluate_reads(actions: str) -> None:
+    env = vector(actions=actions)
+    actor = agent_for(env).actor
+    with torch.no_grad():
+        actor.network[-1].bias.copy_(torch.tensor([1.0, -0.5, 0.0][: len(actor.network[-1].bias)]))
+    if actions == "box":
+        torch.nn.init.constant_(actor.log_std, -1.0)
+    observation, _ = env.reset(seed=[0] * 6)
+    player, count = actor.player(env, seed=1), 6 * 500
+    for _ in range(500):
+        player.act(observation)
+    observations, drawn = player.episodes()
+    drawn = drawn.flatten(0, 1)
+    with torch.no_grad():
+        distribution = actor._of_parameters(actor._outputs(observations["observation"][0, 0]))
+    if actions == "discrete":
+        p = distribution.probs
+        assert (torch.bincount(drawn) / count - p).abs().max() < 5 * (p.max() / count) ** 0.5  # standard deviations
+    else:
+        standard = (drawn - distribution.base_dist.mean) / math.exp(-1.0)
+        assert standard.mean(0).abs().max() < 5 / count**0.5
+        assert (standard.std(0) - 1).abs().max() < 5 / (2 * count) ** 0.5
+
+
 def test_reference_stays_when_the_actor_moves() -> None:
     env = vector(actions="box")
     agent = agent_for(env)
