@@ -171,3 +171,11 @@ def test_pairs_are_picked_together_and_evaluated_preferred_first() -> None:
     assert actions.tolist() == [row[2:] for row in observations["input_ids"].tolist()]
     assert mask.tolist() == [[True, False], [True, True], [True, False], [True, False]]
     assert picked.lengths.tolist() == [1, 2]
+
+
+def test_a_cost_that_a_part_does_not_name_was_not_incurred_in_it() -> None:
+    quiet, loud = make(seed=1, named_costs={"harm": MASK.float()}), make(seed=2, named_costs={"leak": 2.0 * MASK})
+    joined = Rollout.concatenate([quiet, loud])
+    nothing = torch.zeros(MASK.shape)
+    assert torch.equal(joined.named_costs["harm"], torch.cat([MASK.float(), nothing]))
+    assert torch.equal(joined.named_costs["leak"], torch.cat([nothing, 2.0 * MASK]))

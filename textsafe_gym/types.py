@@ -190,9 +190,15 @@ class Rollout:
         widest = max(part.mask.shape[1] for part in parts)
         parts = [part.padded(widest) for part in parts]
         joined: dict[str, Any] = {"infos": [info for part in parts for info in part.infos]}
-        for several in ("observations", "named_costs"):
-            names = getattr(parts[0], several)
-            joined[several] = {name: torch.cat([getattr(part, several)[name] for part in parts]) for name in names}
+        joined["observations"] = {
+            name: torch.cat([part.observations[name] for part in parts]) for name in parts[0].observations
+        }
+        # A cost that a part does not name was not incurred in it.
+        named = dict.fromkeys(name for part in parts for name in part.named_costs)
+        joined["named_costs"] = {
+            name: torch.cat([part.named_costs.get(name, torch.zeros_like(part.costs)) for part in parts])
+            for name in named
+        }
         firsts = itertools.accumulate((int(part.groups.max()) + 1 for part in parts[:-1]), initial=0)
         joined["groups"] = torch.cat([part.groups + first for part, first in zip(parts, firsts, strict=True)])
         for own in fields(Rollout):

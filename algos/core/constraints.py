@@ -105,7 +105,7 @@ class Constraints:
         if name not in self.limits:
             known = ", ".join(f"'{own}'" for own in self.limits if own) or "the one of all costs, without a name"
             raise ConfigError(f"there is no limit on a cost '{name}'; limits: {known}")
-        if not math.isfinite(limit):
+        if not isinstance(limit, int | float) or not math.isfinite(limit):
             raise ConfigError(f"cost_limit = {limit!r}: expected a finite number")
         if self.config.constraint == "probability" and not 0 <= limit <= 1:
             raise ConfigError(f"constraint = 'probability': cost_limit = {limit:g} is not a probability")

@@ -91,6 +91,15 @@ def test_what_a_trainer_saves_is_evaluated(tmp_path: Path) -> None:
     assert experiments.pareto(tmp_path / "out").values["points"][0]["label"] == "rloo"
 
 
+def test_a_limit_that_was_set_while_training_is_the_one_that_counts(tmp_path: Path) -> None:
+    small = {"episodes": 4, "episodes_per_iteration": 4, "minibatch_size": 4}
+    made = algos.make("ppo_lagrangian", gym.make("SafeRLHF-v0"), **small)
+    made.set_cost_limit(-0.25)
+    made.save(tmp_path / "saved")
+    result = experiments.evaluate(tmp_path / "saved", out=tmp_path / "out", quiet=True)
+    assert result.runs[0].summary["cost_limit"] == -0.25
+
+
 def test_a_trainer_that_was_given_its_policy(world: Path, tmp_path: Path) -> None:
     """Where training started is not known, so that there is no KL; what is played is the trained policy."""
     kwargs = {"prompts": str(world / "prompts.jsonl"), "tokenizer": str(world / "policy"), "max_prompt_length": 8}

@@ -226,3 +226,24 @@ def test_refusals() -> None:
     other = CausalLMActor(make_lm(), make_tokenizer(words=["other"]))
     with pytest.raises(ModelError, match=r"4 tokens.*13 tokens"):
         rollouts.collect(other, copies(2), seed=0)
+
+
+class Tool(gym.Wrapper):
+    """Says a token of its own after each second one of the policy's."""
+
+    def reset(self, **options: Any) -> Any:
+        self.steps = 0
+        return self.env.reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self.steps % 2 or terminated or truncated:
+            return observation, reward, terminated, truncated, info
+        return self.env.step(7)
+
+
+def test_tokens_that_the_policy_did_not_choose_are_refused() -> None:
+    env = gym.vector.SyncVectorEnv([lambda: Tool(gym.make("SafeRLHF-v0", **OPTIONS))] * 4)
+    with pytest.raises(ModelError, match="tokens that the policy did not choose"):
+        play(make_agent(), env, seed=3)

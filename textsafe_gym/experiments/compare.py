@@ -85,6 +85,11 @@ def compare(
         command, "compare", algorithms, **call, vary=vary or None, workers=workers, out=out, track=track
     )
     directory = Path(out)
+    for name, value in {"seeds": seeds, "workers": workers}.items():
+        if value < 1:
+            raise ConfigError(f"{name} = {value}: expected at least 1")
+    if seed < 0:
+        raise ConfigError(f"seed = {seed}: expected at least 0")
     specs = _specs(
         algorithms,
         vary,
@@ -147,7 +152,7 @@ def _specs(
         told = ", ".join(f"{label} {number}" for label, number in budgets.items())
         raise ConfigError(f"all algorithms must have the same budget; set --episodes (now: {told})")
     # The untrained policy plays in the environment as given, without any variant's changes.
-    plain = spec_of(algorithms[0])
+    plain = spec_of(next((name for name in algorithms if sources[name] == "rollouts"), algorithms[0]))
     kept = {name: plain.config.get(name) for name in ("seed", "episodes_per_iteration", "cost_limit")}
     initial = replace(plain, algorithm=INITIAL, label=INITIAL, config=kept, data=[], left_out=())
     return [initial, *specs]

@@ -97,8 +97,9 @@ def _of_trainer(source: str, directory: Path, other_env: bool) -> SavedPolicy:
         )
     env = {"id": "", "kwargs": {}} if saved.env is None else saved.env.model_dump()
     config = saved.config.model_dump()
-    if config["cost_limit"] is not None:
-        config["cost_limit"] = saved.cost_limit  # which `set_cost_limit` may have changed
+    # The environment's own, or one that was set, also while training; of another environment its own counts.
+    if config["cost_limit"] is not None or not other_env:
+        config["cost_limit"] = saved.cost_limit
     if saved.own_policy:
         return SavedPolicy(source, RunSpec(saved.name, saved.name, env, {}, config), directory / _POLICY, True)
     policy = {"model": str(directory / _POLICY)}
@@ -158,7 +159,7 @@ class SavedTrainer(BaseModel):
     name: str
     env: SavedEnv | None
     own_policy: bool = Field(description="training began from the environment's default policy")
-    cost_limit: float | None = Field(alias="constraints.cost_limit")
+    cost_limit: float | None = Field(None, alias="constraints.cost_limit")
     config: SavedConfig
 
 

@@ -266,6 +266,7 @@ def build_spec(
     schema = config_class(algorithm)
     env_id, env_kwargs, policy = resolve_env(env)
     from_file = read_config(config) if config is not None else Settings()
+    data = [data] if isinstance(data, str | Path) else data
     offline = check_budget(algorithm, episodes, data)
     if "algorithm" in from_file.values and "config" in from_file.values:
         data = data or from_file.values.get("data", ())

@@ -166,7 +166,20 @@ class TokenPlayer:
         return actions
 
     def end(self, row: int, observation: Any) -> None:
-        """Keeps the row's last window, whose value an episode that was cut needs; see `Player.end`."""
+        """Keeps the row's last window, whose value an episode that was cut needs; see `Player.end`.
+
+        Raises:
+            ModelError: the window holds other tokens behind the prompt than the actor's own.
+        """
+        assert self._sampler is not None
+        said = np.stack(self._done, 1)[row]
+        ids, seen = (np.asarray(observation[name])[self._sampler.prompt :] for name in ("input_ids", "attention_mask"))
+        own = seen[: len(said)].astype(bool)
+        if seen[len(said) :].any() or (ids[: len(said)] != said)[own].any():
+            raise ModelError(
+                "the environment's observation holds tokens that the policy did not choose; a language model that is "
+                "stepped token by token cannot tell them from its own"
+            )
         for name, ends in self._last.items():
             ends[row] = observation[name]
 
