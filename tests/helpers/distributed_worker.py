@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gymnasium as gym
 import torch
@@ -79,9 +80,9 @@ STREAMED |= {"episodes": 24, "episodes_per_iteration": 8, "minibatch_size": 5}
 
 
 def played(trainer: Any, processes: ProcessGroup | None = None) -> list[dict[str, Any]]:
-    play.EPISODES = 6  # not a whole batch
-    with trainer.algorithm.optimizer.engine.generating():
-        reference = trainer.algorithm.agent.reference
+    reference = trainer.algorithm.agent.reference
+    # 6 episodes are not a whole batch.
+    with patch.object(play, "EPISODES", 6), trainer.algorithm.optimizer.engine.generating():
         return play.evaluate_policy(trainer.actor, trainer.source.env, 5, {}, reference, processes=processes)
 
 
