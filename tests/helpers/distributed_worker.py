@@ -3,6 +3,7 @@
 Usage: distributed_worker.py FOLDER JOB, where FOLDER has model/ and a plain checkpoint plain-2/.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from unittest.mock import patch
 
 import gymnasium as gym
 import torch
+import torch.distributed as td
 
 import algos
 import textsafe_gym  # noqa: F401 (registers the environment)
@@ -194,4 +196,7 @@ def keep(folder: Path, name: str, processes: ProcessGroup, found: dict[str, Any]
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2])
+    here, what = Path(sys.argv[1]), sys.argv[2]
+    # Called last, as the first that was registered.
+    atexit.register(lambda: (here / f"{what}-left-{os.environ['RANK']}").write_text(str(not td.is_initialized())))
+    main(here, what)

@@ -140,6 +140,11 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(
     assert_same_updates(found["tensors"], expected["tensors"], expected["start"], GRADIENT)
 
 
+def test_processes_leave_their_group_before_the_interpreter_ends(parallel: Path) -> None:
+    """A thread of gloo that outlives the interpreter may abort a process whose work is done."""
+    assert [(parallel / f"parity-left-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+
+
 @pytest.mark.parametrize(
     ("job", "words"),
     [

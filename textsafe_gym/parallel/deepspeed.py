@@ -8,6 +8,7 @@ not depend on the number of processes or the stage, and errors that name the pro
 Some of DeepSpeed's private parts are used, which is why its version is bounded in pyproject.toml.
 """
 
+import atexit
 import logging
 import os
 import re
@@ -65,6 +66,10 @@ def start(config: Mapping[str, Any], timeout: float = 600.0) -> "DeepSpeedProces
     backend, patience = "nccl" if gpu else "gloo", timedelta(seconds=timeout)
     if not td.is_initialized():
         td.init_process_group(backend, timeout=patience)
+        if not gpu:
+            # gloo's threads may let go of the last exchange's tensors only when the interpreter is gone, which aborts a
+            # process that has done its work.
+            atexit.register(_leave)
     deepspeed.init_distributed(backend, verbose=False, timeout=patience)
     # DeepSpeed trains on a clone of the group of all, which it makes with torch's default of 30 minutes.
     _set_pg_timeout(patience, groups._clone_world_group())
@@ -177,6 +182,11 @@ class DeepSpeedProcesses:
                     f"process {names} did not come to {where} within {seconds:g} s; --resume continues "
                     "from the last checkpoint"
                 ) from None
+
+
+def _leave() -> None:
+    if td.is_initialized():
+        td.destroy_process_group()
 
 
 def _device() -> torch.device:
