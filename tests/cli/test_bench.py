@@ -1,6 +1,7 @@
 """The bench command: its jobs are what they say they are."""
 
 import json
+from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner
@@ -9,6 +10,7 @@ from textsafe_gym.cli.main import main
 from textsafe_gym.experiments import bench as bench_job
 from textsafe_gym.experiments.bench import actor_of, env_of, measure
 from textsafe_gym.experiments.bench_sizes import Sizes
+from textsafe_gym.models.critics import SeparateCritics
 from textsafe_gym.rollouts import collect
 
 TINY = Sizes(batch=4, prompt_length=3, response_length=5, hidden=16, layers=1, heads=2, mlp=24, vocab=40)
@@ -28,6 +30,16 @@ def test_reports_speed_and_sizes(job: str) -> None:
     assert len(row["beside"]) == (job != "iteration")
     assert (row["bandwidth_bound"] is None) == (job != "rollout")
     assert row["threads"] == 1
+
+
+@pytest.mark.parametrize(("algorithm", "made"), [("ppo_lagrangian", "separate"), ("grpo_lagrangian", None)])
+def test_critics_of_their_own_are_made_for_an_algorithm_that_has_any(algorithm: str, made: str | None) -> None:
+    with patch(
+        "textsafe_gym.models.critics.SeparateCritics.values", autospec=True, side_effect=SeparateCritics.values
+    ) as values:
+        row = measure("iteration", TINY, algorithm, 1, 1, "cpu", "float32", critics="separate")
+    assert row["critics"] == made
+    assert values.called == (made is not None)
 
 
 def test_the_default_job_is_the_peers() -> None:

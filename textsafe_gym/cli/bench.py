@@ -13,6 +13,7 @@ _EXAMPLE = """\b
 Examples:
   textsafe bench rollout --threads 1
   textsafe bench iteration --algo grpo_lagrangian --json
+  textsafe bench iteration --critics separate
   textsafe bench iteration --doublings 4
   textsafe bench rollout --hidden 576 --layers 30 --heads 9 --mlp 1536 --vocab 49152 --device cuda --dtype bfloat16
 """
@@ -50,6 +51,13 @@ def _size_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Of torch. [all cores]")
 @click.option("--device", default="cpu", show_default=True, metavar="D", help="Torch device.")
 @click.option("--compile", is_flag=True, help="With policy.compile, for `iteration`.")
+@click.option(
+    "--critics",
+    type=click.Choice(["heads", "separate"]),
+    default="heads",
+    show_default=True,
+    help="As policy.critics, for `iteration`.",
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @output_options
 def bench(
@@ -61,14 +69,15 @@ def bench(
     device: str,
     dtype: str,
     compile: bool,
+    critics: str,
     as_json: bool,
     **sizes: int,
 ) -> None:
     """Times the work of training on this machine, with random weights and prompts.
 
     `rollout` generates responses, next to transformers' own `generate`; `iteration` is a whole iteration of training
-    with two critics and two score models, in four epochs of four minibatches; `env` walks the responses through
-    `gym.make_vec(...).step`, next to generating them at once.
+    with two score models and the algorithm's critics, in four epochs of four minibatches; `env` walks the responses
+    through `gym.make_vec(...).step`, next to generating them at once.
     """
     from textsafe_gym.errors import ConfigError
     from textsafe_gym.experiments.bench import measure
@@ -85,7 +94,7 @@ def bench(
         jobs += [start.replace(**{name: sizes[name] * 2**power}) for power in range(1, doublings + 1)]
     rows = []
     for number, each in enumerate(jobs):
-        rows.append(measure(job, each, algo, repeats, threads, device, dtype, compile))
+        rows.append(measure(job, each, algo, repeats, threads, device, dtype, compile, critics))
         if not as_json:
             _print(rows[-1], first=number == 0)
     if as_json:

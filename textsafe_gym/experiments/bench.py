@@ -7,12 +7,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from textsafe_gym.experiments.allocator import keep_freed_memory
 from textsafe_gym.experiments.bench_sizes import Sizes
+
+if TYPE_CHECKING:
+    from textsafe_gym.models.score import ScoreModel
 
 _NEVER = -30.0  # the logit of the end of sequence
 _EPOCHS, _MINIBATCHES = 4, 4
@@ -27,6 +30,7 @@ def measure(
     device: str,
     dtype: str,
     compile: bool = False,
+    critics: str = "heads",
 ) -> dict[str, Any]:
     """Times a job `repeats` times after a first time that does not count.
 
@@ -39,17 +43,20 @@ def measure(
         device: a torch device.
         dtype: of the weights.
         compile: whether an iteration's policy compiles its layers.
+        critics: of an iteration whose algorithm has any: "heads" on the policy's trunk, or "separate" models.
 
     Returns:
         For JSON: `tokens_per_second` and `seconds`, medians; their range; `beside`, tokens per second of what the
         job is compared with; `fractions` of the time by phase; `bandwidth_bound` of a rollout, see there; and all that
         the job was.
     """
+    import algos
+
     keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     if job == "iteration":
-        timed = _iteration(sizes, algorithm, device, dtype, compile)
+        timed = _iteration(sizes, algorithm, device, dtype, compile, critics)
     else:
         timed = (_rollout if job == "rollout" else _env)(sizes, device, dtype)
     seconds: dict[str, list[float]] = {name: [] for name in timed}
@@ -81,6 +88,7 @@ def measure(
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "dtype": dtype,
         "compile": compile,
+        "critics": critics if job == "iteration" and algos.critics_of(algorithm) else None,
         "torch": torch.__version__,
     }
 
@@ -110,13 +118,19 @@ def _rollout(sizes: Sizes, device: str, dtype: str) -> Timed:
     return {"textsafe": ours, "transformers generate": theirs}
 
 
-def _iteration(sizes: Sizes, algorithm: str, device: str, dtype: str, compile: bool) -> Timed:
+def _iteration(sizes: Sizes, algorithm: str, device: str, dtype: str, compile: bool, critics: str) -> Timed:
     import algos
+    from textsafe_gym.models import make_critics
 
+    env, actor = env_of(sizes, device, dtype), actor_of(sizes, device, dtype, compile)
+    kinds = algos.critics_of(algorithm)
+    separate = kinds if critics == "separate" else ()
+    sources: dict[str, Any] = {f"{kind}_critic": score_model_of(sizes, kind, device, dtype) for kind in separate}
     trainer = algos.make(
         algorithm,
-        env_of(sizes, device, dtype),
-        policy=actor_of(sizes, device, dtype, compile),
+        env,
+        policy=actor,
+        critics=make_critics(actor, env, kinds, critics, **sources),
         episodes=10**9,
         episodes_per_iteration=sizes.batch,
         epochs=_EPOCHS,
@@ -239,28 +253,33 @@ def actor_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32", compile:
     return CausalLMActor(model_of(sizes, device, dtype), tokenizer_of(sizes), compile=compile)
 
 
-def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> Any:
-    """A vector environment with random prompts and random score models of the policy's size."""
-    import gymnasium as gym
+def score_model_of(sizes: Sizes, kind: str, device: str, dtype: str) -> "ScoreModel":
+    """A random reward or cost model of the policy's size."""
     from transformers import LlamaForSequenceClassification
 
     from textsafe_gym.models.score import ScoreModel
 
-    tokenizer = tokenizer_of(sizes)
+    model: Any = LlamaForSequenceClassification(config_of(sizes, num_labels=1))
+    return ScoreModel(model.to(device, getattr(torch, dtype)), tokenizer_of(sizes), kind)
+
+
+def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> Any:
+    """A vector environment with random prompts and random score models of the policy's size."""
+    import gymnasium as gym
+
     torch.manual_seed(1)
     prompts = [
         " ".join(f"t{i}" for i in row)
         for row in torch.randint(3, sizes.vocab, (4 * sizes.batch, sizes.prompt_length)).tolist()
     ]
-    scorers: dict[str, Any] = {}
-    for kind in ("reward", "cost"):
-        model: Any = LlamaForSequenceClassification(config_of(sizes, num_labels=1))
-        scorers[f"{kind}_model"] = ScoreModel(model.to(device, getattr(torch, dtype)), tokenizer, kind)
+    scorers: dict[str, Any] = {
+        f"{kind}_model": score_model_of(sizes, kind, device, dtype) for kind in ("reward", "cost")
+    }
     return gym.make_vec(
         "SafeRLHF-v0",
         num_envs=sizes.batch,
         prompts=prompts,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer_of(sizes),
         max_prompt_length=sizes.prompt_length,
         max_response_length=sizes.response_length,
         cost_limit=-10.0,  # out of reach, so that the multiplier is at work
