@@ -1,1 +1,1 @@
-"""The command line: the one place that knows both the environments and the algorithms."""
+"""The command line: click, tables, completion; what the commands do is in `textsafe_gym.experiments`."""
