@@ -106,11 +106,11 @@ def asked(judge: Scorer, label: str, prompts: Sequence[str], responses: Sequence
     except Exception as error:
         if isinstance(error, TextsafeError) or hasattr(judge, "kind"):  # our own model, checked when it was loaded
             raise
-        name = getattr(judge, "__qualname__", type(judge).__qualname__)
-        place = traceback.extract_tb(error.__traceback__)[:2][-1]  # the judge's own line
+        who = f"{judge.__module__}:{getattr(judge, '__qualname__', type(judge).__qualname__)}"
+        line = traceback.extract_tb(error.__traceback__)[:2][-1]  # the judge's own
         raise ScoreError(
-            f"{label}: {judge.__module__}:{name} raised {type(error).__name__}: {error} ({place.filename}:"
-            f"{place.lineno}), given {len(prompts)} response(s), first prompt {prompts[0]!r:.80}"
+            f"{label}: {who} raised {type(error).__name__}: {error} ({Path(line.filename).name}:{line.lineno}), given "
+            f"{len(prompts)} response(s), first prompt {prompts[0]!r:.80}"
         ) from error
 
 
