@@ -149,7 +149,9 @@ def test_a_run_keeps_its_seed_whatever_its_responses_are_drawn_by(world: Path, t
     entry = result.values["settings"]["rloo"]
     assert (entry["seeds"], entry["evaluation_seeds"], entry["runs"]) == ([0, 1], [7, 7], 2)
     assert "; evaluation seed 7." in result.tables[0].note
-    assert "evaluation seed" not in experiments.evaluate(runs, out=tmp_path / "own", quiet=True).tables[0].note
+    own = experiments.evaluate(runs, out=tmp_path / "own", quiet=True)
+    assert "evaluation seed" not in own.tables[0].note
+    assert [row["response"] for row in own.runs[0].rows] != [row["response"] for row in result.runs[0].rows]
     with pytest.raises(RunError, match="'rloo' with seed 0 is also in"):
         experiments.pareto([tmp_path / "runs", tmp_path / "again/rloo-0"], out=tmp_path / "front")
 
