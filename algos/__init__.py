@@ -80,7 +80,7 @@ def make(
 
     own = definition(name)
     given = merge(preset_settings(preset, name, own.config), Settings(config))
-    settings = validate(own.config, Settings(given.values), name)
+    settings = validate(own.config, Settings(given.values), name, listed=f"textsafe algos {name}")
     processes = processes or SingleProcess()
     check_processes(name, processes)
     offline = own.source == "preferences"

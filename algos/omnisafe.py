@@ -117,6 +117,7 @@ class Limit:
         from algos.core.constraints import Constraints
 
         self.judged = Constraints(None, cost_limit, name)
+        self.unseen = self.judged.unseen
         self.updater = updater
 
     @property

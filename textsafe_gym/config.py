@@ -288,7 +288,9 @@ def _merge_into(target: dict[str, Any], source: Mapping[str, Any]) -> None:
             target[key] = value
 
 
-def validate(config_class: type[Config], settings: Settings, what: str, sections: Sequence[str] = ()) -> Config:
+def validate(
+    config_class: type[Config], settings: Settings, what: str, sections: Sequence[str] = (), listed: str = ""
+) -> Config:
     """A validated config.
 
     Args:
@@ -296,6 +298,7 @@ def validate(config_class: type[Config], settings: Settings, what: str, sections
         settings: the values; keys not given take the model's defaults.
         what: whose config it is, for messages ("ppo").
         sections: names that a key at the top might have been meant for as well.
+        listed: the command that lists the keys, if there is one.
 
     Raises:
         ConfigError: with every fault in one line: key, value, place, and the nearest key where one is unknown.
@@ -303,7 +306,7 @@ def validate(config_class: type[Config], settings: Settings, what: str, sections
     try:
         return config_class.model_validate(settings.values)
     except ValidationError as invalid:
-        raise ConfigError(f"{what}: {explain(invalid, config_class, settings, sections)}") from None
+        raise ConfigError(f"{what}: {explain(invalid, config_class, settings, sections, listed)}") from None
 
 
 def explain(
@@ -311,6 +314,7 @@ def explain(
     config_class: type[BaseModel],
     settings: Settings | None = None,
     sections: Sequence[str] = (),
+    listed: str = "",
 ) -> str:
     """All faults of a pydantic validation in one line."""
     faults = []
@@ -320,7 +324,7 @@ def explain(
         name = ".".join(path)
         if fault["type"] == "extra_forbidden":
             known = [*_keys_at(config_class, path[:-1]), *(sections if len(path) == 1 else ())]
-            faults.append(f"unknown key '{name}'{place}; {nearest(path[-1], known)}")
+            faults.append(f"unknown key '{name}'{place}; {nearest(path[-1], known, listed)}")
         elif fault["type"] == "missing":
             faults.append(f"the key '{name}' is missing{place}")
         elif not path:

@@ -15,11 +15,27 @@ from textsafe_gym.errors import ConfigError, UnknownNameError
 T = TypeVar("T")
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest known one, or all of them."""
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A question for the known name that is near an unknown one; empty if none is."""
     by_lower = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f"did you mean '{by_lower[close[0]]}'?" if close else f"known: {', '.join(sorted(by_lower.values()))}"
+    return f"did you mean '{by_lower[close[0]]}'?" if close else ""
+
+
+def nearest(name: str, names: Iterable[str], listed: str = "") -> str:
+    """A hint for an unknown name: the near one that was meant, or all known ones.
+
+    Args:
+        name: the unknown one.
+        names: those that are known.
+        listed: the command that lists them, where they are too many for a line; three of them are then shown.
+    """
+    names = set(names)
+    if close := did_you_mean(name, names):
+        return close
+    if listed:
+        return f"the nearest are {', '.join(difflib.get_close_matches(name, names, cutoff=0.0))}; '{listed}' lists all"
+    return f"known: {', '.join(sorted(names))}"
 
 
 def load_object(path: str) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from algos.core.settings import ConstraintConfig, MultiplierConfig
 from textsafe_gym.errors import ConfigError, RunError
-from textsafe_gym.registry import Lazy, Registry
+from textsafe_gym.registry import Lazy, Registry, did_you_mean
 from textsafe_gym.types import Rollout, episode_sums
 
 
@@ -52,6 +52,7 @@ class Constraints:
     Attributes:
         limits: by name of the cost, "" for the sum of all.
         cost_limit: the limit on the mean of all costs, bounded or not; None where something else is bounded.
+        unseen: the named costs with a limit that no episode has had so far; they count as 0.
 
     Raises:
         ConfigError: there is no limit, a limit that no policy can meet, or more limits than the algorithm can keep.
@@ -62,6 +63,7 @@ class Constraints:
     ) -> None:
         self.algorithm = algorithm
         self.limits: dict[str, float] = {}
+        self.unseen: set[str] = set()
         self.cost_limit = cost_limit
         self.windows: dict[str, deque[float]] = {}
         self.started = self.slack = False
@@ -81,11 +83,7 @@ class Constraints:
             raise ConfigError(f"{algorithm} needs a cost limit and the environment has none; set cost_limit")
         else:
             self.limits = {"": cost_limit}
-        if (
-            config.constraint == "probability"
-            and config.cost_limits is None
-            and getattr(config, "cost_limit", None) is None
-        ):
+        if config.constraint == "probability" and "" in self.limits and getattr(config, "cost_limit", None) is None:
             raise ConfigError(
                 "constraint = 'probability' needs a cost_limit of its own, the largest allowed P(cost > 0); the "
                 f"environment's limit {cost_limit:g} is one on the mean cost"
@@ -93,6 +91,7 @@ class Constraints:
         for name, limit in self.limits.items():
             self.set_limit(limit, name)
         self.windows = {name: deque[float](maxlen=config.cost_window) for name in self.limits}
+        self.unseen = self.limits.keys() - {""}
 
     def set_limit(self, limit: float, name: str = "") -> None:
         """Changes the limit of the cost `name`, or the one limit where they have no names.
@@ -118,22 +117,17 @@ class Constraints:
         Args:
             rollout: whole episodes of the present policy.
             extra: (B, T) added to every cost before it is judged, such as a KL penalty; none: nothing.
-
-        Raises:
-            ConfigError: the environment has no cost of a name that has a limit.
         """
+        self.unseen -= rollout.named_costs.keys()
         steps = []
         for name, window in self.windows.items():
-            if name and name not in rollout.named_costs:
-                known = ", ".join(rollout.named_costs) or "none"
-                raise ConfigError(f"cost_limits names '{name}', but the environment's named costs are: {known}")
-            costs = rollout.named_costs[name] if name else rollout.costs
+            costs = rollout.named_costs.get(name, torch.zeros_like(rollout.costs)) if name else rollout.costs
             steps.append(costs if extra is None else costs + extra)
             window.extend(episode_sums(steps[-1], rollout.mask).tolist())
         values = {name: self._values(name, np.array(window)) for name, window in self.windows.items()}
         excess = {name: float(own.mean()) - self.limits[name] for name, own in values.items()}
         if not self.started:
-            self._begin(excess)
+            self._begin(excess, list(rollout.named_costs))
         return Measured(self._signals(rollout, steps), values, excess, self._metrics(excess))
 
     def violation(self, measured: Mapping[str, float]) -> dict[str, float]:
@@ -150,7 +144,7 @@ class Constraints:
         """For a checkpoint, as JSON values: each window's costs, limits, and whether slack was reported."""
         windows = {f"costs.{name}": list(window) for name, window in self.windows.items()}
         own = {"limits": self.limits, "cost_limit": self.cost_limit, "started": self.started, "slack": self.slack}
-        return {**windows, **own}
+        return {**windows, **own, "unseen": sorted(self.unseen)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
@@ -158,13 +152,12 @@ class Constraints:
             window.clear()
             window.extend(state[f"costs.{name}"])
         self.limits, self.cost_limit = dict(state["limits"]), state["cost_limit"]
-        self.started, self.slack = state["started"], state["slack"]
+        self.started, self.slack, self.unseen = state["started"], state["slack"], set(state["unseen"])
 
     def _signals(self, rollout: Rollout, steps: list[Tensor]) -> Tensor:
         if self.config.constraint == "mean":
             return torch.stack(steps)
-        columns = torch.arange(rollout.mask.shape[1], device=rollout.mask.device)
-        last = columns == rollout.last_step[:, None]
+        last = torch.arange(rollout.mask.shape[1], device=rollout.mask.device) == rollout.last_step[:, None]
         values = []
         for name, own in zip(self.windows, steps, strict=True):
             episode = episode_sums(own, rollout.mask).double().cpu().numpy()
@@ -186,8 +179,13 @@ class Constraints:
             measured["cost_violation"] = max(0.0, *excess.values())
         return {**measured, "limit_slack": float(self.slack)}
 
-    def _begin(self, excess: Mapping[str, float]) -> None:
+    def _begin(self, excess: Mapping[str, float], known: list[str]) -> None:
         self.started = True
+        for name in sorted(self.unseen):
+            logging.getLogger("algos").warning(
+                f"cost_limits: no episode of the first iteration had a cost '{name}', which counts as 0 until one "
+                f"has; named costs so far: {', '.join(known) or 'none'} {did_you_mean(name, known)}"
+            )
         self.slack = all(over < 0 for over in excess.values())
         if self.slack:
             name, over = next(iter(excess.items()))
@@ -305,7 +303,7 @@ class Multipliers:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values; a number that is not there yet is None."""
-        return {name: [_known(x) for x in rule.state] for name, rule in self.rules.items()}
+        return {name: [None if math.isnan(x) else x for x in rule.state] for name, rule in self.rules.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
@@ -340,10 +338,6 @@ def bounded(value: float, excess: float, most: float | None, largest: float = 1e
             f"the multiplier diverged (excess cost {excess:g}); set multiplier_max or a lower learning rate of it"
         )
     return value
-
-
-def _known(x: float) -> float | None:
-    return None if math.isnan(x) else x
 
 
 def _suffix(name: str) -> str:

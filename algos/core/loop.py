@@ -1,6 +1,7 @@
 """The training loop: draw a batch, update, report, until the budget is used."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,9 +50,11 @@ class Limits(Protocol):
 
     Attributes:
         cost_limit: the limit on the mean of all costs, bounded or not; None where something else is bounded.
+        unseen: the named costs with a limit that no episode has had so far.
     """
 
     cost_limit: float | None
+    unseen: set[str]
 
     def set_limit(self, limit: float, name: str = "") -> None:
         """Changes a limit, or refuses by a `ConfigError`; see `Trainer.set_cost_limit`."""
@@ -190,6 +193,12 @@ class Trainer:
             rows.append(row)
             if on_iteration is not None:
                 on_iteration(row)
+        unseen = self.algorithm.constraints.unseen
+        if rows and unseen and self.iteration == self.source.iterations:
+            names = ", ".join(f"'{name}'" for name in sorted(unseen))
+            logging.getLogger("algos").warning(
+                "cost_limits: no episode of the whole run had a cost %s: its limit bounded nothing", names
+            )
         return rows
 
     @property

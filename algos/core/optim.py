@@ -78,7 +78,8 @@ class Optimizer:
 
         Returns:
             Means over the minibatches of what `losses` reports, of `entropy`, `approximate_kl`, `ptx_loss` and each
-            group's `GROUP_grad_norm` before clipping; the `learning_rate`; with `target_kl`, the `steps` made.
+            group's `GROUP_grad_norm` before clipping; the `learning_rate`; with `target_kl`, the `steps` made. The
+            minibatch that `target_kl` ends them at counts, but for what its step would have reported.
 
         Raises:
             RunError: a loss or gradient is not finite.
@@ -88,23 +89,26 @@ class Optimizer:
             group["lr"] = factor * group["rate"]
         self.engine.zero_grad()  # of a step that was refused
         rows: list[dict[str, float]] = []
+        steps = 0
         epochs = self.config.epochs if isinstance(batch, Rollout) else 1  # preferences come anew in each iteration
         for index in minibatches(len(batch), epochs, self.config.minibatch_size, generator):
             at_once = len(index) <= self.config.at_once and self.processes.world_size == 1
             accumulate = self._accumulate if is_mean or at_once else self._accumulate_coupled
             with self.engine.training(only):
                 row = accumulate(batch, losses, index)
-                if rows and target_kl is not None and row["approximate_kl"] > 1.5 * target_kl:
+                rows.append(row)
+                if len(rows) > 1 and target_kl is not None and row["approximate_kl"] > 1.5 * target_kl:
                     self.engine.zero_grad()
                     break
                 row |= {f"{name}_grad_norm": norm for name, norm in self.engine.step(self.config.max_grad_norm).items()}
             if self.demonstrations is not None:
                 row["ptx_loss"] = self._imitate(self.demonstrations, len(index), generator)
-            rows.append(row)
+            steps += 1
         self.iteration += 1
-        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        steps = {} if target_kl is None else {"steps": float(len(rows))}
-        return {**means, **steps, "learning_rate": factor * self.config.learning_rate}
+        found = {name: [row[name] for row in rows if name in row] for name in rows[0]}
+        means = {name: sum(values) / len(values) for name, values in found.items()}
+        made = {} if target_kl is None else {"steps": float(steps)}
+        return {**means, **made, "learning_rate": factor * self.config.learning_rate}
 
     def state_dict(self) -> dict[str, Any]:
         """The engine's tensors and the number of iterations done."""

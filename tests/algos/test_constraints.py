@@ -189,8 +189,24 @@ def test_named_costs_have_a_limit_and_a_multiplier_each() -> None:
     assert weighted_cost(measured.signals, torch.zeros(2))[0][0].tolist() == pytest.approx(
         [0.5, -1.0]
     )  # no price: the plain mean
-    with pytest.raises(ConfigError, match=r"names 'a'.*named costs are: none"):
-        Constraints(config, None, "x").measure(FOUR)
+
+
+def test_a_named_cost_that_is_absent_is_0_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    config = ConstraintConfig(cost_limits={"harm": 1.0, "harn": 1.0})
+    constraints = Constraints(config, None, "x")
+    assert constraints.measure(FOUR).excess == {"harm": -1.0, "harn": -1.0}
+    assert constraints.unseen == {"harm", "harn"}
+    assert "had a cost 'harm', which counts as 0 until one has; named costs so far: none" in caplog.text
+    late = constraints.measure(rollout([[4.0, 2.0]], [2], {"harm": [[4.0, 2.0]]}))
+    assert late.excess == {"harm": pytest.approx(6 / 5 - 1), "harn": -1.0}
+    again = Constraints(config, None, "x")
+    again.load_state_dict(constraints.state_dict())
+    assert constraints.unseen == again.unseen == {"harn"}
+    caplog.clear()
+    Constraints(config, None, "x").measure(rollout([[1.0, 2.0]], [2], {"harm": [[1.0, 2.0]]}))
+    typo = [record.getMessage() for record in caplog.records if "'harn'" in record.getMessage()]
+    assert len(typo) == 1
+    assert typo[0].endswith("named costs so far: harm did you mean 'harm'?")
 
 
 def test_what_cannot_be_kept_is_refused() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import algos
 from tests.helpers.algorithms import SAMPLING
-from tests.helpers.cmdps import Bandit, Crossing, Tracking, vector
+from tests.helpers.cmdps import Bandit, Crossing, Rare, Tracking, vector
 from tests.helpers.rounding import MLP, assert_same_updates, same_tensors
 from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
 from textsafe_gym.models import make_actor
@@ -191,6 +191,18 @@ def test_a_slack_limit_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
     assert {row["limit_slack"] for row in rows} == {0.0}
     assert rows[-1]["multiplier"] > 1.0
+
+
+def test_a_name_that_never_occurs_is_said_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    limits = {"harm": 0.5, "harn": 0.5}
+    trainer = algos.make("ppo_lagrangian", vector(Rare, 8), cost_limits=limits, **SMALL)
+    trainer.learn(episodes=8)
+    assert [("'harn'" in text, "whole run" in text) for text in caplog.messages] == [(True, False)]
+    rows = trainer.learn()
+    assert all(row["window_cost_harm"] > 0 and row["multiplier_harn"] < 1 for row in rows)
+    assert caplog.messages[1:] == [
+        "cost_limits: no episode of the whole run had a cost 'harn': its limit bounded nothing"
+    ]
 
 
 @pytest.mark.parametrize("poison", ["log_probs", "rewards", "costs", "reward_values"])
@@ -397,9 +409,13 @@ def test_target_kl_ends_an_iterations_steps() -> None:
     free = algos.make("ppo", vector(Crossing, 8), **fast)
     held = algos.make("ppo", vector(Crossing, 8), target_kl=1e-3, **fast)
     assert "steps" not in free.learn()[0]
+    engine, norms = held.algorithm.optimizer.engine, []
+    step = engine.step
+    engine.step = lambda norm: norms.append(step(norm)) or norms[-1]  # type: ignore[method-assign]
     row = held.learn()[0]
-    assert row["steps"] == 1
-    assert row["approximate_kl"] == 0.0  # of the first minibatch, before the step
+    assert row["steps"] == len(norms) == 1
+    assert row["approximate_kl"] > 1.5e-3 / 2  # the mean of 0, before the step, and of what stopped the next one
+    assert row["actor_grad_norm"] == norms[0]["actor"]
     loose = algos.make("ppo", vector(Crossing, 8), target_kl=1e6, **fast)
     assert loose.learn()[0]["steps"] == 8
     for one, other in zip(tensors_of(free).values(), tensors_of(loose).values(), strict=True):

@@ -17,7 +17,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from tests.helpers import cli_world
-from tests.helpers.cmdps import Crossing
+from tests.helpers.cmdps import Crossing, Rare
 from tests.helpers.rounding import TINY
 from textsafe_gym.cli.main import COMMANDS, main
 
@@ -313,6 +313,16 @@ def test_an_mlp_on_another_environment(tmp_path: Path):
     arguments = ["--env", "Crossing-v0", "--set", "episodes_per_iteration=8", "--episodes", 32]
     done("compare", "ppo_lagrangian", *arguments, "--seeds", 1, "--out", tmp_path / "out")
     assert (tmp_path / "out/ppo_lagrangian/seed_0/summary.json").exists()
+
+
+def test_a_limit_on_a_cost_that_is_named_when_it_occurs(tmp_path: Path) -> None:
+    gym.register("Rare-v0", entry_point=Rare)
+    small = ["--env", "Rare-v0", "--set", "episodes_per_iteration=8", "--episodes", 16, "--set"]
+    right = done("train", "cpo", *small, "cost_limits={harm: 0.5}", "--out", tmp_path / "right")
+    assert "cost_limits" not in right.stderr
+    wrong = done("train", "cpo", *small, "cost_limits={harn: 0.5}", "--out", tmp_path / "wrong").stderr
+    assert "named costs so far: harm did you mean 'harm'?\n" in wrong
+    assert "no episode of the whole run had a cost 'harn'" in wrong
 
 
 def test_an_adapter_on_a_large_model_keeps_its_threads(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

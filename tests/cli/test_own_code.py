@@ -29,6 +29,10 @@ if __name__ == "__main__":
 JUDGES = """
 def brief(prompts, responses):
     return [-len(response.split()) / 10 for response in responses]
+def first(prompts, responses):
+    return [0.0]
+def broken(prompts, responses):
+    return [{}["score"] for response in responses]
 def lonely(prompts):
     return [0.0 for prompt in prompts]
 class Judge: ...
@@ -120,6 +124,11 @@ def test_the_settings_are_the_class_s_own_or_its_module_s(here: Path, monkeypatc
             "cost_model: 'own_judges:number' is 3; it must",
         ),
         (["train", "ppo", "--set", "env.cost_model=own_judges:Judge"], "cost_model: 'own_judges:Judge' is <class"),
+        (["train", "ppo", "--set", "env.reward_model=own_judges:first"], "reward model returned shape (1,) for 2"),
+        (
+            ["train", "rloo", "--set", "env.cost_model={a: own_judges:broken}"],
+            "cost model 'a': own_judges:broken raised KeyError: 'score' (own_judges.py:7)",
+        ),
     ],
 )
 def test_what_is_wrong_comes_out_in_one_line(here: Path, arguments: list[str], message: str) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from textsafe_gym.errors import DataError, RunError
+from textsafe_gym.errors import DataError, RunError, ScoreError
+from textsafe_gym.evaluation import play
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse, hypervolume, on_front
 from textsafe_gym.evaluation.records import read_evaluation, summarise
@@ -227,3 +228,11 @@ def test_damaged_evaluations_are_refused_by_line(tmp_path: Path, text: str, mess
     with pytest.raises(DataError) as caught:
         read_evaluation(path)
     assert message in str(caught.value)
+
+
+def test_a_gold_judge_that_raises_is_named() -> None:
+    def broken(prompts: list[str], responses: list[str]) -> dict[str, list[float]]:
+        raise KeyError("gold")
+
+    with pytest.raises(ScoreError, match=r"gold judge: .*broken raised KeyError: 'gold' \(test_evaluation\.py:\d+\)"):
+        play._add_gold([{"prompt": "a", "response": "b"}], broken)

@@ -110,6 +110,27 @@ def test_a_comparison_states_both_budgets(world: Path, tmp_path: Path) -> None:
     (world / "elsewhere.jsonl").rename(world / "pairs.jsonl")
 
 
+def test_runs_of_one_seed_share_their_draws_whatever_their_batches(world: Path, tmp_path: Path) -> None:
+    """Algorithms that learn nothing are one policy, and so have one evaluation."""
+    none = {"learning_rate": 0.0, "critic_learning_rate": 0.0, "pairs_per_iteration": 8}
+    none |= {"reward_shaping.episodes_per_iteration": 2, "ppo.episodes_per_iteration": 4}
+    result = experiments.compare(
+        ["dpo", "reward_shaping", "ppo"], world / "env.yaml", settings=none, episodes=4, data=[world / "pairs.jsonl"],
+        seeds=1, out=tmp_path / "out", quiet=True,
+    )  # fmt: skip
+    said = [[row["response"] for row in run.rows] for run in result.runs]
+    assert said == said[:1] * 4
+    configs = [yaml.safe_load((run.directory / "config.yaml").read_text()) for run in result.runs]
+    assert [config["evaluation_batch"] for config in configs] == [2] * 4
+    last = result.runs[-1].directory
+    again = experiments.train("ppo", config=last / "config.yaml", out=tmp_path / "alone", quiet=True)
+    assert again.runs[0].rows == result.runs[-1].rows
+    both = experiments.evaluate(
+        [last, world / "policy"], yaml.safe_load((world / "env.yaml").read_text()), out=tmp_path / "both", quiet=True
+    )
+    assert [[row["response"] for row in run.rows] for run in both.runs] == said[:1] * 2
+
+
 def test_a_comparison_of_betas_without_any_sampling(world: Path, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"env": str(world / "env.yaml"), "data": [world / "pairs.jsonl"], "seeds": 1}
     vary = {"dpo.kl_coefficient": [0.1, 1.0]}

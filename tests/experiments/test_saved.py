@@ -137,6 +137,32 @@ def test_an_environment_of_objects_has_to_be_named(wrapped: bool, world: Path, t
         assert len(found.runs) == 1
 
 
+def test_a_run_keeps_its_seed_whatever_its_responses_are_drawn_by(world: Path, tmp_path: Path) -> None:
+    runs = [
+        experiments.train("rloo", world / "env.yaml", settings={"episodes_per_iteration": 8}, episodes=8, seed=seed,
+                          out=tmp_path / f"runs/{seed}", quiet=True).directory
+        for seed in (0, 1)
+    ]  # fmt: skip
+    result = experiments.evaluate(runs, seed=7, out=tmp_path / "again", quiet=True)
+    assert [(run.seed, run.evaluation_seed) for run in result.runs] == [(0, 7), (1, 7)]
+    assert [run.directory.name for run in result.runs] == ["rloo-0", "rloo-1"]
+    entry = result.values["settings"]["rloo"]
+    assert (entry["seeds"], entry["evaluation_seeds"], entry["runs"]) == ([0, 1], [7, 7], 2)
+    assert "; evaluation seed 7." in result.tables[0].note
+    own = experiments.evaluate(runs, out=tmp_path / "own", quiet=True)
+    assert "evaluation seed" not in own.tables[0].note
+    assert [row["response"] for row in own.runs[0].rows] != [row["response"] for row in result.runs[0].rows]
+    with pytest.raises(RunError, match="'rloo' with seed 0 is also in"):
+        experiments.pareto([tmp_path / "runs", tmp_path / "again/rloo-0"], out=tmp_path / "front")
+
+
+def test_a_run_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ModelError, match=r"^runs/nothere: no such run or model$"):
+        experiments.evaluate("runs/nothere", out="out", quiet=True)
+
+
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text('{"name": 3}')
     with pytest.raises(ConfigError, match=r"state\.json is not a trainer's"):

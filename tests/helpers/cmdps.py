@@ -115,6 +115,14 @@ def vector(env: type[gym.Env], count: int) -> gym.vector.VectorEnv:
     return gym.vector.SyncVectorEnv([env] * count)
 
 
+class Rare(Crossing):
+    """Names its cost, "harm", only where it occurs."""
+
+    def step(self, action: int) -> Any:
+        *rest, info = super().step(action)
+        return *rest, {**info, "costs": {"harm": info["cost"]}} if info["cost"] else info
+
+
 class Halves(Crossing):
     """As programs often count: a cost of 0 is an int, one of 0.5 a float."""
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -94,6 +95,25 @@ def _load_embedded(kind: str, device: str, dtype: str) -> Scorer:
     return resolve_scorer(embedded_world.ASSETS / kind, kind, None, device, dtype)
 
 
+def asked(judge: Scorer, label: str, prompts: Sequence[str], responses: Sequence[str]) -> Any:
+    """What a judge answers to copies of both lists.
+
+    Raises:
+        ScoreError: a callable of the user's raised something; the message says which, what and where.
+    """
+    try:
+        return judge(list(prompts), list(responses))
+    except Exception as error:
+        if isinstance(error, TextsafeError) or hasattr(judge, "kind"):  # our own model, checked when it was loaded
+            raise
+        who = f"{judge.__module__}:{getattr(judge, '__qualname__', type(judge).__qualname__)}"
+        line = traceback.extract_tb(error.__traceback__)[:2][-1]  # the judge's own
+        raise ScoreError(
+            f"{label}: {who} raised {type(error).__name__}: {error} ({Path(line.filename).name}:{line.lineno}), given "
+            f"{len(prompts)} response(s), first prompt {prompts[0]!r:.80}"
+        ) from error
+
+
 def checked_scores(scorer: Scorer, label: str, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """The scores of n texts, float64 of shape (n,), all finite.
 
@@ -104,10 +124,10 @@ def checked_scores(scorer: Scorer, label: str, prompts: Sequence[str], responses
         responses: n texts.
 
     Raises:
-        ScoreError: anything else came back.
+        ScoreError: anything else came back, or nothing as it raised.
     """
     n = len(prompts)
-    raw = scorer(list(prompts), list(responses))
+    raw = asked(scorer, label, prompts, responses)
     if hasattr(raw, "detach"):
         raw = raw.detach().cpu()
         raw = (raw.float() if raw.is_floating_point() else raw).numpy()  # NumPy knows no bfloat16

@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from textsafe_gym.envs.scorers import asked
 from textsafe_gym.errors import ScoreError
 from textsafe_gym.files import Row
 from textsafe_gym.models import task_of
@@ -53,7 +54,7 @@ def evaluate_policy(
         processes: processes that share the work; each gets all rows.
 
     Raises:
-        ScoreError: a gold judge returned something other than finite numbers.
+        ScoreError: a gold judge returned something other than finite numbers, or raised.
     """
     task = task_of(env)
     prompts: Sequence[Any] = task.evaluation_prompts if isinstance(task, PromptTask) else ()
@@ -105,7 +106,7 @@ def _rows(rollout: Rollout, groups: Sequence[str], identity: dict[str, Any], sta
 
 
 def _add_gold(rows: list[Row], judge: Judge) -> None:
-    scores = judge([row["prompt"] for row in rows], [row["response"] for row in rows])
+    scores = asked(judge, "gold judge", [row["prompt"] for row in rows], [row["response"] for row in rows])
     for name, values in scores.items():
         array = np.asarray(values, dtype=np.float64)
         if array.shape != (len(rows),) or not np.isfinite(array).all():

@@ -89,7 +89,10 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
     limits = sorted({entry["cost_limit"] for entry in settings.values()} - {None})
     limit = f"; cost limit {', '.join(f'{value:g}' for value in limits)}" if limits else ""
     overall = {label: entry["metrics"] for label, entry in settings.items()}
-    note = f"Evaluation {prompts}; {spread}{limit}."
+    drawn = sorted({seed for entry in settings.values() for seed in entry["evaluation_seeds"]})
+    own = all(entry["evaluation_seeds"] == entry["seeds"] for entry in settings.values())
+    seed = "" if own else f"; evaluation seed {', '.join(map(str, drawn))}"
+    note = f"Evaluation {prompts}; {spread}{limit}{seed}."
     if comparison.get("left_out"):
         note += f" {left_out_note(comparison['left_out'])}."
     columns = [(key, rate if key == "tokens_per_second" else heading, *rest) for key, heading, *rest in COLUMNS]

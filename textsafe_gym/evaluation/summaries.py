@@ -56,6 +56,11 @@ class Run:
         return int(self.summary["seed"])
 
     @property
+    def evaluation_seed(self) -> int:
+        """The seed of the evaluated responses; by default the run's."""
+        return int(self.summary.get("evaluation_seed", self.seed))
+
+    @property
     def metrics(self) -> list[Row]:
         """Of `metrics.jsonl`; empty for a policy that was not trained."""
         path = self.directory / "metrics.jsonl"
@@ -138,9 +143,9 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
         runs: finished ones, at least one; those of one label are each other's repetitions.
 
     Returns:
-        "settings": from label to its algorithm, seeds, budget in episodes and pairs, cost limit, and intervals over
-        runs of every metric, overall and for each group of prompts; "pareto": see `pareto.analyse`; "task": "text" or
-        "other", whether episodes are responses.
+        "settings": from label to its algorithm, seeds, seeds of its evaluations, budget in episodes and pairs, cost
+        limit, and intervals over runs of every metric, overall and for each group of prompts; "pareto": see
+        `pareto.analyse`; "task": "text" or "other", whether episodes are responses.
 
     Raises:
         RunError: see `settings_of`.
@@ -156,6 +161,7 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
         settings[label] = {
             "algorithm": own[0].algorithm,
             "seeds": [run.seed for run in own],
+            "evaluation_seeds": [run.evaluation_seed for run in own],
             "runs": len(own),
             "episodes": own[0].summary.get("episodes"),
             "pairs": own[0].summary.get("pairs"),

@@ -11,7 +11,7 @@ from textsafe_gym.console import is_live, progress_console
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import repeated, settings_or_assignments
 from textsafe_gym.experiments.result import Result
-from textsafe_gym.experiments.spec import INITIAL, RunSpec, build_spec, config_class, folder_of, left_out_of, parse_vary
+from textsafe_gym.experiments.spec import INITIAL, RunSpec, build_spec, config_class, folder_of, parse_vary
 from textsafe_gym.files import write_json
 from textsafe_gym.registry import nearest
 
@@ -103,7 +103,7 @@ def compare(
     check_out(directory, resume)
     jobs = jobs_of(specs, range(seed, seed + seeds), directory, folder_of, track)
     _check_all(specs, quiet)
-    if left_out := left_out_of(specs):
+    if left_out := _left_out_of(specs):
         console = progress_console(quiet)
         console.print(f"note: {left_out_note(left_out)}", markup=False, highlight=False, soft_wrap=True)
     make_directory(directory)
@@ -153,9 +153,21 @@ def _specs(
         raise ConfigError(f"all algorithms must have the same budget; set --episodes (now: {told})")
     # The untrained policy plays in the environment as given, without any variant's changes.
     plain = spec_of(next((name for name in algorithms if sources[name] == "rollouts"), algorithms[0]))
-    kept = {name: plain.config.get(name) for name in ("seed", "episodes_per_iteration", "cost_limit")}
+    kept = {name: plain.config.get(name) for name in ("seed", "cost_limit")}
     initial = replace(plain, algorithm=INITIAL, label=INITIAL, config=kept, data=[], left_out=())
-    return [initial, *specs]
+    # Which draws an evaluation prompt gets depends on the batch, and runs of one seed share theirs.
+    return [replace(spec, evaluation_batch=plain.num_envs) for spec in (initial, *specs)]
+
+
+def _left_out_of(specs: Sequence[RunSpec]) -> dict[str, list[str]]:
+    """From each setting that was given for several algorithms to those of them that do not have it."""
+    found: dict[str, list[str]] = {}
+    for spec in specs:
+        for key in spec.left_out:
+            found.setdefault(key, [])
+            if spec.algorithm not in found[key]:
+                found[key].append(spec.algorithm)
+    return found
 
 
 def _check_all(specs: Sequence[RunSpec], quiet: bool) -> None:
@@ -176,7 +188,7 @@ def _report(
     from textsafe_gym.evaluation.report import UNITS, write_report
     from textsafe_gym.evaluation.summaries import budget_of, compare_runs, points_of, tables_of
 
-    comparison = compare_runs(runs) | {"left_out": left_out_of(specs)}
+    comparison = compare_runs(runs) | {"left_out": _left_out_of(specs)}
     write_json(out / "comparison.json", comparison)
     order = [spec.label for spec in specs]
     sampled = [label for label in order if comparison["settings"][label]["episodes"]]

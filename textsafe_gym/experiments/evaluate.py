@@ -1,6 +1,7 @@
 """Saved policies on the evaluation prompts: `evaluate`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def evaluate(
         sources: directories of runs, folders that a trainer's `save` wrote, and policies' folders or hub ids.
         env: as for `train`; by default what each was trained in, and "SafeRLHF-v0" for a policy alone.
         settings: below "env" and "policy", over those of the run.
-        seed: of the responses; by default a run's own, and 0 for a policy alone.
+        seed: of the responses; by default that of a run's training, and 0 for a policy alone.
         out: an empty or new directory.
         quiet: show no progress.
 
@@ -59,6 +60,8 @@ def evaluate(
     for i, name in enumerate(names):
         if name in names[:i]:
             raise ConfigError(f"'{given[names.index(name)]}' and '{given[i]}' are both '{name}'; evaluate them apart")
+    # The seed draws the same for each only in batches of one size, here the first's.
+    batch = policies[0].spec.evaluation_envs
     # All are opened and played before anything is written.
     results = []
     console = progress_console(quiet)
@@ -66,17 +69,19 @@ def evaluate(
         for saved in policies:
             spec = saved.spec
             task = bars.add_task(spec.label.replace("[", r"\["), total=None)
-            vector, actor, reference = open_saved(saved)
+            vector, actor, reference = open_saved(saved, batch)
             identity = {"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed}
-            rows = evaluate_policy(actor, vector, spec.seed, identity, reference, _shown_on(bars, task))
+            rows = evaluate_policy(actor, vector, saved.seed, identity, reference, _shown_on(bars, task))
             limit = cost_limit_of(spec, vector)
-            results.append((rows, {**identity, "cost_limit": limit, "evaluation": summarise(rows, limit)}))
+            summary = {**identity, "evaluation_seed": saved.seed, "cost_limit": limit}
+            results.append((rows, {**summary, "evaluation": summarise(rows, limit)}))
             vector.close()
     directories = []
     for name, saved, (rows, summary) in zip(names, policies, results, strict=True):
         place = directory / name
         make_directory(place)
-        write_text(place / CONFIG, dump({**saved.spec.as_dict(), "source": saved.source}))
+        spec = replace(saved.spec, evaluation_batch=batch)
+        write_text(place / CONFIG, dump({**spec.as_dict(), "evaluation_seed": saved.seed, "source": saved.source}))
         write_rows(place / "evaluation.jsonl", rows)
         write_json(place / "summary.json", summary)
         directories.append(place)

@@ -50,7 +50,7 @@ def memory_plan(spec: RunSpec, processes: Any) -> dict[str, Any]:
     score_dtype = str(kwargs.get("dtype", "float32"))
     if score_dtype not in memory.WIDTHS:
         raise ConfigError(f"dtype: expected one of {', '.join(memory.WIDTHS)}, got {score_dtype!r:.60}")
-    rows = math.ceil(spec.num_envs / processes.world_size)
+    rows = math.ceil(max(spec.num_envs, spec.evaluation_envs) / processes.world_size)
     small = math.ceil(config["minibatch_size"] / processes.world_size)
     at_once = min(config.get("micro_batch_size") or small, small)
     batch = memory.Batch(

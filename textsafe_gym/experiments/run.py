@@ -28,7 +28,8 @@ from textsafe_gym.files import (
     write_rows,
     write_text,
 )
-from textsafe_gym.protocols import Enumerable
+from textsafe_gym.protocols import Enumerable, ResponseTask
+from textsafe_gym.registry import did_you_mean
 from textsafe_gym.rollouts import collect
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ Report = Callable[[dict[str, Any]], None]
 def check(spec: RunSpec, played: set[str] | None = None, processes: "ProcessGroup | None" = None) -> None:
     """Everything that can be wrong with a run comes out here, before a directory is made.
 
-    Builds the environment, the policy and the algorithm and plays one episode, which also runs the scorers.
+    Builds the environment, the policy and the algorithm and plays a few episodes, which also runs the scorers.
 
     Args:
         spec: the run.
@@ -67,7 +68,9 @@ def check(spec: RunSpec, played: set[str] | None = None, processes: "ProcessGrou
 
 
 def _try_out(spec: RunSpec, played: set[str] | None, processes: "ProcessGroup | None") -> None:
-    env = make_env(spec, int(spec.config.get("group_size", 1)))
+    # Several episodes, as a judge may be right for one alone, and a part of an iteration, as the algorithm wants.
+    group, batch = int(spec.config.get("group_size", 1)), spec.num_envs
+    env = make_env(spec, next((n for n in range(max(2, group), batch) if not (n % group or batch % n)), batch))
     try:
         actor = make_actor(spec, env, processes)
         if processes is not None:
@@ -81,10 +84,12 @@ def _try_out(spec: RunSpec, played: set[str] | None, processes: "ProcessGroup | 
         if played is None or named or key not in played:
             rollout = collect(actor, env, 0)
             unknown = sorted(named.keys() - rollout.named_costs.keys())
-            if unknown:
-                known = ", ".join(rollout.named_costs) or "none"
+            # A text environment scores every cost of a response; another may report one when it occurs.
+            if unknown and isinstance(env.unwrapped, ResponseTask):
+                known = list(rollout.named_costs)
                 raise ConfigError(
-                    f"cost_limits: '{unknown[0]}' is not a cost of the environment; its named costs: {known}"
+                    f"cost_limits: '{unknown[0]}' is not a cost of the environment; its named costs: "
+                    f"{', '.join(known) or 'none'} {did_you_mean(unknown[0], known)}".rstrip()
                 )
             if played is not None:
                 played.add(key)
@@ -228,16 +233,20 @@ def _execute(
     def on_batch(done: int, total: int) -> None:
         report({"done": done, "total": total, "evaluating": True})
 
+    batch = spec.evaluation_envs // processes.world_size
+    judged = env if batch == env.num_envs else make_env(spec, batch)
     with playing:
-        rows = evaluate_policy(actor, env, spec.seed, identity, reference, on_batch, processes)
+        rows = evaluate_policy(actor, judged, spec.seed, identity, reference, on_batch, processes)
     limit = cost_limit_of(spec, env)
     # An enumerable environment knows a policy's expectations, at the temperature that its reference has.
     enumerable = isinstance(env.unwrapped, Enumerable) and actor.temperature == 1
     exactly = {"exact": env.unwrapped.evaluate(actor.model)._asdict()} if enumerable else {}
+    judged.close()
     env.close()
     speeds = [row["tokens_per_second"] for row in metrics if row.get("tokens_per_second")]
     summary = {
         **identity,
+        "evaluation_seed": spec.seed,
         "cost_limit": limit,
         "episodes": metrics[-1]["episodes"] if metrics else 0,
         "pairs": metrics[-1].get("pairs", 0) if metrics else 0,

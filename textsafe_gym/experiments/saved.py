@@ -29,14 +29,14 @@ class SavedPolicy:
         spec: the run's, or what stands for one.
         weights: the folder of the trained policy; none where `spec.policy` names all there is.
         start_known: whether the policy that training started from is known, which KL is measured to.
-        start_seed: the one that drew it, where it is a small network; `spec.seed` may be another.
+        seed: of the responses; by default that of training, which stays `spec.seed`.
     """
 
     source: str
     spec: RunSpec
     weights: Path | None
     start_known: bool
-    start_seed: int = 0
+    seed: int = 0
 
 
 def saved_policy(
@@ -48,7 +48,7 @@ def saved_policy(
         source: a run's directory, what a trainer's `save` wrote, or a model's directory or hub id.
         env: `--env`; replaces the environment of training.
         given: settings below env and policy only.
-        seed: replaces the run's.
+        seed: of the responses; by default the run's.
 
     Raises:
         TextsafeError: the source cannot be read, or a setting is wrong.
@@ -80,7 +80,7 @@ def saved_policy(
         env={"id": spec.env["id"], "kwargs": changed.values},
         policy=checked.model_dump(exclude_none=True),
     )
-    return replace(found, spec=spec if seed is None else spec.with_seed(seed), start_seed=spec.seed)
+    return replace(found, spec=spec, seed=spec.seed if seed is None else seed)
 
 
 def _of_run(source: str, directory: Path) -> SavedPolicy:
@@ -107,7 +107,8 @@ def _of_trainer(source: str, directory: Path, other_env: bool) -> SavedPolicy:
 
 
 def _of_model(source: str, directory: Path) -> SavedPolicy:
-    if not directory.exists() and source.count("/") != 1:
+    # OWNER/NAME is taken for a hub id, unless OWNER is a folder here.
+    if not directory.exists() and (source.count("/") != 1 or directory.parent.is_dir()):
         raise ModelError(f"{source}: no such run or model")
     if directory.is_file():
         raise ModelError(f"{source}: a file; give a run's or a model's directory")
@@ -144,11 +145,12 @@ class SavedRun(BaseModel):
     config: SavedConfig
     preset: str = SMALL
     data: list[str] = []
+    evaluation_batch: int | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _plays_as_it_did(self) -> "SavedRun":
         # Which prompts and tokens are drawn depends on how many responses are played at once.
-        if self.config.episodes_per_iteration is None and not self.data and self.algorithm != INITIAL:
+        if not (self.config.episodes_per_iteration or self.evaluation_batch or self.data or self.algorithm == INITIAL):
             raise ValueError("the key 'config.episodes_per_iteration' is missing")
         return self
 
@@ -180,13 +182,13 @@ def open_saved(saved: SavedPolicy, num_envs: int | None = None) -> tuple[Any, An
 
     Args:
         saved: what to play.
-        num_envs: responses played at once; by default those of an iteration.
+        num_envs: responses played at once; by default those of the run's evaluation.
 
     Raises:
         TextsafeError: something is missing or damaged.
     """
-    env = make_env(saved.spec, num_envs or saved.spec.num_envs)
-    actor = make_actor(saved.spec.with_seed(saved.start_seed), env)
+    env = make_env(saved.spec, num_envs or saved.spec.evaluation_envs)
+    actor = make_actor(saved.spec, env)
     reference = actor.reference() if saved.start_known else None
     if saved.weights is not None:
         actor.load_weights(saved.weights)

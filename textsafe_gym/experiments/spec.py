@@ -77,6 +77,8 @@ class RunSpec:
         config: the algorithm's settings, all of them.
         preset: which they began with.
         data: labelled pairs to learn from, files or "simulated:N"; empty where the algorithm learns from rollouts.
+        evaluation_batch: responses played at once in the evaluation, the same in all runs of a comparison, since it
+            decides the draws; none: as many as in an iteration.
         places: where each of the environment's kwargs was written, for messages; not a part of the run.
         left_out: settings given for a comparison that this algorithm does not have; not a part of the run.
     """
@@ -88,6 +90,7 @@ class RunSpec:
     config: dict[str, Any]
     preset: str = SMALL
     data: list[str] = field(default_factory=list)
+    evaluation_batch: int | None = None
     places: dict[str, str] = field(default_factory=dict, compare=False)
     left_out: tuple[str, ...] = field(default=(), compare=False)
 
@@ -99,12 +102,17 @@ class RunSpec:
     @property
     def num_envs(self) -> int:
         """Responses played at once: an iteration's, or where a run samples none a batch of its evaluation."""
-        return int(self.config.get("episodes_per_iteration") or BATCH)
+        return int(self.config.get("episodes_per_iteration") or self.evaluation_batch or BATCH)
+
+    @property
+    def evaluation_envs(self) -> int:
+        """Responses played at once in the evaluation."""
+        return self.evaluation_batch or self.num_envs
 
     def as_dict(self) -> dict[str, Any]:
-        """What `config.yaml` holds: all but the origin of each value, and what was left out."""
-        without = {"places", "left_out"} | (set() if self.data else {"data"})
-        return {name: value for name, value in asdict(self).items() if name not in without}
+        """What `config.yaml` holds: all but the origin of each value, what was left out, and what the run has not."""
+        held = {name: value for name, value in asdict(self).items() if name not in ("places", "left_out")}
+        return {name: value for name, value in held.items() if value or name not in ("data", "evaluation_batch")}
 
     def with_seed(self, seed: int) -> "RunSpec":
         """The same run with another seed."""
@@ -268,11 +276,17 @@ def build_spec(
     from_file = read_config(config) if config is not None else Settings()
     data = [data] if isinstance(data, str | Path) else data
     offline = check_budget(algorithm, episodes, data)
+    batch = None
     if "algorithm" in from_file.values and "config" in from_file.values:
         data = data or from_file.values.get("data", ())
         if isinstance(data, str) or not all(isinstance(source, str | Path) for source in data):
             raise ConfigError(f"data: expected a list of files, got {data!r:.60} ({from_file.where(('data',))})")
         preset = preset or from_file.values.get("preset")
+        batch = from_file.values.get("evaluation_batch")
+        if batch is not None and (not isinstance(batch, int) or batch < 1):
+            raise ConfigError(
+                f"evaluation_batch = {batch!r} ({from_file.where(('evaluation_batch',))}): expected 1 or more"
+            )
         from_file, file_env = _from_run(from_file, algorithm)
         env_id = env_id if env is not None else file_env
     preset = preset or SMALL
@@ -292,7 +306,8 @@ def build_spec(
     faults = Faults()
     with faults:
         theirs = (key for name in compared for key in config_class(name).model_fields)
-        resolved = validate(schema, own, algorithm, ("env", "policy", algorithm, *others, *theirs))
+        sections = ("env", "policy", algorithm, *others, *theirs)
+        resolved = validate(schema, own, algorithm, sections, f"textsafe algos {algorithm}")
     with faults:
         policy = merge(policy, given.section("policy"))
         options = validate(PolicyOptions, policy, "policy").model_dump(exclude_none=True)
@@ -308,7 +323,7 @@ def build_spec(
     env_part = {"id": env_id, "kwargs": kwargs.values}
     pairs = [str(source) for source in data or [DEFAULT_DATA]] if offline else []
     settings = resolved.model_dump(mode="json")
-    return RunSpec(algorithm, label, env_part, options, settings, preset, pairs, places, tuple(left_out))
+    return RunSpec(algorithm, label, env_part, options, settings, preset, pairs, batch, places, tuple(left_out))
 
 
 def check_budget(algorithm: str, episodes: int | None, data: Sequence[str | Path]) -> bool:
@@ -363,17 +378,6 @@ def _applicable(
         return found
 
     return Settings(kept(given.values, schema, schemas, ()), given.origin), left_out
-
-
-def left_out_of(specs: Sequence[RunSpec]) -> dict[str, list[str]]:
-    """From each setting that was given for several algorithms to those of them that do not have it."""
-    found: dict[str, list[str]] = {}
-    for spec in specs:
-        for key in spec.left_out:
-            found.setdefault(key, [])
-            if spec.algorithm not in found[key]:
-                found[key].append(spec.algorithm)
-    return found
 
 
 def parse_variant(varied: Mapping[str, Any]) -> Settings:

@@ -124,7 +124,7 @@ def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
         shared = shared.without(*(key for key in shared.values if key not in schema.model_fields))
         own = given.section("algorithms").section(name).section("settings")
         layers = (preset_settings(plan.preset, name, schema), shared, own, Settings({"seed": 0}))
-        config = validate(schema, merge(*layers), name).model_dump(mode="json")
+        config = validate(schema, merge(*layers), name, listed=f"textsafe algos {name}").model_dump(mode="json")
         if only and name not in only:
             continue
         limits = plan.limits[:1] if entry.problem == "weighted" else plan.limits

@@ -88,7 +88,9 @@ def cannot_load(what: str, source: str | Path, error: BaseException) -> ModelErr
     from huggingface_hub.constants import is_offline_mode
 
     if isinstance(error, OSError) and is_offline_mode() and not Path(source).exists():
-        return ModelError(f"cannot load {what} '{source}': HF_HUB_OFFLINE is set and it is not in the cache; unset it")
+        return ModelError(
+            f"cannot load {what} '{source}': no such folder; HF_HUB_OFFLINE is set and it is not in the cache; unset it"
+        )
     return ModelError(f"cannot load {what} '{source}': {one_line(error)}")
 
 
