@@ -238,7 +238,7 @@ def test_the_plan_has_what_the_algorithm_makes(algorithm: str, critics: str, not
     settings = [f"policy.critics={critics}", "minibatch_size=8"]
     spec = build_spec(algorithm, env=None, config=None, assignments=settings, episodes=None, seed=None)
     found = {part["name"]: part for part in run_memory.memory_plan(spec, SingleProcess())["parts"]}
-    env = make_env(spec, 1)
+    env = make_env(spec, spec.config.get("group_size", 1))
     agent = make_trainer(spec, env, make_actor(spec, env), few=True).algorithm.agent
     assert found.get("weights: critics", {}).get("note") == note
     made = 0 if agent.critics is None else nbytes(agent.critics.parameters())
