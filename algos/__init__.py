@@ -42,7 +42,7 @@ def make(
     processes: "ProcessGroup | None" = None,
     *,
     critics: "Critics | None" = None,
-    data: "Preferences | None" = None,
+    data: "Preferences | Demonstrations | None" = None,
     preset: str = SMALL,
     **config: Any,
 ) -> "Trainer":
@@ -58,7 +58,7 @@ def make(
         processes: those that train together, such as `textsafe_gym.parallel.deepspeed.start` gives; without them,
             this one.
         critics: of that actor; by default the ones that the algorithm uses are made, as heads or networks of their own.
-        data: labelled pairs, for an algorithm that learns from preferences.
+        data: what an algorithm learns from that samples nothing, preferences or demonstrations as it declares.
         preset: the settings to begin with: "small", as the command line and the examples have it, which suits the
             embedded world and small models; or "paper", the official script's for billions of weights.
         **config: fields of the algorithm's `Config`, over those of the preset.
@@ -72,7 +72,7 @@ def make(
         ModelError: the policy cannot be loaded or does not fit.
     """
     from algos.core.loop import Setup, Trainer
-    from algos.core.sources import Pairs, Rollouts, planned
+    from algos.core.sources import DATA, Dataset, Rollouts, planned
     from textsafe_gym.config import Settings, merge, validate
     from textsafe_gym.envs.making import own_cost_limit, vectorised
     from textsafe_gym.parallel.process_group import SingleProcess
@@ -83,14 +83,14 @@ def make(
     settings = validate(own.config, Settings(given.values), name, listed=f"textsafe algos {name}")
     processes = processes or SingleProcess()
     check_processes(name, processes)
-    offline = own.source == "preferences"
-    if offline and data is None:
-        raise ConfigError(f"{name} learns from labelled pairs; give data=<Preferences> (--data FILE)")
-    if not offline and data is not None:
+    if own.offline and not isinstance(data, DATA[own.source]):
+        kind = DATA[own.source].__name__
+        raise ConfigError(f"{name} learns from {own.source}; give data=<{kind}> (--data FILE)")
+    if not own.offline and data is not None:
         raise ConfigError(f"{name} learns from what it samples; leave data out, or take an algorithm such as dpo")
-    if offline and demonstrations is not None:
+    if own.offline and demonstrations is not None:
         raise ConfigError(f"{name} has no PTX term; leave demonstrations out")
-    vector = vectorised(env, 1 if offline else max(1, settings.episodes_per_iteration // processes.world_size))
+    vector = vectorised(env, 1 if own.offline else max(1, settings.episodes_per_iteration // processes.world_size))
     own_policy = policy is None
     actor, made = _actor_and_critics(vector, policy, own.critics, settings.seed)
     agent = Agent(actor, critics if critics is not None else made, actor.reference())
@@ -99,7 +99,7 @@ def make(
     algorithm = own.algorithm(Setup(agent, settings, limit, iterations, demonstrations, processes, vector))
     source: Any
     if data is not None:
-        source = Pairs(data, settings)
+        source = Dataset(data, settings)
     else:
         source = Rollouts(agent, vector, settings, processes, algorithm.optimizer.engine)
     return Trainer(name, algorithm, source, vector, settings, own_policy)
@@ -142,7 +142,7 @@ def load(
     processes: "ProcessGroup | None" = None,
     *,
     critics: "Critics | None" = None,
-    data: "Preferences | None" = None,
+    data: "Preferences | Demonstrations | None" = None,
 ) -> "Trainer":
     """A trainer that continues from a checkpoint as if it had never stopped.
 

@@ -15,10 +15,9 @@ from algos.core.settings import OfflineConfig
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from algos.core.loop import Setup
-    from textsafe_gym.types import Evaluation, Preferences
+    from textsafe_gym.types import Preferences
 
 
 class Config(OfflineConfig):
@@ -45,28 +44,10 @@ class Algorithm:
         self.parts = {"optimizer": self.optimizer, "constraints": self.constraints}
 
     def update(self, preferences: Preferences, generator: torch.Generator) -> dict[str, float]:
-        """One pass over an iteration's pairs.
-
-        Metrics, means over its minibatches, each before its step: `actor_loss`; `chosen_reward` and
-        `rejected_reward`, the implicit rewards β·log(π/π_ref); `margin`, the first less the second; and
-        `preference_accuracy`, the share of pairs whose more probable response has the larger one.
-        """
+        """One pass over an iteration's pairs; metrics are means over its minibatches, each before its step."""
         from torch.nn.functional import logsigmoid
 
-        beta = self.config.kl_coefficient
+        from algos.core.preferences import preference_losses
 
-        def losses(new: Evaluation, batch: Preferences, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            log_probs = new.log_probs.sum(1).unflatten(0, (2, len(batch)))
-            chosen, rejected = beta * (log_probs - batch.reference_log_probs.to(log_probs))
-            margin, p = chosen - rejected, batch.probability.to(log_probs)
-            loss = -(p * logsigmoid(margin) + (1 - p) * logsigmoid(-margin)).mean()
-            reports = {
-                "actor_loss": loss,
-                "chosen_reward": chosen.mean(),
-                "rejected_reward": rejected.mean(),
-                "margin": margin.mean(),
-                "preference_accuracy": (margin * (p - 0.5) > 0).float().mean(),
-            }
-            return loss, reports
-
+        losses = preference_losses(lambda margin: -logsigmoid(margin), self.config.kl_coefficient)
         return self.optimizer.train(preferences, losses, generator)

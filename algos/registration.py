@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from algos.core.loop import Algorithm, Setup
 
 GROUP = "textsafe_gym.algorithms"
-SOURCES: dict[Any, type[BaseModel]] = {"rollouts": TrainingConfig, "preferences": OfflineConfig}
+SOURCES: dict[Any, type[BaseModel]] = {
+    "rollouts": TrainingConfig,
+    "preferences": OfflineConfig,
+    "demonstrations": OfflineConfig,
+}
 FIXED = {"seed", "episodes", "episodes_per_iteration", "pairs_per_iteration"}  # what the training loop reads of them
 
 
@@ -38,7 +42,7 @@ class Definition:
     Attributes:
         config: the class of its settings.
         algorithm: gives the algorithm for an `algos.core.loop.Setup`.
-        source: what it learns from: "rollouts" of its own, or "preferences" that are there.
+        source: what it learns from: "rollouts" of its own, or "preferences" or "demonstrations" that are there.
         critics: those that it uses: "reward", "cost", both or none.
         constraint: what `cost_limit` bounds where the settings do not say it by `constraint`; none: nothing.
         one_process: why several processes cannot train it together; empty if they can.
@@ -50,6 +54,11 @@ class Definition:
     critics: tuple[str, ...]
     constraint: Literal["mean"] | None = None
     one_process: str = ""
+
+    @property
+    def offline(self) -> bool:
+        """Whether it learns from what is there already, and samples nothing."""
+        return self.source != "rollouts"
 
 
 class Family(Protocol):
@@ -224,8 +233,9 @@ def _defined(name: str, config: Any, algorithm: Any) -> Definition:
     critics: Any = getattr(algorithm, "critics", None)
     if source not in SOURCES or not isinstance(critics, tuple) or not set(critics) <= {"reward", "cost"}:
         raise ConfigError(
-            f"algorithm '{name}': give its class `source` = 'rollouts' or 'preferences', and `critics`, a tuple of "
-            f"'reward' and 'cost', of one of them or of none; found {source!r:.60} and {critics!r:.60}"
+            f"algorithm '{name}': give its class `source` = 'rollouts', 'preferences' or 'demonstrations', and "
+            "`critics`, a tuple of 'reward' and 'cost', of one of them or of none; "
+            f"found {source!r:.60} and {critics!r:.60}"
         )
     base = SOURCES[source]
     if (

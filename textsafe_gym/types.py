@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -224,13 +224,16 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """N supervised episodes in the shapes of a `Rollout`, for the PTX term.
+    """N supervised episodes in the shapes of a `Rollout`, for the PTX term or for a method that imitates them.
 
     Attributes:
         observations: named tensors with leading dimension N.
         actions: (N, T) int64 or (N, T, A) float.
         mask: (N, T) bool.
+        unit: what is counted of them where they are a method's budget.
     """
+
+    unit: ClassVar[str] = "demonstrations"
 
     observations: Mapping[str, Tensor]
     actions: Tensor
@@ -244,6 +247,16 @@ class Demonstrations:
         observations = {name: x[index] for name, x in self.observations.items()}
         return Demonstrations(observations, self.actions[index], self.mask[index])
 
+    @property
+    def inputs(self) -> tuple[Mapping[str, Tensor], Tensor, Tensor]:
+        """What an actor evaluates: observations, actions, mask."""
+        return self.observations, self.actions, self.mask
+
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) int64: steps in each episode."""
+        return self.mask.sum(1)
+
 
 @dataclass(frozen=True)
 class Preferences:
@@ -255,7 +268,10 @@ class Preferences:
         mask: (2, N, T) bool.
         reference_log_probs: (2, N), log-probability of each whole response under the frozen reference.
         probability: (N,), that the first is preferred: 1 for a label, between 0 and 1 where it is known.
+        unit: what is counted of them where they are a method's budget.
     """
+
+    unit: ClassVar[str] = "pairs"
 
     observations: Mapping[str, Tensor]
     actions: Tensor

@@ -95,7 +95,7 @@ class Algorithm(Protocol):
     """What the loop needs of an algorithm; each is made from an `Setup`.
 
     Attributes:
-        source: "rollouts", what `update` is given are the present policy's; or "preferences".
+        source: "rollouts", what `update` is given are the present policy's; or "preferences" or "demonstrations".
         critics: "reward", "cost", both or none: those that the agent is to have.
         agent: the one being trained.
         optimizer: what steps it, an `algos.core.optim.Optimizer` unless the algorithm brings its own.
@@ -172,11 +172,11 @@ class Trainer:
             The metrics of this call's iterations: of rollouts the means over the iteration under the names `reward`,
             `cost`, `cost_violation` (by how much the mean cost is above the limit), `kl` (an episode's sum, to the
             reference, in nats), `response_length` (steps) and `tokens_per_second` (steps); the algorithm's own,
-            `entropy` (a step's, in nats) among them; `iteration`, `episodes`, of preferences also `pairs`,
-            `seconds_rollout` and `seconds_update`.
+            `entropy` (a step's, in nats) among them; `iteration`, `episodes`, of data that was there
+            already also `pairs` or `demonstrations`, `seconds_rollout` and `seconds_update`.
 
         Raises:
-            ConfigError: `episodes` is more than the config's, or what is learned from are pairs.
+            ConfigError: `episodes` is more than the config's, or the algorithm samples none.
             TextsafeError: training cannot go on; the message says why.
         """
         planned = self.source.spent(self.source.iterations)["episodes"]

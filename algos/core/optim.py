@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CRITICS = ("reward_critic", "cost_critic")
 
-Batch = TypeVar("Batch", Rollout, Preferences)
+Batch = TypeVar("Batch", Rollout, Preferences, Demonstrations)
 Losses = Callable[[Evaluation, Batch, Tensor], tuple[Tensor, dict[str, Tensor]]]
 """From an agent's view of a minibatch, the minibatch and the index (b,) of its rows to the loss and what to report."""
 
@@ -68,7 +68,7 @@ class Optimizer:
         """An iteration's steps: for each minibatch one down the loss, then one on demonstrations.
 
         Args:
-            batch: what the minibatches are taken from: a rollout, or preferences.
+            batch: what the minibatches are taken from: a rollout, preferences or demonstrations.
             losses: called with the agent's view of each minibatch, or of each of its parts.
             generator: draws the minibatches and the demonstrations.
             only: parameter groups to train on the loss, where not all.
@@ -90,7 +90,7 @@ class Optimizer:
         self.engine.zero_grad()  # of a step that was refused
         rows: list[dict[str, float]] = []
         steps = 0
-        epochs = self.config.epochs if isinstance(batch, Rollout) else 1  # preferences come anew in each iteration
+        epochs = self.config.epochs if isinstance(batch, Rollout) else 1  # other sources repeat their rows themselves
         for index in minibatches(len(batch), epochs, self.config.minibatch_size, generator):
             at_once = len(index) <= self.config.at_once and self.processes.world_size == 1
             accumulate = self._accumulate if is_mean or at_once else self._accumulate_coupled
@@ -173,11 +173,11 @@ class Optimizer:
     def _imitate(self, demonstrations: Demonstrations, count: int, generator: torch.Generator) -> float:
         index = torch.randint(len(demonstrations), (count,), generator=generator)
         total = 0.0
-        parts = self._parts(demonstrations.mask.sum(1).cpu(), index)
+        parts = self._parts(demonstrations.lengths.cpu(), index)
         with self.engine.training(("actor",)):
             for number, (part, weight) in enumerate(parts):
                 shown = demonstrations[part]
-                spoken = self.engine.evaluate(shown.observations, shown.actions, shown.mask, number == len(parts) - 1)
+                spoken = self.engine.evaluate(*shown.inputs, number == len(parts) - 1)
                 loss = -masked_mean(spoken.log_probs, shown.mask)
                 self.engine.backward(weight * self.config.ptx_coefficient * loss)
                 total += weight * loss.item()
@@ -185,7 +185,7 @@ class Optimizer:
         return self.processes.all_reduce({"loss": total})["loss"]
 
 
-def _of_the_actor(new: Evaluation, batch: Rollout | Preferences) -> dict[str, Tensor]:
+def _of_the_actor(new: Evaluation, batch: Rollout | Preferences | Demonstrations) -> dict[str, Tensor]:
     entropy = {"entropy": masked_mean(new.entropy.detach(), batch.inputs[2])}
     if not isinstance(batch, Rollout):
         return entropy

@@ -1,4 +1,4 @@
-"""What a trainer learns from: rollouts that it collects, or preferences that are there already."""
+"""What a trainer learns from: rollouts that it collects, or preferences or demonstrations that are there already."""
 
 import math
 from contextlib import nullcontext
@@ -13,7 +13,10 @@ from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.parallel.engine import Engine
 from textsafe_gym.parallel.process_group import ProcessGroup
 from textsafe_gym.rollouts import collect
-from textsafe_gym.types import Agent, Preferences, Rollout, group_numbers
+from textsafe_gym.types import Agent, Demonstrations, Preferences, Rollout, group_numbers
+
+DATA: dict[str, type[Preferences | Demonstrations]] = {"preferences": Preferences, "demonstrations": Demonstrations}
+"""By the name of a source, what it is made of: rows in the shapes of a rollout, with `inputs`, `lengths`, `unit`."""
 
 
 class Source(Protocol):
@@ -34,7 +37,7 @@ class Source(Protocol):
         ...
 
     def spent(self, iterations: int) -> dict[str, int]:
-        """The budget used after so many iterations: `episodes` collected and `pairs` read."""
+        """The budget used after so many iterations: `episodes` collected, and `pairs` or `demonstrations` read."""
         ...
 
 
@@ -116,43 +119,43 @@ class Rollouts:
         return {"episodes": iterations * self.config.episodes_per_iteration}
 
 
-class Pairs:
-    """Preferences in random order, each once in every epoch.
+class Dataset:
+    """Preferences or demonstrations in random order, each once in every epoch.
 
     Args:
-        preferences: all of them.
+        data: all of them.
         config: epochs, pairs an iteration, seed.
     """
 
-    def __init__(self, preferences: Preferences, config: OfflineConfig) -> None:
-        self.preferences, self.config = preferences, config
-        self.iterations = planned(config, len(preferences))
+    def __init__(self, data: Preferences | Demonstrations, config: OfflineConfig) -> None:
+        self.data, self.config = data, config
+        self.iterations = planned(config, len(data))
 
-    def draw(self, iteration: int) -> Preferences:
-        """The pairs of an iteration; the last one of all may be smaller."""
-        count, size = len(self.preferences), self.config.pairs_per_iteration
+    def draw(self, iteration: int) -> Preferences | Demonstrations:
+        """Those of an iteration; the last one of all may be smaller."""
+        count, size = len(self.data), self.config.pairs_per_iteration
         wanted = range(iteration * size, min((iteration + 1) * size, self.config.epochs * count))
         orders = {epoch: self._order(epoch) for epoch in {place // count for place in wanted}}
-        return self.preferences[torch.tensor([orders[place // count][place % count] for place in wanted])]
+        return self.data[torch.tensor([orders[place // count][place % count] for place in wanted])]
 
-    def metrics(self, batch: Preferences) -> dict[str, float]:
+    def metrics(self, batch: Preferences | Demonstrations) -> dict[str, float]:
         """Nothing besides what the algorithm reports."""
         return {}
 
     def spent(self, iterations: int) -> dict[str, int]:
-        """See `Source.spent`; of a pair that is read again in a later epoch nothing more is spent."""
-        read = min(iterations * self.config.pairs_per_iteration, len(self.preferences))
-        return {"episodes": 0, "pairs": read}
+        """See `Source.spent`; of what is read again in a later epoch nothing more is spent."""
+        read = min(iterations * self.config.pairs_per_iteration, len(self.data))
+        return {"episodes": 0, self.data.unit: read}
 
     def _order(self, epoch: int) -> list[int]:
         seed = int(np.random.SeedSequence([self.config.seed, epoch], spawn_key=(2,)).generate_state(1)[0])
-        return torch.randperm(len(self.preferences), generator=torch.Generator().manual_seed(seed)).tolist()
+        return torch.randperm(len(self.data), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def planned(config: Any, pairs: int = 0) -> int:
-    """Iterations in all, of rollouts or of `pairs` preferences."""
+def planned(config: Any, rows: int = 0) -> int:
+    """Iterations in all, of rollouts or of so many `rows` that are there."""
     if isinstance(config, OfflineConfig):
-        return math.ceil(config.epochs * pairs / config.pairs_per_iteration)
+        return math.ceil(config.epochs * rows / config.pairs_per_iteration)
     return math.ceil(config.episodes / config.episodes_per_iteration)
 
 

@@ -200,7 +200,7 @@ def test_texts_that_are_too_long_are_cut_and_counted(caplog: pytest.LogCaptureFi
 
 def test_refusals() -> None:
     env, actor, data = start(8)
-    with pytest.raises(ConfigError, match="dpo learns from labelled pairs; give data"):
+    with pytest.raises(ConfigError, match="dpo learns from preferences; give data=<Preferences>"):
         algos.make("dpo", env, actor)
     with pytest.raises(ConfigError, match="ppo learns from what it samples"):
         algos.make("ppo", vector(Crossing, 8), data=data)

@@ -4,7 +4,7 @@ import torch
 
 import algos
 from algos.core.settings import OfflineConfig
-from algos.core.sources import Pairs, seeds_of
+from algos.core.sources import Dataset, seeds_of
 from tests.helpers.cmdps import Crossing, vector
 from textsafe_gym.types import Preferences
 
@@ -12,7 +12,7 @@ from textsafe_gym.types import Preferences
 def test_pairs_come_once_an_epoch_and_in_a_new_order() -> None:
     numbers = torch.arange(10).expand(2, 10)
     said = {"x": numbers}, numbers[..., None], numbers[..., None] >= 0, numbers.float(), torch.ones(10)
-    pairs = Pairs(Preferences(*said), OfflineConfig(epochs=3, pairs_per_iteration=4, seed=1))
+    pairs = Dataset(Preferences(*said), OfflineConfig(epochs=3, pairs_per_iteration=4, seed=1))
     assert pairs.iterations == 8
     drawn = torch.cat([pairs.draw(i).observations["x"][0] for i in range(pairs.iterations)])
     assert [len(pairs.draw(i)) for i in range(pairs.iterations)] == [4] * 7 + [2]

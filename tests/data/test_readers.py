@@ -263,6 +263,7 @@ def test_pairs_for_a_policy_come_with_the_helpful_answer_first(tmp_path: Path) -
     )
     answers = jsonl(tmp_path / "c.jsonl", {"prompt": "p", "chosen": "b", "rejected": "a"})
     assert read_preferences(numbered) == read_preferences(answers) == [Preference("p", "b", "a")]
+    assert read_demonstrations(numbered) == read_demonstrations(answers) == [("p", "b")]
     assert read_preferences(dialogues) == [Preference(CHOSEN.removesuffix(" so"), " so", " no")]
     with pytest.raises(DataError, match=r"d.jsonl:1: columns prompt, response are not pairs"):
         read_preferences(jsonl(tmp_path / "d.jsonl", {"prompt": "p", "response": "a"}))

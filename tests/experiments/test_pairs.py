@@ -94,12 +94,27 @@ def test_the_enumerable_environments_own_preferences(tmp_path: Path) -> None:
     assert summary["exact"]["reward"] > env.evaluate(env.default_policy[0]).reward + 0.1
 
 
+def test_a_run_without_data_says_what_it_learns_from_and_states_both_budgets(tmp_path: Path) -> None:
+    request = ["train", "dpo", "--env", "SafeRLHF-Exact-v0", "--set", "env.max_response_length=1"]
+    result = textsafe(*request, "--set", "env.vocabulary=4", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines()[0] == (
+        "note: dpo samples no responses; it learns from simulated:4096 (pairs that the environment labels itself; "
+        "--data FILE for others)"
+    )
+    table = next(line.split("┃") for line in result.stdout.splitlines() if line.startswith("┃"))
+    assert [cell.strip() for cell in table[1:4]] == ["algorithm", "responses", "pairs"]
+    row = next(line.split("│") for line in result.stdout.splitlines() if line.startswith("│ dpo"))
+    assert [cell.strip() for cell in row[1:4]] == ["dpo", "0", "4096"]
+
+
 def test_a_comparison_states_both_budgets(world: Path, tmp_path: Path) -> None:
     request = ("compare", "dpo", "ppo", "--env", world / "env.yaml", "--seeds", "1", "--out", tmp_path / "both")
     more = ("--episodes", "16", "--set", "episodes_per_iteration=8", "--set", "epochs=1", "--quiet")
     comparison = done(*request, "--data", world / "pairs.jsonl", "--data", world / "pairs.jsonl", *more)
     budgets = {label: (entry["episodes"], entry["pairs"]) for label, entry in comparison["settings"].items()}
     assert budgets == {"initial": (0, 0), "dpo": (0, 60), "ppo": (16, 0)}
+    assert {entry["demonstrations"] for entry in comparison["settings"].values()} == {0}
     report = (tmp_path / "both" / "report.html").read_text()
     assert "16 responses or 60 labelled pairs a run" in report
     overall = tables_of(comparison)[0]

@@ -90,6 +90,24 @@ def test_what_is_wrong_with_a_study_is_said_in_a_line(change: tuple[str, str], m
     assert not (tmp_path / "out").exists()
 
 
+def test_a_method_that_samples_nothing_reads_the_studys_data(tmp_path: Path) -> None:
+    plan = STUDY.replace("max_kl: 0.05}", "max_kl: 0.05, epochs: 4}\ndata: ['simulated:512']")
+    plan = plan.replace("  cpo: {}", "  dpo: {problem: weighted}").replace("seeds: 2", "seeds: 1")
+    (tmp_path / "small.yaml").write_text(plan)
+    result = textsafe("study", tmp_path / "small.yaml", "--only", "dpo", "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    (row,) = json.loads(result.stdout)["rows"]
+    assert (row["algorithm"], row["cost_limit"]) == ("dpo", None)
+    assert 0.1 < row["fraction"]["mean"] < 1  # 16 steps do not reach the optimum, but lead there
+    summary = json.loads((tmp_path / "out" / "dpo" / "seed_0" / "summary.json").read_text())
+    assert (summary["episodes"], summary["pairs"]) == (0, 512)
+    plan = plan.replace("simulated:512", "nowhere.jsonl")
+    (tmp_path / "small.yaml").write_text(plan)
+    refused = textsafe("study", tmp_path / "small.yaml", "--only", "dpo", "--out", tmp_path / "never")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "nowhere.jsonl: no such file" in refused.stderr
+
+
 def test_an_unknown_study_is_offered_the_nearest() -> None:
     result = textsafe("study", "exakt")
     assert (result.exit_code, "exact" in result.stderr) == (2, True)

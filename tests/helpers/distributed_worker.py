@@ -19,6 +19,7 @@ import torch.distributed as td
 import algos
 import textsafe_gym  # noqa: F401 (registers the environment)
 from algos.core import sources
+from textsafe_gym.data.readers import Preference
 from textsafe_gym.evaluation import play
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.parallel.process_group import ProcessGroup
@@ -43,6 +44,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+OFFLINE: dict[str, Any] = {  # of dpo, which samples nothing: four iterations of two minibatches of 6 and 5 pairs
+    "preset": "paper",
+    "pairs_per_iteration": 11,
+    "epochs": 2,
+    "minibatch_size": 7,
+    "learning_rate": 3e-4,
+    "seed": 3,
+}
+
+
 def environment(num_envs: int, tokenizer: Any, budget: int) -> Any:
     return gym.make_vec(
         "SafeRLHF-v0",
@@ -63,6 +74,11 @@ def trainer_of(
     actor = CausalLMActor.load(folder / "model", **more.pop("policy", {}))
     num_envs, budget = more.pop("num_envs", EPISODES), more.pop("budget", 9)
     env = environment(num_envs // (processes.world_size if processes else 1), actor.tokenizer, budget)
+    if name == "dpo":
+        texts = ["w4 w5 w6", "w7", "w2 w2 w8 w9", "w1 w3"]
+        rows = [Preference(f"w{i % 9 + 1} w2", texts[i % 4], texts[(i + 1 + i // 8) % 4]) for i in range(22)]
+        data = actor.preferences(rows, 6, 9, actor.reference())
+        return algos.make(name, env, actor, None, processes, data=data, **OFFLINE | more)
     shown = actor.demonstrations([("w1 w2", "w4 w5"), ("w3", "w6")], 6, 9)
     if resume is not None:
         return algos.load(resume, env, actor, shown, processes)
@@ -114,6 +130,9 @@ def main(folder: Path, job: str) -> None:
                     trainer.save(folder / f"{name}-2")
                 rows += trainer.learn()
                 keep(folder, f"{name}-{algorithm}", processes, result(trainer, rows))
+            if name == "zero2":
+                offline = trainer_of(folder, "dpo", processes, micro_batch_size=2)
+                keep(folder, "zero2-dpo", processes, result(offline, offline.learn()))
             resumed = trainer_of(folder, "ppo_lagrangian", processes, resume=folder / "plain-2")
             keep(folder, f"{name}-resumed", processes, result(resumed, resumed.learn()))
         processes = start(configs["zero3"])

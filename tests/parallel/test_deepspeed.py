@@ -61,9 +61,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
             trainer.save(folder / "plain-2")
         rows += trainer.learn()
         found[name] = {**result(trainer, rows), "start": start}
-    lora = trainer_of(folder, "ppo_lagrangian", policy={"lora_rank": 2})
-    start = result(lora, [])["tensors"]
-    found["lora"] = {**result(lora, lora.learn()), "start": start}
+    for name, trainer in {
+        "lora": trainer_of(folder, "ppo_lagrangian", policy={"lora_rank": 2}),
+        "dpo": trainer_of(folder, "dpo"),
+    }.items():
+        start = result(trainer, [])["tensors"]
+        found[name] = {**result(trainer, trainer.learn()), "start": start}
     return folder, found
 
 
@@ -74,10 +77,10 @@ def parallel(plain: tuple[Path, dict[str, Any]]) -> Path:
     return plain[0]
 
 
-def check(folder: Path, name: str, expected: dict[str, Any], first: int = 0) -> None:
+def check(folder: Path, name: str, expected: dict[str, Any], first: int = 0, gradient: float = GRADIENT) -> None:
     tensors = torch.load(folder / f"{name}.pt", weights_only=True)
     rows = json.loads((folder / f"{name}.json").read_text())
-    assert_same_updates(tensors, expected["tensors"], expected["start"], GRADIENT)
+    assert_same_updates(tensors, expected["tensors"], expected["start"], gradient)
     assert len(rows) == len(expected["rows"]) - first
     for row, wanted in zip(rows, expected["rows"][first:], strict=True):
         for key in wanted.keys() - TIMES:
@@ -95,6 +98,11 @@ def test_two_processes_are_one(parallel: Path, plain: tuple[Path, dict[str, Any]
 @pytest.mark.parametrize("algorithm", sorted(OPTIONS.keys() - {"ppo_lagrangian"}))
 def test_other_algorithms(parallel: Path, plain: tuple[Path, dict[str, Any]], stage: str, algorithm: str) -> None:
     check(parallel, f"{stage}-{algorithm}", plain[1][algorithm])
+
+
+def test_labelled_pairs(parallel: Path, plain: tuple[Path, dict[str, Any]]) -> None:
+    check(parallel, "zero2-dpo", plain[1]["dpo"], gradient=tiny_gradient(2 * 7 * 9))  # a pair is two responses
+    assert [row["pairs"] for row in plain[1]["dpo"]["rows"]] == [11, 22, 22, 22]
 
 
 def test_adapters(parallel: Path, plain: tuple[Path, dict[str, Any]]) -> None:

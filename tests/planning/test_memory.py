@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,15 @@ from algos.core.loop import Setup
 from algos.core.optim import Optimizer
 from tests.helpers.models_doubles import agent_of, make_config, make_tokenizer
 from textsafe_gym.cli.main import main
+from textsafe_gym.embedded_world import ASSETS
 from textsafe_gym.errors import ModelError
 from textsafe_gym.experiments import memory as run_memory
-from textsafe_gym.experiments.spec import config_class
+from textsafe_gym.experiments.build import make_actor, make_env, make_trainer
+from textsafe_gym.experiments.spec import build_spec, config_class
 from textsafe_gym.models import sampling
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.models.score import ScoreModel
+from textsafe_gym.parallel.process_group import SingleProcess
 from textsafe_gym.planning.memory import PHASES, Batch, capacity, peak, plan, policy_size, score_size
 from textsafe_gym.types import Agent
 
@@ -112,7 +116,7 @@ def test_what_is_kept_is_exact(folders: dict[str, Path], partial: dict[str, Any]
             BATCH,
             dtype=dtype,
             score_dtype=dtype,
-            critics=[score_size(path, kind) for kind, path in sources.items()] if separate else (),
+            critics=[score_size(path, kind) if separate else None for kind, path in sources.items()],
         )
     )
     adapters = [name for name, _ in agent.actor.model.named_parameters() if ".scores_" in name]
@@ -216,6 +220,48 @@ def test_the_peak_is_of_the_phase_that_takes_most(folders: dict[str, Path]) -> N
     assert together["weights: reward"] == together["weights: cost"] == shared[0].adapter * 4
     assert apart["weights: reward"] - together["weights: reward"] == lora.base * 4
     assert apart["weights: cost"] == together["weights: cost"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "critics", "note"),
+    [
+        ("ppo_lagrangian", "heads", "2 on the policy"),
+        ("ppo_lagrangian", "separate", "2 of their own"),
+        ("ppo", "heads", "1 on the policy"),
+        ("ppo", "separate", "1 of their own"),
+        ("grpo", "heads", None),
+        ("rloo_lagrangian", "separate", None),
+        ("dpo", "heads", None),
+    ],
+)
+def test_the_plan_has_what_the_algorithm_makes(algorithm: str, critics: str, note: str | None) -> None:
+    settings = [f"policy.critics={critics}", "minibatch_size=8"]
+    spec = build_spec(algorithm, env=None, config=None, assignments=settings, episodes=None, seed=None)
+    found = {part["name"]: part for part in run_memory.memory_plan(spec, SingleProcess())["parts"]}
+    env = make_env(spec, spec.config.get("group_size", 1))
+    agent = make_trainer(spec, env, make_actor(spec, env), few=True).algorithm.agent
+    assert found.get("weights: critics", {}).get("note") == note
+    made = 0 if agent.critics is None else nbytes(agent.critics.parameters())
+    assert found.get("weights: critics", {"bytes": 0})["bytes"] == made
+    assert found["weights: reference"]["bytes"] == nbytes(x for x in agent.actor._initial[0].parameters())
+    trained = nbytes(x for group in agent.parameter_groups().values() for x in group)
+    assert found["gradients"]["bytes"] == trained
+    assert found["optimiser: two moments"]["bytes"] == 2 * trained
+    # A pair is two responses; a pass of the reference is part of scoring.
+    assert found["activations"]["note"] == f"of {16 if algorithm == 'dpo' else 8} episodes"
+    assert found["one layer at work"]["bytes"] > 0
+
+
+def test_processes_together_have_the_critics_that_the_algorithm_makes() -> None:
+    weights = {}
+    for algorithm, name in (("ppo_lagrangian", "weights: policy and critics"), ("grpo", "weights: policy")):
+        spec = build_spec(algorithm, env=None, config=None, assignments=[], episodes=None, seed=None)
+        processes = SimpleNamespace(world_size=2, config={"zero_optimization": {"stage": 3}})
+        found = {part["name"]: part["bytes"] for part in run_memory.memory_plan(spec, processes)["parts"]}
+        weights[algorithm] = found[name]
+    size = policy_size(ASSETS / "policy")
+    assert weights["ppo_lagrangian"] - weights["grpo"] == 4 * size.head  # half of two
+    assert weights["grpo"] == 4 * size.base // 2
 
 
 def test_capacity() -> None:

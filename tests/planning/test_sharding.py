@@ -17,6 +17,7 @@ from textsafe_gym.cli.main import main
 from textsafe_gym.planning.memory import Batch, peak, plan, policy_size
 from textsafe_gym.planning.sharding import Zero, sharded, zero_of
 
+HEADS = [None, None]  # critics, both on the policy
 BATCH = Batch(rows=8, group_size=1, at_once=4, prompt=6, response=9)
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "1-float32": (1, {}),
@@ -74,7 +75,8 @@ def test_shares_are_deepspeeds(measured: Path, name: str, rank: int) -> None:
     stage, options = CASES[name]
     dtype = options.get("dtype", "float32")
     size = policy_size(measured / "model", options.get("lora_rank"))
-    parts = sharded(plan(size, [], BATCH, dtype=dtype), size, [], dtype, "cpu", zero_of(zero(stage), 2))
+    parts = plan(size, [], BATCH, dtype=dtype, critics=HEADS)
+    parts = sharded(parts, size, HEADS, dtype, "cpu", zero_of(zero(stage), 2))
     found = {part.name: part.bytes for part in parts}
     for key, number in json.loads((measured / f"{rank}.json").read_text())[name].items():
         assert number == pytest.approx(found[key], rel=0.01), key  # DeepSpeed pads
@@ -87,11 +89,12 @@ def test_seven_billion_on_eight_are_deepspeeds_estimate(tmp_path: Path) -> None:
     config = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 32000, **config}))
     size = policy_size(tmp_path)
-    numbers = size.trained + size.heads
+    numbers = size.trained + 2 * size.head
 
     def of(stage: int, **more: Any) -> int:
         spread = zero_of(zero(stage, **more), 8)
-        parts = sharded(plan(size, [], BATCH, dtype="bfloat16", device="cuda"), size, [], "bfloat16", "cuda", spread)
+        parts = plan(size, [], BATCH, dtype="bfloat16", device="cuda", critics=HEADS)
+        parts = sharded(parts, size, HEADS, "bfloat16", "cuda", spread)
         names = ("weights: policy and critics", "optimiser", "gradients")
         return sum(x.bytes for x in parts if x.name.startswith(names) and x.device == "cuda")
 
@@ -119,11 +122,12 @@ def test_seventy_billion_on_eight_without_whole_copies(tmp_path: Path) -> None:
     config |= {"model_type": "llama", "vocab_size": 32000, "intermediate_size": 28672}
     (tmp_path / "config.json").write_text(json.dumps(config))
     size, batch = policy_size(tmp_path, lora_rank=16), Batch(rows=16, group_size=1, at_once=2, prompt=512, response=512)
-    parts = plan(size, [], batch, dtype="bfloat16", device="cuda", gradient_checkpointing=True)
+    parts = plan(size, [], batch, dtype="bfloat16", device="cuda", critics=HEADS, gradient_checkpointing=True)
 
     def most(preset: str) -> float:
         file = Path(__file__).parents[2] / "configs" / "deepspeed" / f"{preset}.json"
-        return peak(sharded(parts, size, [], "bfloat16", "cuda", zero_of(json.loads(file.read_text()), 8)), "cuda")[1]
+        spread = zero_of(json.loads(file.read_text()), 8)
+        return peak(sharded(parts, size, HEADS, "bfloat16", "cuda", spread), "cuda")[1]
 
     assert most("zero3") > 128 * 2**30
     assert 16 * 2**30 < most("zero3_stream") < 40 * 2**30

@@ -45,8 +45,8 @@ def study(
 ) -> None:
     """Holds every algorithm of STUDY to the exact optimum of the problem that it states.
 
-    STUDY is one in configs/study/ or a YAML file with env, seeds, limits, settings and algorithms. Writes study.json
-    and optimum.png.
+    STUDY is one in configs/study/ or a YAML file with env, seeds, limits, settings, algorithms and, of those that
+    sample nothing (dpo), data. Writes study.json and optimum.png.
     """
     from textsafe_gym.experiments import study as run
 

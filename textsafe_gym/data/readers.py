@@ -90,7 +90,8 @@ def read_demonstrations(source: str | Path, columns: Columns = Columns()) -> lis
     """(prompt, response) pairs for supervised fine-tuning.
 
     Args:
-        source: rows with a prompt and a response column, or hh-rlhf rows (the chosen dialogue's last answer).
+        source: rows with a prompt and a response column; or pairs in the shapes of `read_preferences`, of which the
+            preferred answer is taken.
         columns: the columns' names.
 
     Raises:
@@ -100,10 +101,15 @@ def read_demonstrations(source: str | Path, columns: Columns = Columns()) -> lis
     demonstrations = []
     for row in rows:
         values = _mapping(row)
-        if columns.response not in values and "chosen" in values:
-            demonstrations.append(split_dialogue(_text(row, "chosen"), row.where))
-        else:
+        if columns.response in values or not values.keys() & {"chosen", "better_response_id"}:
             demonstrations.append((_prompt(row, columns.prompt), _text(row, columns.response)))
+        elif "chosen" not in values:
+            pair = _helpfulness_pair(row)
+            demonstrations.append((pair.prompt, pair.better))
+        elif "prompt" in values:
+            demonstrations.append((_prompt(row, "prompt"), _text(row, "chosen")))
+        else:
+            demonstrations.append(split_dialogue(_text(row, "chosen"), row.where))
     return demonstrations
 
 

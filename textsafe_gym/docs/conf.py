@@ -48,7 +48,7 @@ linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
 HERE = Path(__file__).parent
 SETTINGS = {
     "TrainingConfig": "Budget, batches, optimiser and KL",
-    "OfflineConfig": "Labelled pairs and optimiser",
+    "OfflineConfig": "Labelled pairs or demonstrations, and optimiser",
     "CriticConfig": "Critics",
     "ClipConfig": "Clip",
     "ConstraintConfig": "Constraint",

@@ -12,6 +12,8 @@ from textsafe_gym.files import Row, read_rows
 # Numbers that every row must have; a row may have gold_* scores and kl next to them.
 REQUIRED = ("reward", "cost")
 OPTIONAL = ("kl", "response_length")
+# What a run has read that samples nothing, by the key in its summary.
+LABELLED = {"pairs": "labelled pairs", "demonstrations": "demonstrations"}
 
 
 def read_evaluation(path: Path) -> list[Row]:

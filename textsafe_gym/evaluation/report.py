@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from textsafe_gym.evaluation.records import LABELLED
 from textsafe_gym.files import Row, write_text
 
 # Columns of the comparison: key in the summary, heading, digits, factor.
@@ -97,9 +98,10 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
         note += f" {left_out_note(comparison['left_out'])}."
     columns = [(key, rate if key == "tokens_per_second" else heading, *rest) for key, heading, *rest in COLUMNS]
     tables = [_table("Comparison", note, "algorithm", overall, columns)]
-    for key, heading in (("pairs", "pairs"), ("episodes", responses)):
+    read = {key for key in LABELLED for entry in settings.values() if entry.get(key)}
+    for key, heading in (*((key, key) for key in reversed(LABELLED)), ("episodes", responses)):
         counts = [entry.get(key) or 0 for entry in settings.values()]
-        if any(counts):
+        if any(counts) or (key == "episodes" and read):  # both budgets are stated, the one of 0 as well
             tables[0].columns.insert(1, heading)
             for row, count in zip(tables[0].rows, counts, strict=True):
                 row.insert(1, Cell(str(count)))

@@ -11,7 +11,7 @@ from typing import Any
 from textsafe_gym.errors import DataError, RunError
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse
-from textsafe_gym.evaluation.records import read_evaluation, summarise
+from textsafe_gym.evaluation.records import LABELLED, read_evaluation, summarise
 from textsafe_gym.evaluation.report import UNITS, Table, comparison_tables
 from textsafe_gym.files import Row, read_json, read_rows
 
@@ -143,9 +143,9 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
         runs: finished ones, at least one; those of one label are each other's repetitions.
 
     Returns:
-        "settings": from label to its algorithm, seeds, seeds of its evaluations, budget in episodes and pairs, cost
-        limit, and intervals over runs of every metric, overall and for each group of prompts; "pareto": see
-        `pareto.analyse`; "task": "text" or "other", whether episodes are responses.
+        "settings": from label to its algorithm, seeds, seeds of its evaluations, budget in episodes and in each of
+        `LABELLED`, cost limit, and intervals over runs of every metric, overall and for each group of prompts;
+        "pareto": see `pareto.analyse`; "task": "text" or "other", whether episodes are responses.
 
     Raises:
         RunError: see `settings_of`.
@@ -163,8 +163,7 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
             "seeds": [run.seed for run in own],
             "evaluation_seeds": [run.evaluation_seed for run in own],
             "runs": len(own),
-            "episodes": own[0].summary.get("episodes"),
-            "pairs": own[0].summary.get("pairs"),
+            **{name: own[0].summary.get(name) for name in ("episodes", *LABELLED)},
             "cost_limit": limit,
             "metrics": _intervals(means),
             "groups": {
@@ -181,7 +180,7 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
 def budget_of(comparison: dict[str, Any]) -> str:
     """What a run of the comparison learned from, such as "512 responses or 4096 labelled pairs"."""
     parts = []
-    for key, what in (("episodes", UNITS[comparison["task"]][0]), ("pairs", "labelled pairs")):
+    for key, what in (("episodes", UNITS[comparison["task"]][0]), *LABELLED.items()):
         counts = sorted({entry[key] for entry in comparison["settings"].values() if entry[key]})
         parts += [f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} {what}"] if counts else []
     return " or ".join(parts)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textsafe_gym.errors import ConfigError, TextsafeError, UnknownNameError
-from textsafe_gym.experiments.pairs import preferences
+from textsafe_gym.experiments.data import load_data
 from textsafe_gym.experiments.spec import RunSpec, call
 from textsafe_gym.presets import presets
 from textsafe_gym.registry import nearest
@@ -107,7 +107,7 @@ def make_trainer(
         env: its environment.
         actor: to start from.
         processes: those that train together.
-        few: see `preferences`.
+        few: see `load_data`.
 
     Raises:
         TextsafeError: settings, actor and environment do not go together.
@@ -121,7 +121,7 @@ def make_trainer(
         demonstrations(spec, env, actor),
         processes,
         critics=make_critics(spec, env, actor),
-        data=preferences(spec, env, actor, few),
+        data=load_data(spec, env, actor, few),
         **spec.config,
     )
 
@@ -185,5 +185,5 @@ def saved_trainer(
         demonstrations(spec, env, actor),
         processes,
         critics=make_critics(spec, env, actor),
-        data=preferences(spec, env, actor),
+        data=load_data(spec, env, actor),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from textsafe_gym.errors import TextsafeError
+from textsafe_gym.evaluation.records import LABELLED
 from textsafe_gym.experiments.spec import RunSpec
 from textsafe_gym.models.cards import public, write_card
 from textsafe_gym.protocols import TextTask
@@ -42,7 +43,7 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
         "constraint": _constraint(spec, summary["cost_limit"], one, episodes),
         "KL to the starting policy": _kl(config),
         f"{episodes} {'generated' if text else 'played'}": summary["episodes"],
-        "labelled pairs": f"{summary['pairs']}: {', '.join(spec.data)}" if spec.data else None,
+        **{what: f"{summary[key]}: {', '.join(spec.data)}" for key, what in LABELLED.items() if summary[key]},
         "seed": spec.seed,
         "low-rank adapter of rank": spec.policy.get("lora_rank"),
     }

@@ -52,7 +52,7 @@ def compare(
             applies to these, and a line says which have it not.
         preset: see `train`.
         episodes: responses to generate (or episodes to play) in all, for each run that samples.
-        data: see `train`; for those of the algorithms that learn from labelled pairs.
+        data: see `train`; for those of the algorithms that sample nothing.
         seeds: runs of each.
         seed: the first of them.
         vary: from "ALGORITHM.KEY" to the values that are compared, such as {"reward_shaping.cost_weight": [0.5, 1]}.
@@ -73,6 +73,7 @@ def compare(
     """
     from textsafe_gym.evaluation.report import left_out_note
     from textsafe_gym.evaluation.summaries import load_run, tables_of
+    from textsafe_gym.experiments.data import data_note
     from textsafe_gym.experiments.directory import check_out, make_directory
     from textsafe_gym.experiments.pool import finish_all, jobs_of
     from textsafe_gym.experiments.tracking import check_tracker
@@ -103,9 +104,10 @@ def compare(
     check_out(directory, resume)
     jobs = jobs_of(specs, range(seed, seed + seeds), directory, folder_of, track)
     _check_all(specs, quiet)
-    if left_out := _left_out_of(specs):
-        console = progress_console(quiet)
-        console.print(f"note: {left_out_note(left_out)}", markup=False, highlight=False, soft_wrap=True)
+    left_out = _left_out_of(specs)
+    for note in (data_note(specs), f"note: {left_out_note(left_out)}" if left_out else ""):
+        if note:
+            progress_console(quiet).print(note, markup=False, highlight=False, soft_wrap=True)
     make_directory(directory)
     finish_all(jobs, workers, again, quiet)
     order = [spec.label for spec in specs]
@@ -138,12 +140,12 @@ def _specs(
             raise ConfigError(f"--set {name}.KEY: '{name}' is not compared; {nearest(name, list(algorithms))}")
     options["assignments"] = given
     others = {*algos.available(), *algorithms}
-    sources = {name: algos.definition(name).source for name in algorithms}
+    offline = {name: algos.definition(name).offline for name in algorithms}
 
     def spec_of(name: str, varied: Mapping[str, Any] | None = None) -> RunSpec:
         own = dict(options)
-        if len(set(sources.values())) > 1:  # each kind of method has its own of the two budgets
-            own |= {"episodes": None} if sources[name] == "preferences" else {"data": ()}
+        if len(set(offline.values())) > 1:  # each kind of method has its own of the two budgets
+            own |= {"episodes": None} if offline[name] else {"data": ()}
         return build_spec(name, seed=0, varied=varied, compared=algorithms, others=sorted(others - {name}), **own)
 
     specs = [spec_of(name, varied) for name, own in variants.items() for varied in own]
@@ -152,7 +154,7 @@ def _specs(
         told = ", ".join(f"{label} {number}" for label, number in budgets.items())
         raise ConfigError(f"all algorithms must have the same budget; set --episodes (now: {told})")
     # The untrained policy plays in the environment as given, without any variant's changes.
-    plain = spec_of(next((name for name in algorithms if sources[name] == "rollouts"), algorithms[0]))
+    plain = spec_of(next((name for name in algorithms if not offline[name]), algorithms[0]))
     kept = {name: plain.config.get(name) for name in ("seed", "cost_limit")}
     initial = replace(plain, algorithm=INITIAL, label=INITIAL, config=kept, data=[], left_out=())
     # Which draws an evaluation prompt gets depends on the batch, and runs of one seed share theirs.

@@ -27,6 +27,7 @@ def memory_plan(spec: RunSpec, processes: Any) -> dict[str, Any]:
         ConfigError: the run trains no language model, or by another library's algorithm.
         ModelError: a config is missing or damaged, or there is no such device.
     """
+    import algos
     from textsafe_gym.planning import memory, sharding
 
     if spec.env["id"] != DEFAULT_ENV:
@@ -40,23 +41,25 @@ def memory_plan(spec: RunSpec, processes: Any) -> dict[str, Any]:
         raise ConfigError("--memory: set policy.model; the environment's tokenizer is not the embedded world's")
     policy = memory.policy_size(start, options.get("lora_rank"), options.get("last_layers"))
     scores = [memory.score_size(source, what) for what, source in sources.items() if what != "policy"]
-    critics = []
+    own = algos.definition(spec.algorithm)
+    critics: list[Any] = [None] * len(own.critics)
     if options.get("critics") == "separate":
-        for kind in ("reward", "cost"):
+        for number, kind in enumerate(own.critics):
             source = options.get(f"{kind}_critic") or sources.get(f"{kind} model")
             if source is None:
                 raise ConfigError(f"--memory: critics=separate with several costs needs policy.{kind}_critic")
-            critics.append(memory.score_size(source, f"{kind} critic"))
+            critics[number] = memory.score_size(source, f"{kind} critic")
     score_dtype = str(kwargs.get("dtype", "float32"))
     if score_dtype not in memory.WIDTHS:
         raise ConfigError(f"dtype: expected one of {', '.join(memory.WIDTHS)}, got {score_dtype!r:.60}")
     rows = math.ceil(max(spec.num_envs, spec.evaluation_envs) / processes.world_size)
     small = math.ceil(config["minibatch_size"] / processes.world_size)
     at_once = min(config.get("micro_batch_size") or small, small)
+    responses = 2 if own.source == "preferences" else 1  # of each row of the data
     batch = memory.Batch(
         rows=rows,
         group_size=config.get("group_size", 1),
-        at_once=2 * at_once if spec.data else min(at_once, rows),  # the two responses of each pair
+        at_once=at_once * responses if own.offline else min(at_once, rows),
         prompt=prompt,
         response=response,
     )

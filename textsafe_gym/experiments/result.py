@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.evaluation.records import LABELLED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from textsafe_gym.evaluation.report import Table
     from textsafe_gym.evaluation.summaries import Run
 
-_IDENTITY = ("algorithm", "label", "seed", "cost_limit", "episodes", "pairs", "seconds", "tokens_per_second")
+_IDENTITY = ("algorithm", "label", "seed", "cost_limit", "episodes", *LABELLED, "seconds", "tokens_per_second")
 
 
 @dataclass(frozen=True)

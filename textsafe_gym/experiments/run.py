@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from textsafe_gym.config import dump
 from textsafe_gym.errors import ConfigError, DataError, ExecutionError, RunError, TextsafeError
-from textsafe_gym.evaluation.records import REQUIRED
+from textsafe_gym.evaluation.records import LABELLED, REQUIRED
 from textsafe_gym.experiments.allocator import keep_freed_memory
 from textsafe_gym.experiments.build import cost_limit_of, make_actor, make_env, make_trainer, saved_trainer
 from textsafe_gym.experiments.cards import write_policy_card
@@ -248,8 +248,7 @@ def _execute(
         **identity,
         "evaluation_seed": spec.seed,
         "cost_limit": limit,
-        "episodes": metrics[-1]["episodes"] if metrics else 0,
-        "pairs": metrics[-1].get("pairs", 0) if metrics else 0,
+        **{name: metrics[-1].get(name, 0) if metrics else 0 for name in ("episodes", *LABELLED)},
         "seconds": round(time.perf_counter() - started, 2),
         "evaluation": summarise(rows, limit),
         **exactly,

@@ -76,7 +76,7 @@ class RunSpec:
         policy: arguments of `make_actor` and `make_critics`.
         config: the algorithm's settings, all of them.
         preset: which they began with.
-        data: labelled pairs to learn from, files or "simulated:N"; empty where the algorithm learns from rollouts.
+        data: what to learn from, files or "simulated:N"; empty where the algorithm learns from rollouts.
         evaluation_batch: responses played at once in the evaluation, the same in all runs of a comparison, since it
             decides the draws; none: as many as in an iteration.
         places: where each of the environment's kwargs was written, for messages; not a part of the run.
@@ -321,23 +321,23 @@ def build_spec(
         label += f"[{values}]"
     places = {name: kwargs.where((name,)) for name in kwargs.values}
     env_part = {"id": env_id, "kwargs": kwargs.values}
-    pairs = [str(source) for source in data or [DEFAULT_DATA]] if offline else []
     settings = resolved.model_dump(mode="json")
-    return RunSpec(algorithm, label, env_part, options, settings, preset, pairs, batch, places, tuple(left_out))
+    sources = [str(source) for source in data or [DEFAULT_DATA]] if offline else []
+    return RunSpec(algorithm, label, env_part, options, settings, preset, sources, batch, places, tuple(left_out))
 
 
 def check_budget(algorithm: str, episodes: int | None, data: Sequence[str | Path]) -> bool:
-    """Whether an algorithm learns from labelled pairs.
+    """Whether an algorithm learns from what is there already.
 
     Raises:
         ConfigError: it is given the other kind's budget.
     """
     import algos
 
-    offline = algos.definition(algorithm).source == "preferences"
+    offline = algos.definition(algorithm).offline
     if offline and episodes is not None:
         raise ConfigError(
-            f"--episodes: {algorithm} samples no responses; its budget is the pairs of --data, and --set epochs=N"
+            f"--episodes: {algorithm} samples no responses; its budget is what --data names, and --set epochs=N"
         )
     if data and not offline:
         raise ConfigError(f"--data: {algorithm} learns from what it samples; leave it out, or take dpo")

@@ -10,7 +10,7 @@ from textsafe_gym.config import Settings, merge, read_yaml, validate
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import repeated
 from textsafe_gym.experiments.result import Result
-from textsafe_gym.experiments.spec import RunSpec, config_class
+from textsafe_gym.experiments.spec import DEFAULT_DATA, RunSpec, config_class
 from textsafe_gym.files import write_json
 from textsafe_gym.presets import SMALL, preset_settings, presets
 from textsafe_gym.registry import nearest
@@ -37,6 +37,9 @@ class StudyFile(BaseModel):
     seeds: int = Field(gt=0, description="runs of each algorithm at each limit")
     limits: list[float] = Field(min_length=1, description="cost limits")
     settings: dict[str, Any] = Field(description="of every algorithm that has them, over the preset's")
+    data: list[str] = Field(
+        default_factory=lambda: [DEFAULT_DATA], description="as --data, of the algorithms that sample nothing"
+    )
     algorithms: dict[str, Entry] = Field(min_length=1, description="by name")
 
 
@@ -107,6 +110,8 @@ def study(
 
 def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
     """The plan, and its runs with seed 0."""
+    import algos
+
     known = presets("study")
     if study not in known and not study.endswith((".yaml", ".yml")):
         raise ConfigError(f"no study and no YAML file '{study}'; {nearest(study, list(known))}")
@@ -127,11 +132,12 @@ def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
         config = validate(schema, merge(*layers), name, listed=f"textsafe algos {name}").model_dump(mode="json")
         if only and name not in only:
             continue
+        data = plan.data if algos.definition(name).offline else []
         limits = plan.limits[:1] if entry.problem == "weighted" else plan.limits
         for limit in limits:
             label = name if entry.problem == "weighted" else f"{name} limit={limit:g}"
             env = {"id": "SafeRLHF-Exact-v0", "kwargs": {**plan.env, "cost_limit": limit}}
-            specs.append(RunSpec(name, label.replace(" ", "/"), env, {}, config, plan.preset))
+            specs.append(RunSpec(name, label.replace(" ", "/"), env, {}, config, plan.preset, data))
     return plan, specs
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textsafe_gym.console import progress_console
 from textsafe_gym.errors import ConfigError, RunInterrupted
 from textsafe_gym.experiments.arguments import repeated, settings_or_assignments
 from textsafe_gym.experiments.result import Result
@@ -42,8 +43,8 @@ def train(
         settings: the algorithm's, and below "env" and "policy" those of both; nested or dotted keys, as --set has them.
         preset: settings to begin with: "small", the default, suits small models; "paper" has the official script's.
         episodes: responses to generate (or episodes to play) in all.
-        data: of a method that learns from labelled pairs, these: files, "hub:NAME[:SPLIT]" or "simulated:N", the
-            environment's own; by default 4096 of its own.
+        data: of a method that samples nothing, what it learns from: files, "hub:NAME[:SPLIT]" or "simulated:N", the
+            environment's own labelled pairs; by default 4096 of them.
         seed: all randomness follows from it; by default 0.
         out: an empty or new directory; by default runs/ALGORITHM-SEED.
         resume: continue the run in `out`; its settings are those that it began with.
@@ -64,6 +65,7 @@ def train(
         RunInterrupted: by Ctrl-C.
     """
     from textsafe_gym.evaluation.summaries import compare_runs, load_run, tables_of
+    from textsafe_gym.experiments.data import data_note
     from textsafe_gym.experiments.directory import CONFIG, check_out, same_request
     from textsafe_gym.experiments.memory import check_room, memory_plan
     from textsafe_gym.experiments.pool import Job, run_all
@@ -102,6 +104,8 @@ def train(
                 on_memory_plan(plan["memory"])
             check_room(plan["memory"])
         check(spec, processes=processes)
+    if (note := data_note([spec])) and processes.rank == 0:
+        progress_console(quiet).print(note, markup=False, highlight=False, soft_wrap=True)
     try:
         failures = run_all([Job(spec, directory, Track(track))], workers=1, processes=processes, quiet=quiet)
     except KeyboardInterrupt:

@@ -73,9 +73,9 @@ class Size:
         return 4 * self.hidden * 4 + (2 * self.hidden + 4 * self.queries + 2 * self.wide) * width
 
     @property
-    def heads(self) -> int:
-        """Numbers of the policy's two heads for values: h to 2·h to 1."""
-        return 2 * (self.hidden * 2 * self.hidden + 2 * self.hidden + 2 * self.hidden + 1)
+    def head(self) -> int:
+        """Numbers of a critic that is a head on this model: h to 2·h to 1."""
+        return self.hidden * 2 * self.hidden + 2 * self.hidden + 2 * self.hidden + 1
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def plan(
     device: str = "cpu",
     score_dtype: str = "float32",
     score_device: str = "cpu",
-    critics: Sequence[Size] = (),
+    critics: Sequence[Size | None] = (),
     gradient_checkpointing: bool = False,
 ) -> list[Part]:
     """What a run keeps in memory, and when.
@@ -185,7 +185,7 @@ def plan(
         device: of the policy.
         score_dtype: of the score models' weights.
         score_device: of the score models.
-        critics: the two score models that separate critics begin as; empty for heads on the policy's trunk.
+        critics: for each that the algorithm makes, the score model that it begins as; None for a head on the policy.
         gradient_checkpointing: of policy and critics.
     """
     width, score_width = WIDTHS[dtype], WIDTHS[score_dtype]
@@ -194,9 +194,10 @@ def plan(
         parts.append(Part("weights: reference", 0, device, note="the policy without its adapter"))
     else:
         parts.append(Part("weights: reference", policy.trained * width, device, note="a copy of what is trained"))
-    # A classifier's head has no bias, a critic's has.
-    of_critics = sum(size.base + 1 for size in critics) * width if critics else policy.heads * 4
-    parts.append(Part("weights: critics", of_critics, device, note="two models" if critics else "two heads"))
+    models, separate, heads = of_critics(policy, critics)
+    if critics:
+        note = f"{len(critics)} {'of their own' if models else 'on the policy'}"
+        parts.append(Part("weights: critics", separate * width + heads * 4, device, note=note))
     held = {(policy.place, device, dtype)}
     for size in scores:
         key = (size.place, score_device, score_dtype)
@@ -205,14 +206,21 @@ def plan(
         number = size.adapter * 4 + (0 if shared else size.base * score_width)
         note = "an adapter on weights that are there already" if shared else _weights_note(size)
         parts.append(Part(f"weights: {size.what}", number, score_device, note=note))
-    low = sum(size.base + 1 for size in critics) + (0 if policy.adapter else policy.trained)
-    high = (policy.trained if policy.adapter else 0) + (0 if critics else policy.heads)
+    low = separate + (0 if policy.adapter else policy.trained)
+    high = (policy.trained if policy.adapter else 0) + heads
     return [
         *parts,
         *_learning(low, high, dtype, device),
-        *_passes(policy, critics, batch, width, device, gradient_checkpointing),
+        *_passes(policy, models, batch, width, device, gradient_checkpointing),
         *_work(policy, scores, batch, width, device, score_width, score_device),
     ]
+
+
+def of_critics(policy: Size, critics: Sequence[Size | None]) -> tuple[list[Size], int, int]:
+    """Of critics as `plan` takes them: those that are models of their own, their numbers, and the heads' numbers."""
+    models = [size for size in critics if size is not None]
+    separate = sum(size.base + 1 for size in models)  # a classifier's head has no bias, a critic's has
+    return models, separate, (len(critics) - len(models)) * policy.head
 
 
 def _learning(low: int, high: int, dtype: str, device: str) -> list[Part]:

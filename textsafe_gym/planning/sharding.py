@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from textsafe_gym.planning.memory import PHASES, WIDTHS, Part, Size
+from textsafe_gym.planning.memory import PHASES, WIDTHS, Part, Size, of_critics
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def zero_of(config: Mapping[str, Any], processes: int) -> Zero:
 
 
 def sharded(
-    parts: Sequence[Part], policy: Size, critics: Sequence[Size], dtype: str, device: str, zero: Zero
+    parts: Sequence[Part], policy: Size, critics: Sequence[Size | None], dtype: str, device: str, zero: Zero
 ) -> list[Part]:
     """The plan of one process.
 
@@ -72,8 +72,8 @@ def sharded(
         zero: what is spread.
     """
     width, processes = WIDTHS[dtype], zero.processes
-    of_critics = sum(size.base + 1 for size in critics) or policy.heads
-    weights, trained = policy.base + policy.adapter + of_critics, policy.trained + of_critics
+    values = sum(of_critics(policy, critics)[1:])
+    weights, trained = policy.base + policy.adapter + values, policy.trained + values
 
     def share(numbers: int, bytes_of_one: int, from_stage: int) -> int:
         return bytes_of_one * (math.ceil(numbers / processes) if zero.stage >= from_stage else numbers)
@@ -82,7 +82,8 @@ def sharded(
         return f"1/{processes} of {trained / 1e6:.1f} M trained" if zero.stage >= from_stage else "not spread"
 
     place, host = zero.weights_device or device, zero.optimizer_device or device
-    found = [Part("weights: policy and critics", share(weights, width, 3), place, note=f"of {weights / 1e6:.1f} M")]
+    name = "weights: policy and critics" if critics else "weights: policy"
+    found = [Part(name, share(weights, width, 3), place, note=f"of {weights / 1e6:.1f} M")]
     if zero.stage == 3:
         live = width * min(weights, zero.live)
         if zero.whole:
