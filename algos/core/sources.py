@@ -149,7 +149,7 @@ class Pairs:
         return torch.randperm(len(self.preferences), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def planned(config: Any, pairs: int = 0) -> int:
+def planned(config: TrainingConfig | OfflineConfig, pairs: int = 0) -> int:
     """Iterations in all, of rollouts or of `pairs` preferences."""
     if isinstance(config, OfflineConfig):
         return math.ceil(config.epochs * pairs / config.pairs_per_iteration)
@@ -169,6 +169,6 @@ def check_finite(rollout: Rollout) -> None:
         RunError: rewards, costs, log-probs or values are not finite; the message names which.
     """
     for name in ("rewards", "costs", "log_probs", "reference_log_probs", "reward_values", "cost_values"):
-        x = getattr(rollout, name)
+        x = vars(rollout)[name]
         if x is not None and not torch.isfinite(x[rollout.mask]).all():
             raise RunError(f"the rollout's {name} are not finite; look at the environment, or lower learning_rate")
