@@ -7,12 +7,20 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from textsafe_gym.experiments.allocator import keep_freed_memory
 from textsafe_gym.experiments.bench_sizes import Sizes
+from textsafe_gym.files import Row
+from textsafe_gym.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+    from transformers import LlamaConfig
+
+    from textsafe_gym.models.causal_lm import CausalLMActor
 
 _NEVER = -30.0  # the logit of the end of sequence
 _EPOCHS, _MINIBATCHES = 4, 4
@@ -27,7 +35,7 @@ def measure(
     device: str,
     dtype: str,
     compile: bool = False,
-) -> dict[str, Any]:
+) -> Row:
     """Times a job `repeats` times after a first time that does not count.
 
     Args:
@@ -55,7 +63,7 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     fractions: list[dict[str, float]] = []
     for repeat in range(repeats + 1):
-        for name, work in timed.items():  # in turns, so that a change of the machine's speed meets all alike
+        for name, work in timed.items():  # in turns, so that a change of the machine's speed affects all alike
             _wait(device)
             start = time.perf_counter()
             parts = work()
@@ -136,7 +144,7 @@ def _env(sizes: Sizes, device: str, dtype: str) -> Timed:
     from textsafe_gym.models.sampling import generate
 
     actor, env = actor_of(sizes, device, dtype), env_of(sizes, device, dtype)
-    task = env.unwrapped
+    task: Any = env.unwrapped
 
     def steps() -> None:
         act = TokenSampler(actor, sizes.prompt_length)
@@ -186,7 +194,7 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def tokenizer_of(sizes: Sizes) -> Any:
+def tokenizer_of(sizes: Sizes) -> Tokenizer:
     """One word a token, so that random ids are texts and come back as the same ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -197,7 +205,7 @@ def tokenizer_of(sizes: Sizes) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
-def config_of(sizes: Sizes, **more: Any) -> Any:
+def config_of(sizes: Sizes, **more: Any) -> "LlamaConfig":
     """A Llama of the job's sizes."""
     from transformers import LlamaConfig
 
@@ -231,7 +239,7 @@ def model_of(sizes: Sizes, device: str, dtype: str) -> Any:
     return model.eval().to(getattr(torch, dtype))
 
 
-def actor_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32", compile: bool = False) -> Any:
+def actor_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32", compile: bool = False) -> "CausalLMActor":
     """A random language model as an actor."""
     from textsafe_gym.models.causal_lm import CausalLMActor
 
@@ -239,7 +247,7 @@ def actor_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32", compile:
     return CausalLMActor(model_of(sizes, device, dtype), tokenizer_of(sizes), compile=compile)
 
 
-def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> Any:
+def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> "gym.vector.VectorEnv":
     """A vector environment with random prompts and random score models of the policy's size."""
     import gymnasium as gym
     from transformers import LlamaForSequenceClassification
@@ -252,10 +260,12 @@ def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> Any:
         " ".join(f"t{i}" for i in row)
         for row in torch.randint(3, sizes.vocab, (4 * sizes.batch, sizes.prompt_length)).tolist()
     ]
-    scorers: dict[str, Any] = {}
-    for kind in ("reward", "cost"):
+
+    def scorer(kind: str) -> ScoreModel:
         model: Any = LlamaForSequenceClassification(config_of(sizes, num_labels=1))
-        scorers[f"{kind}_model"] = ScoreModel(model.to(device, getattr(torch, dtype)), tokenizer, kind)
+        return ScoreModel(model.to(device, getattr(torch, dtype)), tokenizer, kind)
+
+    reward_model, cost_model = scorer("reward"), scorer("cost")
     return gym.make_vec(
         "SafeRLHF-v0",
         num_envs=sizes.batch,
@@ -264,5 +274,6 @@ def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> Any:
         max_prompt_length=sizes.prompt_length,
         max_response_length=sizes.response_length,
         cost_limit=-10.0,  # out of reach, so that the multiplier is at work
-        **scorers,
+        reward_model=reward_model,
+        cost_model=cost_model,
     )

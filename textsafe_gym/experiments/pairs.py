@@ -1,14 +1,20 @@
 """The labelled pairs that `--data` names, for algorithms that learn from preferences."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from textsafe_gym.data.readers import Preference, read_preferences
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.spec import SIMULATED, RunSpec
 from textsafe_gym.protocols import PreferenceTask, PromptTask
 
+if TYPE_CHECKING:
+    import gymnasium as gym
 
-def preferences(spec: RunSpec, env: Any, actor: Any, few: bool = False) -> Any:
+    from textsafe_gym.protocols import Actor
+    from textsafe_gym.types import Preferences
+
+
+def preferences(spec: RunSpec, env: "gym.vector.VectorEnv", actor: "Actor", few: bool = False) -> "Preferences | None":
     """A run's pairs in the actor's form, with the log-probs of its reference; None where it learns from rollouts.
 
     Args:
