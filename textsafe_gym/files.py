@@ -11,7 +11,7 @@ from typing import Any
 
 from textsafe_gym.errors import DataError, TextsafeError
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # a JSON object: a line of metrics, a summary, a card
 
 
 @contextmanager

@@ -184,7 +184,7 @@ def test_what_it_saves_is_evaluated(lora: bool, tmp_path: Path) -> None:
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"no text environment; give gymnasium.make"):
+    with pytest.raises(ConfigError, match=r"not a text environment; give gymnasium.make"):
         reward_functions(gym.make("CartPole-v1"))
     function = reward_functions(make(make_tokenizer()))[0]
     two = [{"role": "user", "content": "w1"}, {"role": "user", "content": "w2"}]

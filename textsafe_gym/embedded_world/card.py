@@ -121,7 +121,7 @@ def _best_of(
     return result
 
 
-def _scripted(script: Mapping[str, str], models: Mapping[str, ScoreModel]) -> dict[str, dict[str, float]]:
+def _scripted(script: Mapping[str, str], models: "Mapping[str, ScoreModel]") -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(41)
     heldout = language.prompts("heldout")
     asked = [prompt.text for prompt in heldout]

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as td
@@ -27,10 +27,8 @@ from textsafe_gym.files import Row
 from textsafe_gym.parallel.deepspeed_config import GATHER, choose_accelerator
 from textsafe_gym.parallel.process_group import Thing
 from textsafe_gym.parallel.zero_engine import Streamed, ZeroEngine
+from textsafe_gym.protocols import Actor
 from textsafe_gym.types import Agent
-
-if TYPE_CHECKING:
-    from textsafe_gym.protocols import Actor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _ROLL_CALL = 10.0  # seconds to answer after an exchange has failed
