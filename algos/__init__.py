@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from algos.registration import available, config_class, definition, members, register
 from textsafe_gym.errors import ConfigError, RunError
@@ -44,7 +44,7 @@ def make(
     critics: "Critics | None" = None,
     data: "Preferences | Demonstrations | None" = None,
     preset: str = SMALL,
-    **config: Any,
+    **config: object,
 ) -> "Trainer":
     """An algorithm ready to learn.
 
@@ -52,8 +52,7 @@ def make(
         name: one of `available()` or `members()`, or "MODULE:CLASS" for a class of your own.
         env: an id, an environment or a vector environment. An id or a single registered environment is made anew as a
             vector environment of `episodes_per_iteration`; one that is not registered plays one episode at a time.
-        policy: the actor to start from: an object, or a model folder or hub id; by default the one that suits the
-            environment.
+        policy: to start from: an actor, or a model folder or hub id; by default the one that suits the environment.
         demonstrations: supervised episodes for the PTX term; without them there is none.
         processes: those that train together, such as `textsafe_gym.parallel.deepspeed.start` gives; without them,
             this one.
@@ -97,7 +96,7 @@ def make(
     limit = settings.cost_limit if settings.cost_limit is not None else own_cost_limit(vector)
     iterations = planned(settings, 0 if data is None else len(data))
     algorithm = own.algorithm(Setup(agent, settings, limit, iterations, demonstrations, processes, vector))
-    source: Any
+    source: Rollouts | Dataset
     if data is not None:
         source = Dataset(data, settings)
     else:
@@ -175,7 +174,7 @@ def load(
 
 
 def _actor_and_critics(
-    env: Any, policy: "Actor | str | Path | None", kinds: tuple[str, ...], seed: int
+    env: "gym.vector.VectorEnv", policy: "Actor | str | Path | None", kinds: tuple[str, ...], seed: int
 ) -> "tuple[Actor, Critics | None]":
     import torch
 

@@ -126,5 +126,5 @@ def cpo_step(q: float, r: float, s: float, c: float, max_kl: float) -> tuple[str
             value = min(max(math.sqrt(top / bottom) if bottom > 0 else math.inf, low, _TINY), max(high, _TINY))
             best = min(best, (0.5 * (top / value + bottom * value) + constant, value))
     multiplier = best[1]
-    price = max(multiplier * c + r, 0.0) / s
-    return ("feasible" if c < 0 else "infeasible"), 1 / multiplier, price / multiplier
+    nu = max(multiplier * c + r, 0.0) / s
+    return ("feasible" if c < 0 else "infeasible"), 1 / multiplier, nu / multiplier

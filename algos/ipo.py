@@ -1,11 +1,11 @@
 """IPO: the constraint as a logarithmic barrier in the objective.
 
 Source: Liu, Ding & Liu, "IPO: Interior-point Policy Optimization under Constraints", arXiv 1910.09615: maximise
-E[R] + (1/t)·log(limit - E[C]), whose gradient prices the cost at 1 / (t·(limit - E[C])). The optimum therefore keeps a
+E[R] + (1/t)·log(limit - E[C]), whose gradient weighs the cost by 1 / (t·(limit - E[C])). The optimum therefore keeps a
 distance of 1 / (t·λ*) from the limit, and gives up reward for it: a larger t gives up less and oscillates more.
 
-What differs: outside the feasible set, where the paper's barrier does not exist, the price is `penalty_max`; advantages
-are (A_R - price·A_C) / (1 + price); the KL to the reference is in the reward.
+What differs: outside the feasible set, where the paper's barrier does not exist, that weight w is `penalty_max`;
+advantages are (A_R - w·A_C) / (1 + w); the KL to the reference is in the reward.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
     """Settings of IPO; the barrier takes the place of a multiplier."""
 
     barrier_t: float = Field(20.0, gt=0, description="t: sharpness of the barrier")
-    penalty_max: float = Field(5.0, gt=0, description="largest price of a unit of cost, and the price beyond the limit")
+    penalty_max: float = Field(5.0, gt=0, description="largest weight of the cost, and its weight beyond the limit")
 
 
 class Algorithm:

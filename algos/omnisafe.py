@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from textsafe_gym.adapters.omnisafe import files as omnisafe_files
+from textsafe_gym.files import Row
+from textsafe_gym.protocols import State
 
 if TYPE_CHECKING:
     import torch
 
     from algos.core.loop import Setup, Stateful, Stepper
+    from textsafe_gym.adapters.omnisafe.updates import Updater
     from textsafe_gym.types import Rollout
 
 REQUIREMENT = "omnisafe==0.5.0"  # its own requirements cannot be met
@@ -91,12 +94,12 @@ def one_process(member: str) -> str:
     return "steps the policy by optimisers of its own"
 
 
-def make(member: str, setup: "Setup[Any]") -> "Algorithm":
+def make(member: str, setup: "Setup") -> "Algorithm":
     """The algorithm that OmniSafe calls `member`, around the actor and critics of `setup`."""
     return Algorithm(member, setup)
 
 
-def _fields(values: dict[str, Any], prefix: str, about: dict[str, str]) -> dict[str, Any]:
+def _fields(values: Row, prefix: str, about: dict[str, str]) -> dict[str, Any]:
     """Fields of a pydantic model; `prefix` is the path of their section, as in "algo_cfgs."."""
     fields: dict[str, Any] = {}
     for key, value in values.items():
@@ -113,7 +116,7 @@ def _fields(values: dict[str, Any], prefix: str, about: dict[str, str]) -> dict[
 class Limit:
     """The limit, which OmniSafe's algorithms keep for themselves; see `algos.core.loop.Limits`."""
 
-    def __init__(self, name: str, cost_limit: float | None, updater: Any) -> None:
+    def __init__(self, name: str, cost_limit: float | None, updater: "Updater") -> None:
         from algos.core.constraints import Constraints
 
         self.judged = Constraints(None, cost_limit, name)
@@ -134,11 +137,11 @@ class Limit:
         """By how much the iteration's mean cost exceeds the limit; see `Constraints.violation`."""
         return self.judged.violation(measured)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """What the reported constraint keeps, as JSON values; OmniSafe's own state is the updater's."""
         return self.judged.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`, for the reported constraint alone."""
         self.judged.load_state_dict(state)
 
@@ -146,7 +149,7 @@ class Limit:
 class Steps:
     """What the training loop asks of an optimiser: who trains, and that the agent is whole. OmniSafe's step it."""
 
-    def __init__(self, setup: "Setup[Any]") -> None:
+    def __init__(self, setup: "Setup") -> None:
         self.processes = setup.processes
         rates = dict.fromkeys(setup.agent.parameter_groups(), 0.0)
         self.engine = setup.processes.engine(setup.agent, rates, 0.0)
@@ -158,11 +161,12 @@ class Algorithm:
     source = "rollouts"
     critics = ("reward", "cost")
 
-    def __init__(self, member: str, setup: "Setup[Any]") -> None:
+    def __init__(self, member: str, setup: "Setup") -> None:
         from textsafe_gym.adapters.omnisafe.updates import Updater
 
         self.agent, self.config = setup.agent, setup.config
         self.optimizer: Stepper = Steps(setup)
+        assert setup.env is not None  # `algos.make` gives it
         self.files = tempfile.TemporaryDirectory(prefix="omnisafe-")
         self.updater = Updater(
             member,

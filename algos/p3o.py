@@ -7,8 +7,8 @@ Source: Zhang et al., "Penalized Proximal Policy Optimization for Safe Reinforce
 
 For κ above the multiplier of the optimum the penalty is exact: the same optimum, with no multiplier to tune. In between
 the gradient is either with the full penalty or without any, so that too large a κ makes the policy walk to and fro. On
-minibatches, the price is κ times the share of them that violates: the policy settles where that product is right, which
-is below the limit for a large κ and above it for one that hardly exceeds the optimum's multiplier.
+minibatches, that is κ times the share of them that violates: the policy settles where that product is right, which is
+below the limit for a large κ and above it for one that hardly exceeds the optimum's multiplier.
 
 What differs: L_C and J_C are of whole episodes, and the penalty is divided by their mean length, to be on the scale of
 L_R, a mean over steps; the KL to the reference is in the reward.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig):
     """Settings of P3O; a fixed penalty takes the place of a multiplier."""
 
-    penalty: float = Field(5.0, gt=0, description="κ: price of a unit of cost above the limit")
+    penalty: float = Field(5.0, gt=0, description="κ: weight of a unit of cost above the limit")
 
 
 class Algorithm:

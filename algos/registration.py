@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from algos.core.loop import Algorithm, Setup
 
 GROUP = "textsafe_gym.algorithms"
-SOURCES: dict[Any, type[BaseModel]] = {
+SOURCES: dict[object, type[BaseModel]] = {
     "rollouts": TrainingConfig,
     "preferences": OfflineConfig,
     "demonstrations": OfflineConfig,
@@ -49,7 +49,7 @@ class Definition:
     """
 
     config: type[Any]
-    algorithm: "Callable[[Setup[Any]], Algorithm]"
+    algorithm: "Callable[[Setup], Algorithm]"
     source: str
     critics: tuple[str, ...]
     constraint: Literal["mean"] | None = None
@@ -99,7 +99,7 @@ class Family(Protocol):
         """Why several processes cannot train it together; empty if they can."""
         ...
 
-    def make(self, member: str, setup: "Setup[Any]") -> "Algorithm":
+    def make(self, member: str, setup: "Setup") -> "Algorithm":
         """The algorithm that the family calls `member`, for this setup."""
         ...
 
@@ -110,9 +110,9 @@ FAMILIES: Registry[Family] = Registry(
 
 
 @cache
-def _algorithms() -> Registry[Any]:
+def _algorithms() -> Registry[Definition]:
     """Classes, or the `Definition`s that `register` was given."""
-    found: Registry[Any] = Registry("algorithm")
+    found: Registry[Definition] = Registry("algorithm")
     for name, about in _of_this_folder().items():
         found.register(name, Lazy(f"algos.{name}:Algorithm"), about)
     # A package that lies in two places of Python's path is listed twice.
@@ -168,7 +168,7 @@ def register(name: str, config: type, algorithm: type) -> None:
     known.register(name, _defined(name, config, algorithm), (algorithm.__doc__ or "").partition("\n")[0])
 
 
-def config_class(name: str) -> type[Any]:
+def config_class(name: str) -> type[BaseModel]:
     """The pydantic model of an algorithm's settings.
 
     Args:
@@ -201,7 +201,7 @@ def definition(name: str) -> Definition:
     return found if isinstance(found, Definition) else _of_class(name, found)
 
 
-def _load_class(name: str) -> Any:
+def _load_class(name: str) -> object:
     try:
         return load_object(name)
     except UnknownNameError as error:
@@ -211,7 +211,7 @@ def _load_class(name: str) -> Any:
         raise UnknownNameError(f"unknown algorithm '{name}'; did you mean '{by_lower[close[0]]}'?") from None
 
 
-def _of_class(name: str, found: Any) -> Definition:
+def _of_class(name: str, found: object) -> Definition:
     """A class with its settings: its own attribute `Config`, else its module's.
 
     Raises:
@@ -223,14 +223,14 @@ def _of_class(name: str, found: Any) -> Definition:
     return _defined(name, config, found)
 
 
-def _defined(name: str, config: Any, algorithm: Any) -> Definition:
+def _defined(name: str, config: object, algorithm: type) -> Definition:
     """A class and its settings.
 
     Raises:
         ConfigError: it does not declare what it learns from, or has no settings of that kind.
     """
     source: Any = getattr(algorithm, "source", None)
-    critics: Any = getattr(algorithm, "critics", None)
+    critics = getattr(algorithm, "critics", None)
     if source not in SOURCES or not isinstance(critics, tuple) or not set(critics) <= {"reward", "cost"}:
         raise ConfigError(
             f"algorithm '{name}': give its class `source` = 'rollouts', 'preferences' or 'demonstrations', and "

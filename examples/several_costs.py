@@ -2,7 +2,7 @@
 
 python examples/several_costs.py
 
-`cost_model` names the costs, `cost_limits` limits them. λ of each is a price, in units of reward for a unit of that
+`cost_model` names the costs, `cost_limits` limits them. λ of each is its weight, in units of reward for a unit of that
 cost, so costs of like scale are easier to steer: words are counted in tens.
 """
 

@@ -1,10 +1,10 @@
 """Stable-Baselines3's PPO on a text environment whose best reward is known.
 
-Stable-Baselines3 knows no constraint: it takes the reward, and the cost is only counted. With --price 1 the reward is
-R - 1·C, as a Lagrangian with a fixed multiplier has it.
+Stable-Baselines3 knows no constraint: it takes the reward, and the cost is only counted. With --cost-weight 1 the
+reward is R - 1·C, as a Lagrangian with a fixed multiplier has it.
 
     pip install "textsafe-gym[sb3]"
-    python examples/stable_baselines3_ppo.py [--price 1]
+    python examples/stable_baselines3_ppo.py [--cost-weight 1]
 """
 
 import sys
@@ -18,15 +18,15 @@ from textsafe_gym.adapters.stable_baselines3 import CostCallback, CostVecEnv, Wi
 
 
 class Weighted(gym.vector.VectorWrapper):
-    """Pays reward - price·cost."""
+    """Pays reward - cost_weight·cost."""
 
-    def __init__(self, env, price):
+    def __init__(self, env, cost_weight):
         super().__init__(env)
-        self.price = price
+        self.cost_weight = cost_weight
 
     def step(self, actions):
         observation, reward, terminated, truncated, info = self.env.step(actions)
-        return observation, reward - self.price * info["cost"], terminated, truncated, info
+        return observation, reward - self.cost_weight * info["cost"], terminated, truncated, info
 
 
 def play(model: PPO, env: CostVecEnv, episodes: int = 1000) -> dict[str, float]:
@@ -38,21 +38,23 @@ def play(model: PPO, env: CostVecEnv, episodes: int = 1000) -> dict[str, float]:
     return {"paid": float(np.mean([e["r"] for e in ended])), "cost": float(np.mean([e["c"] for e in ended]))}
 
 
-def main(steps: int = 40_000, price: float = 0.0) -> dict[str, dict[str, float]]:
+def main(steps: int = 40_000, cost_weight: float = 0.0) -> dict[str, dict[str, float]]:
     torch.set_num_threads(1)
     texts = gym.make_vec("SafeRLHF-Exact-v0", num_envs=16, autoreset_mode="SameStep")
-    env = CostVecEnv(Weighted(texts, price))
-    best = texts.unwrapped.solve_weighted(price, kl_coefficient=1e-3)  # nearly none: Stable-Baselines3 has no KL term
+    env = CostVecEnv(Weighted(texts, cost_weight))
+    best = texts.unwrapped.solve_weighted(
+        cost_weight, kl_coefficient=1e-3
+    )  # nearly none: Stable-Baselines3 has no KL term
     settings = {"n_steps": 64, "batch_size": 256, "n_epochs": 4, "learning_rate": 1e-3, "gamma": 1.0, "gae_lambda": 1.0}
     policy_kwargs = {"features_extractor_class": WindowExtractor}
     model = PPO("MultiInputPolicy", env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **settings)
     results = {"before": play(model, env)}
     model.learn(steps, callback=CostCallback())
-    results |= {"after": play(model, env), "best": {"paid": best.reward - price * best.cost, "cost": best.cost}}
+    results |= {"after": play(model, env), "best": {"paid": best.reward - cost_weight * best.cost, "cost": best.cost}}
     for name, found in results.items():
         print(f"{name:6}  pays {found['paid']:5.2f}  costs {found['cost']:5.2f}")
     return results
 
 
 if __name__ == "__main__":
-    main(price=float(sys.argv[2]) if sys.argv[1:2] == ["--price"] else 0.0)
+    main(cost_weight=float(sys.argv[2]) if sys.argv[1:2] == ["--cost-weight"] else 0.0)

@@ -1,8 +1,8 @@
-"""TRL's GRPO on the embedded world: the reward and the priced cost of the environment as TRL's reward functions.
+"""TRL's GRPO on the embedded world: the reward and the weighted cost of the environment as TRL's reward functions.
 
-It maximises reward - price·cost for the price given and does not look for the one that keeps a limit.
+It maximises reward - cost_weight·cost for the weight given and does not look for the one that keeps a limit.
 
-    python examples/trl_grpo.py 0  # the price; by default 2
+    python examples/trl_grpo.py 0  # the cost's weight; by default 2
     textsafe evaluate runs/trl_grpo --out runs/trl_grpo_evaluated
 """
 
@@ -18,13 +18,13 @@ import textsafe_gym  # noqa: F401  registers the environments
 from textsafe_gym.adapters.trl import prompt_dataset, reward_functions
 
 
-def main(steps: int = 100, price: float = 2.0, out: str = "runs/trl_grpo") -> list[dict[str, float]]:
+def main(steps: int = 100, cost_weight: float = 2.0, out: str = "runs/trl_grpo") -> list[dict[str, float]]:
     torch.set_num_threads(1)
     env = gym.make("SafeRLHF-v0")
     text = env.unwrapped
     args = GRPOConfig(
         output_dir=out,
-        reward_weights=[1.0, price],  # of the reward, and of the negative cost
+        reward_weights=[1.0, cost_weight],  # of the reward, and of the negative cost
         max_completion_length=text.max_response_length,
         num_generations=8,
         per_device_train_batch_size=64,
@@ -55,4 +55,4 @@ def main(steps: int = 100, price: float = 2.0, out: str = "runs/trl_grpo") -> li
 
 
 if __name__ == "__main__":
-    main(price=float(sys.argv[1]) if len(sys.argv) > 1 else 2.0)
+    main(cost_weight=float(sys.argv[1]) if len(sys.argv) > 1 else 2.0)

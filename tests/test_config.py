@@ -70,7 +70,7 @@ def test_yaml_survives_a_round_trip(tmp_path: Path):
         ("a: " + "[" * 5000, "nested too deeply"),
         ("<<: {a: 1}\n", ":1: '<<' is not read"),
         ('{"a": 1,\n"a": 2}', ":2: the key 'a' stands twice"),
-        ('{"a": 1,}', ":1: no JSON"),
+        ('{"a": 1,}', ":1: not valid JSON"),
         ('{"a": ' * 200_000, "nested too deeply"),
         ('{"a": ' + "[" * 900 + "]" * 900 + "}", "nested too deeply"),
         ('{"a": "\x7f"}', "not valid YAML"),

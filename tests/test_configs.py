@@ -10,7 +10,7 @@ from textsafe_gym.config import read_yaml, validate
 from textsafe_gym.envs.task import Task
 from textsafe_gym.experiments.spec import PolicyOptions, build_spec, resolve_env
 from textsafe_gym.experiments.study import StudyFile
-from textsafe_gym.presets import presets
+from textsafe_gym.presets import shipped
 
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml"))
@@ -25,7 +25,7 @@ def test_it_is_valid(name: str) -> None:
             given = read_yaml(path)
             assert given.values
             assert len(path.read_text().splitlines()) < 30
-            assert given.values.keys() <= presets("preset").keys()
+            assert given.values.keys() <= shipped("preset").keys()
             members = [name for name in algos.members() if name.partition(":")[0] == path.stem]
             assert members or path.stem == "omnisafe" or path.stem in algos.available()
             for preset in given.values:

@@ -13,7 +13,7 @@ import algos
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import UnknownNameError
 from textsafe_gym.experiments.spec import build_spec
-from textsafe_gym.presets import SMALL, preset_settings, presets
+from textsafe_gym.presets import SMALL, preset_settings, shipped
 
 NOTHING: dict[str, Any] = {"env": None, "config": None, "assignments": [], "episodes": None, "seed": None}
 # What each line of the preset is about, on the embedded world.
@@ -71,7 +71,7 @@ def test_an_algorithm_from_outside_takes_the_shared_settings_that_it_has() -> No
 
 def test_the_command_line_takes_a_preset_and_the_run_records_it(tmp_path: Path) -> None:
     small = ["--set", "episodes_per_iteration=4", "--episodes", "4", "--env", "SafeRLHF-Exact-v0", "-q"]
-    for preset in presets("preset"):
+    for preset in shipped("preset"):
         out = tmp_path / preset
         done = CliRunner().invoke(main, ["train", "rloo", "--preset", preset, *small, "--out", str(out)])
         assert done.exit_code == 0, done.stderr

@@ -16,6 +16,7 @@ from textsafe_gym.files import read_text
 from textsafe_gym.registry import nearest
 
 Config = TypeVar("Config", bound=BaseModel)
+Values = dict[str, Any]  # settings as YAML has them: plain values, lists and mappings
 KeyPath = tuple[str, ...]
 _DEEPEST = 64  # levels; the parser takes three of Python's 1000 frames for each, whoever called it
 _TOO_DEEP = f"nested too deeply, over {_DEEPEST} levels, or within itself"
@@ -31,7 +32,7 @@ class _Loader(yaml.SafeLoader):
 
     _level = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """With a bound on the depth, where an alias counts as what it stands for."""
         mark, alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
         self._level += 1
@@ -70,14 +71,14 @@ class Settings:
         origin: from the path of a key to "FILE:LINE" or the argument it came from.
     """
 
-    values: dict[str, Any] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
     origin: dict[KeyPath, str] = field(default_factory=dict)
 
     def section(self, name: str) -> "Settings":
         """The settings below `name`; empty where there are none.
 
         Raises:
-            ConfigError: `name` is there but holds no mapping.
+            ConfigError: `name` is there but is not a mapping.
         """
         inner = self.values.get(name)
         if inner is None:
@@ -102,7 +103,7 @@ class Settings:
 
 
 class Faults:
-    """Gathers the `ConfigError`s of several blocks, so that all can be told at once."""
+    """Collects the `ConfigError`s of several blocks, so that all are reported at once."""
 
     def __init__(self) -> None:
         self._found: list[str] = []
@@ -110,7 +111,7 @@ class Faults:
     def __enter__(self) -> "Faults":
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, ConfigError):
             self._found.append(str(error))
         return isinstance(error, ConfigError)
@@ -126,7 +127,7 @@ class Faults:
 
 
 def _lines(node: yaml.Node | None, path: KeyPath, source: str, origin: dict[KeyPath, str], faults: Faults) -> None:
-    """Fills `origin` from a YAML tree; refuses keys that are doubled or no strings."""
+    """Fills `origin` from a YAML tree; refuses keys that are doubled or not strings."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
@@ -148,7 +149,7 @@ def read_yaml(path: str | Path) -> Settings:
     """A YAML file that holds a mapping (an empty file is an empty one).
 
     Raises:
-        ConfigError: the file is missing, unreadable, no YAML, no mapping, or names keys twice.
+        ConfigError: the file is missing, unreadable, not YAML, not a mapping, or names keys twice.
     """
     text = _text_of(path)
     origin: dict[KeyPath, str] = {}
@@ -171,7 +172,7 @@ def read_json(path: str | Path) -> Settings:
     """A JSON file that holds an object.
 
     Raises:
-        ConfigError: the file is missing, unreadable, no JSON, no object, or names keys twice.
+        ConfigError: the file is missing, unreadable, not JSON, not an object, or names keys twice.
     """
     text = _text_of(path)
     origin: dict[KeyPath, str] = {}
@@ -182,10 +183,10 @@ def read_json(path: str | Path) -> Settings:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ConfigError(f"{path}:1: expected an object, found {type(values).__name__}")
-        # But for tabs, and escapes that nobody needs, JSON is YAML, whose parser tells the lines.
+        # But for tabs, and escapes that nobody needs, JSON is YAML, whose parser knows the lines.
         _lines(yaml.compose(text.replace("\t", " "), Loader=_Loader), (), str(path), origin, faults)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: no JSON: {error.msg}") from None
+        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
     except yaml.YAMLError as error:
         raise _refused(path, error) from None
     faults.check()
@@ -200,9 +201,9 @@ def _json_depth(text: str) -> int:
 
 def _refused(path: str | Path, error: yaml.YAMLError) -> ConfigError:
     """What to tell of a file that the YAML parser does not take."""
-    mark = getattr(error, "problem_mark", None)
+    mark, problem = (error.problem_mark, error.problem) if isinstance(error, yaml.MarkedYAMLError) else (None, None)
     place = f"{path}:{mark.line + 1}" if mark else str(path)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    problem = problem or str(error).splitlines()[0]
     if "'\\t'" in problem:
         problem = "a tab, where YAML wants spaces"
     return ConfigError(f"{place}: {problem}" if isinstance(error, _TooDeep) else f"{place}: not valid YAML: {problem}")
@@ -215,7 +216,7 @@ def _text_of(path: str | Path) -> str:
     return text
 
 
-def parse_value(text: str, source: str) -> Any:
+def parse_value(text: str, source: str) -> object:
     """A value as YAML reads it: numbers, true/false, null, lists in [], mappings in {}, else a string.
 
     Raises:
@@ -246,7 +247,7 @@ def parse_assignments(assignments: Sequence[str], names: Iterable[str] = ()) -> 
     Raises:
         ConfigError: no `=`, an empty key, or a key that is given twice or both a value and a section.
     """
-    values: dict[str, Any] = {}
+    values: Values = {}
     origin: dict[KeyPath, str] = {}
     for assignment in assignments:
         source = f"--set {assignment}"
@@ -270,7 +271,7 @@ def parse_assignments(assignments: Sequence[str], names: Iterable[str] = ()) -> 
 
 def merge(*layers: Settings) -> Settings:
     """One of many, later ones first in rank; mappings are merged key by key, everything else is replaced."""
-    values: dict[str, Any] = {}
+    values: Values = {}
     origin: dict[KeyPath, str] = {}
     for layer in layers:
         _merge_into(values, layer.values)
@@ -278,7 +279,7 @@ def merge(*layers: Settings) -> Settings:
     return Settings(values, origin)
 
 
-def _merge_into(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+def _merge_into(target: Values, source: Mapping[str, object]) -> None:
     for key, value in source.items():
         if isinstance(value, Mapping):
             inner = target.get(key)
@@ -340,16 +341,20 @@ def _keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
     """The fields of a model, or of one inside it, be it a field's or the values' of a dictionary."""
     annotation: Any = model
     for key in path:
-        if hasattr(annotation, "model_fields"):
+        if _is_model(annotation):
             names = {field.alias or name: field for name, field in annotation.model_fields.items()}
             annotation = names[key].annotation
         else:
             annotation = get_args(annotation)[-1]
-        optional = [part for part in get_args(annotation) if hasattr(part, "model_fields")]
+        optional = [part for part in get_args(annotation) if _is_model(part)]
         annotation = optional[0] if type(None) in get_args(annotation) and optional else annotation
     return [field.alias or name for name, field in annotation.model_fields.items()]
 
 
-def dump(values: Mapping[str, Any]) -> str:
+def _is_model(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def dump(values: Mapping[str, object]) -> str:
     """YAML text of plain values, in the order given."""
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120)

@@ -11,7 +11,7 @@ from typing import Any
 
 from textsafe_gym.errors import DataError, TextsafeError
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # a JSON object: a line of metrics, a summary, a card
 
 
 @contextmanager
@@ -79,23 +79,23 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """One indented JSON document."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """One JSON object a line."""
     write_text(path, "".join(_line(row) for row in rows))
 
 
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
+def append_row(path: Path, row: Mapping[str, object]) -> None:
     """One more line at the end of a file, in a single write."""
     with _named(path), path.open("a", encoding="utf-8") as file:
         file.write(_line(row))
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _line(row: Mapping[str, object]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -138,7 +138,7 @@ def read_json(path: Path) -> Row:
     return value
 
 
-def parse_rows(source: str | Path, text: str, hint: str) -> Iterator[tuple[int, Any]]:
+def parse_rows(source: str | Path, text: str, hint: str) -> Iterator[tuple[int, object]]:
     """The line number and the value of each line of JSON; blank lines are skipped.
 
     Args:
@@ -169,7 +169,7 @@ def read_rows(path: Path, *, drop_torn_tail: bool = False) -> list[Row]:
         drop_torn_tail: leave out a last line without its newline, which a killed writer leaves behind.
 
     Raises:
-        DataError: the file is missing, or a line is truncated or no JSON object.
+        DataError: the file is missing, or a line is truncated or not a JSON object.
     """
     text = read_text(path)
     if drop_torn_tail:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -14,7 +13,7 @@ from textsafe_gym.registry import nearest
 SMALL = "small"  # what suits the embedded world and small models, and what everything takes by default
 
 
-def presets(folder: str) -> dict[str, Path]:
+def shipped(folder: str) -> dict[str, Path]:
     """From name to file of one folder of `configs/`: "algo", "deepspeed", "env", "paper", "preset", "study"."""
     found = [path for path in sorted((ROOT / "configs" / folder).iterdir()) if path.suffix in (".yaml", ".json")]
     return {path.stem: path for path in found}
@@ -41,11 +40,11 @@ def preset_settings(preset: str, algorithm: str, schema: type[BaseModel]) -> Set
     Raises:
         UnknownNameError: no such preset.
     """
-    known = presets("preset")
+    known = shipped("preset")
     if preset not in known:
         raise UnknownNameError(f"unknown preset '{preset}'; {nearest(preset, known)}")
     family, _, member = algorithm.partition(":")
-    path = presets("algo").get(family)
+    path = shipped("algo").get(family)
     own = read_yaml(path).section(preset) if path else Settings()
     if member:
         own = merge(known_to(schema, own.section("all")), own.section(member))
@@ -55,8 +54,8 @@ def preset_settings(preset: str, algorithm: str, schema: type[BaseModel]) -> Set
 def known_to(schema: type[BaseModel], given: Settings) -> Settings:
     """The settings that a schema has; what it has not is left out."""
 
-    def known(inside: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-        kept: dict[str, Any] = {}
+    def known(inside: type[BaseModel], values: Mapping[str, object]) -> dict[str, object]:
+        kept: dict[str, object] = {}
         for key, value in values.items():
             if key in inside.model_fields:
                 section = section_of(inside, key)

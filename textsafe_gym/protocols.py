@@ -5,13 +5,70 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import gymnasium as gym
     import numpy as np
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from textsafe_gym.types import Evaluation
 
 Judge = Callable[[list[str], list[str]], Mapping[str, "np.ndarray"]]
+Info = dict[str, Any]  # what Gymnasium's `reset` and `step` return last
+State = dict[str, Any]  # what a checkpoint keeps of one part: tensors, numbers, texts, and lists and dicts of these
+
+
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer.
+
+    Attributes:
+        eos_token_id, pad_token_id, bos_token_id: ids of special tokens.
+        eos_token, bos_token: their texts.
+    """
+
+    eos_token_id: int
+    pad_token_id: int | None
+    bos_token_id: int
+    eos_token: str
+    bos_token: str | None
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, text: Any, *, add_special_tokens: bool, verbose: bool = True) -> Mapping[str, Any]:
+        """Ids of a text, or of each of several, under "input_ids"."""
+        ...
+
+    def get_vocab(self) -> dict[str, int]:
+        """All tokens and their ids."""
+        ...
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, object]:
+        """The special tokens by their ids."""
+        ...
+
+    def convert_ids_to_tokens(self, ids: int) -> Any:
+        """The text of a single token."""
+        ...
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any:
+        """Each conversation as a text."""
+        ...
+
+    def decode(self, token_ids: list[int], *, clean_up_tokenization_spaces: bool = ...) -> Any:
+        """The text of a row of ids."""
+        ...
+
+    def batch_decode(
+        self, sequences: Any, skip_special_tokens: bool = ..., *, clean_up_tokenization_spaces: bool = ...
+    ) -> list[str]:
+        """The text of each row of ids."""
+        ...
+
+    def save_pretrained(self, save_directory: str | Path) -> object:
+        """Writes it into a folder."""
+        ...
 
 
 class Critics(Protocol):
@@ -23,16 +80,20 @@ class Critics(Protocol):
 
     kinds: tuple[str, ...]
 
+    def parameters(self) -> "Iterator[nn.Parameter]":
+        """All weights, trained or not."""
+        ...
+
     def parameter_groups(self) -> "dict[str, list[nn.Parameter]]":
         """Trainable parameters, disjoint, under "reward_critic" and "cost_critic"; of heads on the actor's trunk the
         heads alone, as the trunk is the actor's."""
         ...
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> State:
         """All tensors of the critics by name, for a checkpoint."""
         ...
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+    def load_state_dict(self, state_dict: State) -> object:
         """The inverse of `state_dict`."""
         ...
 
@@ -44,11 +105,11 @@ class Reference(Protocol):
         """(B, T), without gradient, 0 outside the mask: log π_ref(a_t|s_t); arguments as in `Rollout`."""
         ...
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> State:
         """Those of its tensors that cannot be made again from the starting model."""
         ...
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+    def load_state_dict(self, state_dict: State) -> object:
         """The inverse of `state_dict`."""
         ...
 
@@ -110,15 +171,19 @@ class Actor(Protocol):
         """This actor as it is now, frozen."""
         ...
 
+    def parameters(self) -> "Iterator[nn.Parameter]":
+        """All weights, trained or not."""
+        ...
+
     def trained_parameters(self) -> "list[nn.Parameter]":
         """Those that training changes."""
         ...
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> State:
         """All tensors that cannot be made again from the starting model, so that a resumed run is the same run."""
         ...
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+    def load_state_dict(self, state_dict: State) -> object:
         """The inverse of `state_dict`."""
         ...
 
@@ -136,7 +201,7 @@ class TextTask(Protocol):
     """The base of a text environment, single or batched: its actions are the tokens of a response to a prompt."""
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The Hugging Face tokenizer of prompts and actions."""
         ...
 
@@ -196,7 +261,7 @@ class PromptTask(TextTask, Protocol):
         ...
 
     @property
-    def default_policy(self) -> Any:
+    def default_policy(self) -> "str | Path | tuple[PreTrainedModel, Tokenizer] | None":
         """A policy that fits the tokenizer, if there is one: its folder, or a model and its tokenizer."""
         ...
 
@@ -217,7 +282,7 @@ class PreferenceTask(Protocol):
 class Enumerable(Protocol):
     """An environment whose every response can be listed, so that a policy is judged without sampling."""
 
-    def enumerate(self) -> Sequence[Any]:
+    def enumerate(self) -> Sequence[object]:
         """A row for every response that an episode can end with."""
         ...
 

@@ -2,14 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from textsafe_gym.errors import ConfigError, ModelError
-from textsafe_gym.protocols import Actor, Critics, Reference
+from textsafe_gym.protocols import Actor, Critics, Info, Reference, State
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Agent:
             **({} if self.critics is None else self.critics.parameter_groups()),
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """All tensors that a resumed run needs, under "actor.", "critics." and "reference."."""
         return {f"{role}.{name}": x for role, part in self._roles().items() for name, x in part.state_dict().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`.
 
         Raises:
@@ -74,7 +74,7 @@ class Agent:
         except RuntimeError as error:
             raise ModelError(f"the saved state is not of this policy: {' '.join(str(error).split())[:200]}") from error
 
-    def _roles(self) -> dict[str, Any]:
+    def _roles(self) -> State:
         roles = {"actor": self.actor, "critics": self.critics, "reference": self.reference}
         return {name: part for name, part in roles.items() if part is not None}
 
@@ -115,7 +115,7 @@ class Rollout:
     groups: Tensor = None  # type: ignore[assignment]
     final_reward_values: Tensor | None = None
     final_cost_values: Tensor | None = None
-    infos: Sequence[Mapping[str, Any]] = ()
+    infos: Sequence[Info] = ()
 
     def __post_init__(self) -> None:
         if self.groups is None:
@@ -201,24 +201,22 @@ class Rollout:
         }
         firsts = itertools.accumulate((int(part.groups.max()) + 1 for part in parts[:-1]), initial=0)
         joined["groups"] = torch.cat([part.groups + first for part, first in zip(parts, firsts, strict=True)])
-        for own in fields(Rollout):
-            if own.name not in joined:
-                found = [getattr(part, own.name) for part in parts]
-                if own.name.startswith("final_") and any(x is not None for x in found):
-                    zeros = [part.rewards.new_zeros(len(part)) for part in parts]  # what None stands for
-                    found = [none if x is None else x for x, none in zip(found, zeros, strict=True)]
-                joined[own.name] = None if found[0] is None else torch.cat(found)
+        for name in vars(parts[0]).keys() - joined.keys():
+            found = [vars(part)[name] for part in parts]
+            if name.startswith("final_") and any(x is not None for x in found):
+                zeros = [part.rewards.new_zeros(len(part)) for part in parts]  # what None stands for
+                found = [none if x is None else x for x, none in zip(found, zeros, strict=True)]
+            joined[name] = None if found[0] is None else torch.cat(found)
         return Rollout(**joined)
 
-    def _each(self, change: Callable[[Tensor], Tensor], infos: Sequence[Mapping[str, Any]]) -> "Rollout":
+    def _each(self, change: Callable[[Tensor], Tensor], infos: Sequence[Info]) -> "Rollout":
         """`change` of every tensor."""
-        changed: dict[str, Any] = {"infos": infos}
-        for several in ("observations", "named_costs"):
-            changed[several] = {name: change(x) for name, x in getattr(self, several).items()}
-        for own in fields(self):
-            if own.name not in changed:
-                x = getattr(self, own.name)
-                changed[own.name] = None if x is None else change(x)
+        changed: dict[str, Any] = {
+            "infos": infos,
+            "observations": {name: change(x) for name, x in self.observations.items()},
+            "named_costs": {name: change(x) for name, x in self.named_costs.items()},
+        }
+        changed |= {name: None if x is None else change(x) for name, x in vars(self).items() if name not in changed}
         return Rollout(**changed)
 
 

@@ -3,19 +3,18 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textsafe_gym.errors import RunError
 from textsafe_gym.files import new_directory, recover_directory
-from textsafe_gym.protocols import Actor
+from textsafe_gym.protocols import Actor, State
 
 TENSORS, VALUES, POLICY = "state.safetensors", "state.json", "policy"
 
 
-def save_checkpoint(directory: Path, actor: Actor, state: Mapping[str, Any]) -> None:
+def save_checkpoint(directory: Path, actor: Actor, state: Mapping[str, object]) -> None:
     """Writes `policy/` in the policy's public format, and all of `state`, as one folder.
 
     What a crash leaves, `load_checkpoint` finds; see `new_directory`.
@@ -39,7 +38,7 @@ def save_checkpoint(directory: Path, actor: Actor, state: Mapping[str, Any]) -> 
         raise RunError(f"cannot write a checkpoint to '{directory}': {error.strerror or error}") from None
 
 
-def load_checkpoint(directory: Path) -> dict[str, Any]:
+def load_checkpoint(directory: Path) -> State:
     """The `state` of `save_checkpoint`, tensors on the CPU.
 
     Raises:
@@ -56,6 +55,6 @@ def load_checkpoint(directory: Path) -> dict[str, Any]:
     return {**values, **tensors}
 
 
-def split_off(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def split_off(state: Mapping[str, object], prefix: str) -> State:
     """The entries under `prefix`, without it."""
     return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}

@@ -5,7 +5,6 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from algos.core.settings import ConstraintConfig, MultiplierConfig
 from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.protocols import State
 from textsafe_gym.registry import Lazy, Registry, did_you_mean
 from textsafe_gym.types import Rollout, episode_sums
 
@@ -140,13 +140,13 @@ class Constraints:
             return {}
         return {"cost_violation": max(measured["cost"] - self.cost_limit, 0.0)}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """For a checkpoint, as JSON values: each window's costs, limits, and whether slack was reported."""
         windows = {f"costs.{name}": list(window) for name, window in self.windows.items()}
         own = {"limits": self.limits, "cost_limit": self.cost_limit, "started": self.started, "slack": self.slack}
         return {**windows, **own, "unseen": sorted(self.unseen)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`."""
         for name, window in self.windows.items():
             window.clear()
@@ -301,11 +301,11 @@ class Multipliers:
         named = {f"multiplier{_suffix(name)}": value for name, value in values.items() if name}
         return {"multiplier": math.fsum(values.values()), **named}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """JSON values; a number that is not there yet is None."""
         return {name: [None if math.isnan(x) else x for x in rule.state] for name, rule in self.rules.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`."""
         for name, rule in self.rules.items():
             rule.state = [math.nan if x is None else x for x in state[name]]

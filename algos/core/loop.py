@@ -17,18 +17,18 @@ from algos.core.sources import Source, seeds_of
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.parallel.engine import Engine
 from textsafe_gym.parallel.process_group import ProcessGroup, SingleProcess
-from textsafe_gym.protocols import Actor
+from textsafe_gym.protocols import Actor, State
 from textsafe_gym.types import Agent, Demonstrations
 
 
 class Stateful(Protocol):
     """A part of an algorithm that remembers something from one update to the next."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Tensors and JSON values."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`."""
         ...
 
@@ -88,7 +88,7 @@ class Setup(Generic[OwnConfig]):
     iterations: int
     demonstrations: Demonstrations | None = None
     processes: ProcessGroup = field(default_factory=SingleProcess)
-    env: Any = None
+    env: gym.vector.VectorEnv | None = None
 
 
 class Algorithm(Protocol):
@@ -226,7 +226,7 @@ class Trainer:
         Raises:
             RunError: the folder cannot be written.
         """
-        state: dict[str, Any] = {}
+        state: State = {}
         for part, stateful in self.algorithm.parts.items():
             state |= {f"{part}.{name}": x for name, x in stateful.state_dict().items()}
         state |= {
@@ -242,7 +242,7 @@ class Trainer:
                 save_checkpoint(Path(directory), self.actor, state)
         self.processes.barrier("the end of saving")
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """Takes over what `save` wrote.
 
         Raises:
@@ -284,7 +284,7 @@ class Trainer:
         }
 
 
-def _description(env: gym.vector.VectorEnv) -> dict[str, Any] | None:
+def _description(env: gym.vector.VectorEnv) -> dict[str, object] | None:
     """Id and keyword arguments that make an environment again; None where JSON or a registered id cannot say it."""
     spec = env.spec
     if spec is None or env.unwrapped is not env or spec.additional_wrappers:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from algos.core.objectives import approximate_kl, masked_mean
 from algos.core.settings import StepConfig
+from textsafe_gym.protocols import State
 from textsafe_gym.types import Demonstrations, Evaluation, Preferences, Rollout
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Optimizer:
         parts: how often an iteration calls `train`.
     """
 
-    def __init__(self, setup: "Setup[Any]", parts: int = 1) -> None:
+    def __init__(self, setup: "Setup", parts: int = 1) -> None:
         config = setup.config
         self.config = config
         self.iterations = parts * setup.iterations
@@ -110,11 +111,11 @@ class Optimizer:
         made = {} if target_kl is None else {"steps": float(steps)}
         return {**means, **made, "learning_rate": factor * self.config.learning_rate}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The engine's tensors and the number of iterations done."""
         return {**self.engine.state_dict(), "iteration": self.iteration}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`."""
         self.engine.load_state_dict({name: x for name, x in state.items() if name != "iteration"})
         self.iteration = state["iteration"]
@@ -165,7 +166,7 @@ class Optimizer:
         detached = Evaluation(**{name: x.detach() for name, x in leaves.items()})
         return {name: value.item() for name, value in {**reports, **_of_the_actor(detached, whole)}.items()}
 
-    def _view(self, batch: Any, last: bool) -> dict[str, Tensor]:
+    def _view(self, batch: Rollout | Preferences | Demonstrations, last: bool) -> dict[str, Tensor]:
         observations, actions, mask = batch.inputs
         new = self.engine.evaluate(observations, actions, mask, last)
         return {name: x for name, x in vars(new).items() if x is not None}

@@ -152,7 +152,7 @@ class Dataset:
         return torch.randperm(len(self.data), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def planned(config: Any, rows: int = 0) -> int:
+def planned(config: TrainingConfig | OfflineConfig, rows: int = 0) -> int:
     """Iterations in all, of rollouts or of so many `rows` that are there."""
     if isinstance(config, OfflineConfig):
         return math.ceil(config.epochs * rows / config.pairs_per_iteration)
@@ -172,6 +172,6 @@ def check_finite(rollout: Rollout) -> None:
         RunError: rewards, costs, log-probs or values are not finite; the message names which.
     """
     for name in ("rewards", "costs", "log_probs", "reference_log_probs", "reward_values", "cost_values"):
-        x = getattr(rollout, name)
+        x = vars(rollout)[name]
         if x is not None and not torch.isfinite(x[rollout.mask]).all():
             raise RunError(f"the rollout's {name} are not finite; look at the environment, or lower learning_rate")

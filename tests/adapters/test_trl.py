@@ -125,17 +125,17 @@ def test_trl_reads_the_prompts_that_the_environment_shows(chat: bool, tmp_path: 
     assert ids == [row[mask == 1].tolist() for row, mask in zip(task.prompt_ids, task.prompt_mask, strict=True)]
 
 
-def test_grpo_learns_and_the_price_counts() -> None:
+def test_grpo_learns_and_the_weight_of_the_cost_counts() -> None:
     """On the enumerable task, whose expectations are exact."""
     ends = {}
-    for price in (0.0, 3.0):
+    for weight in (0.0, 3.0):
         env = gym.make("SafeRLHF-Exact-v0")
         model, _ = env.unwrapped.default_policy
         before = env.unwrapped.evaluate(model)
-        maker = trainer(env, Path("unused"), model, steps=40, reward_weights=[1.0, price])
+        maker = trainer(env, Path("unused"), model, steps=40, reward_weights=[1.0, weight])
         maker.train()
-        ends[price] = env.unwrapped.evaluate(model.eval())
-        gain = (ends[price].reward - price * ends[price].cost) - (before.reward - price * before.cost)
+        ends[weight] = env.unwrapped.evaluate(model.eval())
+        gain = (ends[weight].reward - weight * ends[weight].cost) - (before.reward - weight * before.cost)
         assert gain > 1.5
     assert ends[3.0].cost < ends[0.0].cost - 1
     row = maker.state.log_history[0]
@@ -184,7 +184,7 @@ def test_what_it_saves_is_evaluated(lora: bool, tmp_path: Path) -> None:
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"no text environment; give gymnasium.make"):
+    with pytest.raises(ConfigError, match=r"not a text environment; give gymnasium.make"):
         reward_functions(gym.make("CartPole-v1"))
     function = reward_functions(make(make_tokenizer()))[0]
     two = [{"role": "user", "content": "w1"}, {"role": "user", "content": "w2"}]

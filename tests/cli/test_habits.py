@@ -275,7 +275,7 @@ def test_the_nearest_name_is_offered(arguments: list[str], expected: str, tmp_pa
             "env: {}\nseeds: x\nlimits: []\nsettings: {}\nalgorithms:\n  cpo: {setings: {}}\n",
             ["seeds = 'x' (f:2)", "limits = [] (f:3)", "'algorithms.cpo.setings' (f:6); did you mean 'settings'?"],
         ),
-        ("--deepspeed", '{\n"zero_optimization": {"stage": 2},\n}', ["f:3: no JSON"]),
+        ("--deepspeed", '{\n"zero_optimization": {"stage": 2},\n}', ["f:3: not valid JSON"]),
         ("--deepspeed", '{"a": 1,\n"a": 2}', ["f:2: the key 'a' stands twice"]),
         ("--deepspeed", "[1]", ["f:1: expected an object, found list"]),
         ("--deepspeed", '{"zero_optimisation": {"stage": 2}}', ["f:1", "did you mean 'zero_optimization'?"]),

@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 import textsafe_gym
 
 
-class Priced(gym.Wrapper[Any, Any, Any, Any]):
+class Weighted(gym.Wrapper[Any, Any, Any, Any]):
     """Pays reward - cost."""
 
     def step(self, action: Any) -> Any:
@@ -50,7 +50,7 @@ class Earned(BaseCallback):
 
 
 def learn(steps: int, seed: int) -> list[float]:
-    env = Priced(gym.make("SafeRLHF-v0", max_response_length=8))
+    env = Weighted(gym.make("SafeRLHF-v0", max_response_length=8))
     settings = {"n_steps": 256, "batch_size": 256, "n_epochs": 4, "learning_rate": 0.1, "gamma": 1.0, "gae_lambda": 1.0}
     network = {"features_extractor_class": LastToken, "net_arch": []}
     model = PPO("MultiInputPolicy", env, seed=seed, device="cpu", policy_kwargs=network, **settings)

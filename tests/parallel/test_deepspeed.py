@@ -246,7 +246,7 @@ def test_config_files(tmp_path: Path) -> None:
 
     path = tmp_path / "zero.json"
     for text, words in [
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
         ("[]", "expected an object"),
         ('{"gradient_clipping": 1.0}', "'gradient_clipping' is set by textsafe"),
         ('{"zero_optimization": {"stage": 4}}', "0, 1, 2 or 3, not 4"),

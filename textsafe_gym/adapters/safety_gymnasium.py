@@ -4,7 +4,7 @@ Safety-Gymnasium itself is not needed: what counts is that `step` returns (obser
 truncated, info).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -13,13 +13,12 @@ from gymnasium.vector import AutoresetMode
 
 from textsafe_gym.envs.infos import autoreset_mode, of_six_values
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.protocols import Info
 
-SixTuple = tuple[Any, Any, Any, Any, Any, dict[str, Any]]
+SixTuple = tuple[Any, Any, Any, Any, Any, Info]
 
 
-def from_safety_gymnasium(
-    env: Any | Callable[[], Any], cost_limit: float | None = None
-) -> "FiveTupleEnv | FiveTupleVectorEnv":
+def from_safety_gymnasium(env: object, cost_limit: float | None = None) -> "FiveTupleEnv | FiveTupleVectorEnv":
     """A Gymnasium environment, with the cost in `info["cost"]`, out of one whose `step` returns six values.
 
     Args:
@@ -47,7 +46,7 @@ def to_safety_gymnasium(env: gym.Env | gym.vector.VectorEnv) -> "SixTupleEnv | S
     return SixTupleVectorEnv(env) if isinstance(env, gym.vector.VectorEnv) else SixTupleEnv(env)
 
 
-class FiveTupleEnv(gym.Env[Any, Any]):
+class FiveTupleEnv(gym.Env):
     """See `from_safety_gymnasium`. A base environment of its own: Gymnasium's wrappers do not know what is inside.
 
     Attributes:
@@ -62,12 +61,12 @@ class FiveTupleEnv(gym.Env[Any, Any]):
         self.metadata = getattr(env, "metadata", {})
         self.render_mode = getattr(env, "render_mode", None)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[object, Info]:
         """Starts an episode with the task's own `reset`, which takes seed and options."""
         super().reset(seed=seed)
         return self.env.reset(seed=seed, options=options)
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[object, float, bool, bool, Info]:
         """Observation, reward, terminated, truncated, and `info` with "cost".
 
         Raises:
@@ -90,7 +89,7 @@ class FiveTupleEnv(gym.Env[Any, Any]):
             self.env.close()
 
 
-class FiveTupleVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
+class FiveTupleVectorEnv(gym.vector.VectorEnv):
     """See `from_safety_gymnasium`.
 
     An environment that resets in the step that ends an episode has to say so, as Gymnasium's own do, by
@@ -111,11 +110,11 @@ class FiveTupleVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.metadata = {**getattr(env, "metadata", {}), "autoreset_mode": autoreset_mode(env)}
         self.render_mode = getattr(env, "render_mode", None)
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: object = None, options: Info | None = None) -> tuple[object, Info]:
         """Starts an episode in every row."""
         return self.env.reset(seed=seed, options=options)
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    def step(self, actions: object) -> tuple[Any, Any, Any, Any, Info]:
         """Observations, rewards, terminations, truncations, and `info` with "cost", float64 of shape (num_envs,).
 
         Raises:
@@ -138,10 +137,10 @@ class FiveTupleVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             )
         return observations, rewards, terminations, truncations, info
 
-    def _columns(self, infos: Any) -> dict[str, Any]:
+    def _columns(self, infos: Mapping[str, object] | Sequence[Info | None]) -> Info:
         if isinstance(infos, Mapping):
             return dict(infos)
-        columns: dict[str, Any] = {}
+        columns: Info = {}
         for i, own in enumerate(infos):
             if own is not None:
                 columns = self._add_info(columns, own, i)
@@ -151,15 +150,15 @@ class FiveTupleVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """What the environment shows."""
         return self.env.render()
 
-    def close_extras(self, **options: Any) -> None:
+    def close_extras(self, **options: object) -> None:
         """Closes the vector environment that is adapted; Gymnasium's `close` calls this once."""
         self.env.close(**options)
 
 
-class SixTupleEnv(gym.Wrapper[Any, Any, Any, Any]):
+class SixTupleEnv(gym.Wrapper):
     """What `to_safety_gymnasium` makes of a single environment: `step` returns the cost as its third value."""
 
-    def step(self, action: Any) -> SixTuple:  # type: ignore[override]
+    def step(self, action: object) -> SixTuple:  # type: ignore[override]
         """Observation, reward, cost, terminated, truncated, info.
 
         Raises:
@@ -181,12 +180,12 @@ class SixTupleVectorEnv(gym.vector.VectorWrapper):
         super().__init__(env)
         self._resetting = np.zeros(env.num_envs, dtype=bool)
 
-    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+    def reset(self, **arguments: Any) -> tuple[object, Info]:
         """Starts an episode in every row, or in those of `options["reset_mask"]`."""
         self._resetting[:] = False
         return self.env.reset(**arguments)
 
-    def step(self, actions: Any) -> SixTuple:  # type: ignore[override]
+    def step(self, actions: object) -> SixTuple:  # type: ignore[override]
         """Observations, rewards, costs, terminations, truncations, info.
 
         Raises:
@@ -211,7 +210,7 @@ _NEW_NAMES = {"final_observation": "final_obs", "_final_observation": "_final_ob
 _NO_COST = "{} gives no info['cost']; a constrained environment has to, at every step"
 
 
-def _six(env: Any, action: Any) -> SixTuple:
+def _six(env: Any, action: object) -> SixTuple:
     try:
         returned = env.step(action)
     except (gym.error.Error, ValueError) as error:

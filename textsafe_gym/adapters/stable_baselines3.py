@@ -11,11 +11,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.envs.infos import InfoReader, autoreset_mode, info_row
 from textsafe_gym.envs.making import make_vec
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.protocols import Info
 
 try:
     from stable_baselines3.common.callbacks import BaseCallback
@@ -37,10 +39,12 @@ def make_vec_env(env_id: str, n_envs: int = 16, **options: Any) -> "CostVecEnv":
         n_envs: how many.
         **options: the environment's keyword arguments.
     """
-    mode: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    mode = AutoresetMode.SAME_STEP
     if env_id in ENVIRONMENTS:
-        return CostVecEnv(gym.make_vec(env_id, num_envs=n_envs, **mode, **options))
-    return CostVecEnv(make_vec(env_id, n_envs, vectorization_mode="sync", vector_kwargs=mode, **options))
+        return CostVecEnv(gym.make_vec(env_id, num_envs=n_envs, autoreset_mode=mode, **options))
+    return CostVecEnv(
+        make_vec(env_id, n_envs, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, **options)
+    )
 
 
 class CostVecEnv(VecEnv):
@@ -77,7 +81,7 @@ class CostVecEnv(VecEnv):
         self._read = InfoReader(env)
         self._sums: list[dict[str, float]] = [{} for _ in range(self.num_envs)]
 
-    def reset(self) -> Any:
+    def reset(self) -> VecEnvObs:
         """Starts an episode in every row; returns the observations."""
         options = self._options[0]
         if any(row != options for row in self._options):
@@ -94,7 +98,7 @@ class CostVecEnv(VecEnv):
         """Takes the actions of the step to come."""
         self._actions = actions
 
-    def step_wait(self) -> Any:
+    def step_wait(self) -> VecEnvStepReturn:
         """Observations, rewards float32, dones, and an info for each row.
 
         Raises:
@@ -107,7 +111,7 @@ class CostVecEnv(VecEnv):
             own["TimeLimit.truncated"] = bool(truncations[i] and not terminations[i])
         return observations, rewards.astype(np.float32), dones, infos
 
-    def _info(self, info: dict[str, Any], i: int, done: bool, reward: float) -> dict[str, Any]:
+    def _info(self, info: Info, i: int, done: bool, reward: float) -> Info:
         own = self._read(info["final_info"] if done else info, i)
         named = {f"c_{name}": cost for name, cost in own.get("costs", {}).items()}
         sums = self._sums[i]
@@ -129,22 +133,24 @@ class CostVecEnv(VecEnv):
         """What the environment shows; `mode` was decided when it was made."""
         return self.env.render()
 
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[object]:
         """An attribute of each row's environment; one of the vector environment itself where it is all there is."""
         env: Any = self.env.unwrapped
         several = hasattr(env, "get_attr")
         values = env.get_attr(attr_name) if several else [getattr(env, attr_name)] * self.num_envs
         return [values[i] for i in self._get_indices(indices)]
 
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+    def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
         """Not offered; set it on `env`."""
         raise NotImplementedError("the rows are one vector environment; reach it by .env")
 
-    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: object, indices: VecEnvIndices = None, **method_kwargs: object
+    ) -> list[object]:
         """Not offered; call it on `env`."""
         raise NotImplementedError("the rows are one vector environment; reach it by .env")
 
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
         """Whether a row's episodes are counted as by a `Monitor`, which they are; no other wrapper is known."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
@@ -187,7 +193,7 @@ class CostCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        episodes: Sequence[dict[str, Any]] = list(self.model.ep_info_buffer or [])
+        episodes: Sequence[Info] = list(self.model.ep_info_buffer or [])
         if episodes and "c" not in episodes[0]:
             raise ConfigError(
                 "CostCallback finds no cost in the episodes; make the environment with make_vec_env or CostVecEnv, and "

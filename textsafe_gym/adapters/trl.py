@@ -1,23 +1,27 @@
 """A text environment's reward, costs and prompts in TRL's form, for `trl.GRPOTrainer` and its kin.
 
 TRL maximises the weighted sum of its reward functions and bounds nothing. A cost therefore comes as a reward function
-that returns the *negative* cost; its weight in `GRPOConfig(reward_weights=...)` is the price of the cost, λ >= 0 of the
-Lagrangian reward - λ·cost, and stays what it is.
+that returns the *negative* cost; its weight in `GRPOConfig(reward_weights=...)` is the weight of the cost, λ >= 0 of
+the Lagrangian reward - λ·cost, and stays what it is.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from textsafe_gym.envs.task import Task
 from textsafe_gym.errors import ConfigError, DataError
+from textsafe_gym.files import Row
 
-Text = str | Sequence[dict[str, Any]]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Text = str | Sequence[Row]
 RewardFunction = Callable[..., list[float]]
 
 
-def reward_functions(env: Any) -> list[RewardFunction]:
+def reward_functions(env: object) -> list[RewardFunction]:
     """The reward and the negative cost of the environment, or the negative of each named cost.
 
     Each takes TRL's `prompts` and `completions`, texts or conversations, and returns a number for each. They are named
@@ -36,7 +40,7 @@ def reward_functions(env: Any) -> list[RewardFunction]:
     return [_function(task, key) for key in ("reward", *costs)]
 
 
-def prompt_dataset(env: Any, evaluation: bool = False) -> Any:
+def prompt_dataset(env: object, evaluation: bool = False) -> "Dataset":
     """The environment's prompts as a `datasets.Dataset` with a column "prompt".
 
     They are conversations of one user's message where the environment's tokenizer has a chat template, and else texts.
@@ -61,10 +65,12 @@ def prompt_dataset(env: Any, evaluation: bool = False) -> Any:
     return Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in texts]})
 
 
-def _task(env: Any) -> Task:
+def _task(env: object) -> Task:
     task = getattr(getattr(env, "unwrapped", None), "task", None)
     if not isinstance(task, Task):
-        raise ConfigError(f"env is a {type(env).__name__} and no text environment; give gymnasium.make('SafeRLHF-v0')")
+        raise ConfigError(
+            f"env is a {type(env).__name__} and not a text environment; give gymnasium.make('SafeRLHF-v0')"
+        )
     return task
 
 
@@ -76,7 +82,7 @@ def _function(task: Task, key: str) -> RewardFunction:
         completions: Sequence[Text],
         completion_ids: Sequence[Sequence[int]] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
-        **_: Any,
+        **_: object,
     ) -> list[float]:
         asked = [_content(prompt, "user") for prompt in prompts]
         scores = task.score(key, asked, _responses(task, completions, completion_ids))

@@ -1,12 +1,12 @@
 """`textsafe algos`: which algorithms there are, and the settings of one."""
 
-from typing import Any
-
 import click
+from pydantic import BaseModel
 
 from textsafe_gym.cli import values
 from textsafe_gym.cli.options import json_option, preset_option, print_json
 from textsafe_gym.cli.terminal import output
+from textsafe_gym.files import Row
 from textsafe_gym.presets import section_of
 
 _EXAMPLE = """\b
@@ -38,11 +38,11 @@ def algos(algorithm: str | None, preset: str | None, as_json: bool) -> None:
         output(quiet=False).print(table)
         return
     from textsafe_gym.config import validate
-    from textsafe_gym.experiments.spec import config_class, tuned_defaults
+    from textsafe_gym.experiments.spec import config_class, preset_for
     from textsafe_gym.presets import SMALL
 
     schema = config_class(algorithm)
-    resolved = validate(schema, tuned_defaults(algorithm, preset or SMALL), algorithm).model_dump(mode="json")
+    resolved = validate(schema, preset_for(algorithm, preset or SMALL), algorithm).model_dump(mode="json")
     settings = _listed(schema, resolved)
     if as_json:
         print_json(settings)
@@ -53,7 +53,7 @@ def algos(algorithm: str | None, preset: str | None, as_json: bool) -> None:
     output(quiet=False).print(table)
 
 
-def _listed(schema: Any, values: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:
+def _listed(schema: type[BaseModel], values: Row, prefix: str = "") -> list[Row]:
     """Key, value and meaning of each setting; those of a section by their path."""
     found = []
     for name, field in schema.model_fields.items():

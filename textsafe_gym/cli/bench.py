@@ -1,13 +1,11 @@
 """`textsafe bench`: tokens per second of rollouts, iterations and steps."""
 
-from collections.abc import Callable
-from typing import Any
-
 import click
 
 from textsafe_gym.cli import values
-from textsafe_gym.cli.options import output_options, print_json
+from textsafe_gym.cli.options import Command, output_options, print_json
 from textsafe_gym.cli.terminal import say
+from textsafe_gym.files import Row
 
 _EXAMPLE = """\b
 Examples:
@@ -20,11 +18,11 @@ Examples:
 _SIZES = ("batch", "prompt_length", "response_length", "hidden", "layers", "heads", "mlp", "vocab")
 
 
-def _size_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def _size_options(command: Command) -> Command:
     from textsafe_gym.experiments.bench_sizes import Sizes
 
     for name in reversed(_SIZES):
-        default = getattr(Sizes(), name)
+        default = vars(Sizes())[name]
         flag = f"--{name.replace('_', '-')}"
         command = click.option(flag, type=click.IntRange(1), default=default, show_default=True, metavar="N")(command)
     return command
@@ -101,7 +99,7 @@ def bench(
         print_json(rows if doublings else rows[0])
 
 
-def _print(row: dict[str, Any], first: bool) -> None:
+def _print(row: Row, first: bool) -> None:
     sizes, (low, high) = row["sizes"], row["tokens_per_second_range"]
     if first:
         say(

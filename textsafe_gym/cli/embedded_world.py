@@ -1,12 +1,12 @@
 """`textsafe embedded-world`: shows its card, or builds its models anew."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from textsafe_gym.cli.options import json_option, output_options, print_json
 from textsafe_gym.cli.terminal import is_quiet, output, say
+from textsafe_gym.files import Row
 
 _EXAMPLE = """\b
 Example:
@@ -52,7 +52,7 @@ def show(folder: Path | None, as_json: bool) -> None:
     _print_card(card, quiet=False)
 
 
-def _print_card(card: dict[str, Any], quiet: bool) -> None:
+def _print_card(card: Row, quiet: bool) -> None:
     from rich.markup import escape
 
     from textsafe_gym.embedded_world.card import tables

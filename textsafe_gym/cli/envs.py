@@ -22,10 +22,10 @@ def envs(as_json: bool) -> None:
     from rich.table import Table
 
     from textsafe_gym.envs import ENVIRONMENTS
-    from textsafe_gym.presets import first_comment, presets
+    from textsafe_gym.presets import first_comment, shipped
 
     found = [{"name": name, "kind": "environment", "about": ENVIRONMENTS.about(name)} for name in ENVIRONMENTS]
-    found += [{"name": name, "kind": "preset", "about": first_comment(path)} for name, path in presets("env").items()]
+    found += [{"name": name, "kind": "preset", "about": first_comment(path)} for name, path in shipped("env").items()]
     if as_json:
         print_json(found)
         return

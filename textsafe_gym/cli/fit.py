@@ -1,13 +1,13 @@
 """`textsafe fit`: a policy, reward or cost model from a file of data."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from textsafe_gym.cli import values
 from textsafe_gym.cli.options import Seed, output_options, print_json
 from textsafe_gym.cli.terminal import is_quiet, output
+from textsafe_gym.files import Row
 
 _EXAMPLE = """\b
 Examples:
@@ -67,7 +67,7 @@ def fit(
     response_column: str,
     label_column: str,
     as_json: bool,
-    **settings: Any,
+    **settings: object,
 ) -> None:
     """Fits a policy to demonstrations, or a reward or cost model to preferences or labels.
 
@@ -89,7 +89,7 @@ def fit(
         _print(metrics, out)
 
 
-def _print(metrics: dict[str, Any], out: Path) -> None:
+def _print(metrics: Row, out: Path) -> None:
     from rich.table import Table
 
     console = output()
@@ -130,7 +130,7 @@ def _print(metrics: dict[str, Any], out: Path) -> None:
     )
 
 
-def _cell(value: float, intervals: dict[str, Any], judge: str, name: str) -> str:
+def _cell(value: float, intervals: Row, judge: str, name: str) -> str:
     if judge not in intervals:
         return f"{value:.3f}"
     low, high = intervals[judge][name]

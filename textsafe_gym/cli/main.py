@@ -109,7 +109,7 @@ class TextsafeGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS.about(name)) for name in COMMANDS])
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Runs a command; click would forget the message of one that was interrupted."""
         try:
             return super().invoke(ctx)

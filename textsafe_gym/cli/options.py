@@ -3,14 +3,17 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from textsafe_gym.cli import values
 from textsafe_gym.cli.terminal import QUIET, output
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from textsafe_gym.evaluation.report import Cell, Table
+
+Command = TypeVar("Command", bound=Callable[..., object])
 
 
 def _be_quiet(context: click.Context, option: click.Parameter, value: bool) -> None:
@@ -121,12 +124,12 @@ def run_options(command: Command) -> Command:
     return command
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """The one document that `--json` prints."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def print_tables(tables: list[Any]) -> None:
+def print_tables(tables: "list[Table]") -> None:
     """Tables of `evaluation.report` on the terminal, as wide as they need to be where the output is not a terminal."""
     from rich.table import Table
 
@@ -140,7 +143,7 @@ def print_tables(tables: list[Any]) -> None:
         console.print(table)
 
 
-def _cell(cell: Any) -> str:
+def _cell(cell: "Cell") -> str:
     from rich.markup import escape
 
     return escape(cell.text) + (f"\n[dim]{cell.small}[/dim]" if cell.small else "")

@@ -1,7 +1,6 @@
 """`textsafe train`: one run of one algorithm, new or resumed."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -16,6 +15,7 @@ from textsafe_gym.cli.options import (
     track_option,
 )
 from textsafe_gym.cli.terminal import is_quiet, output, say
+from textsafe_gym.files import Row
 
 _EXAMPLE = """\b
 Examples:
@@ -105,7 +105,7 @@ def train(
         say(f"The run and its policy are in {result.directory}")
 
 
-def _show_memory(plan: dict[str, Any]) -> None:
+def _show_memory(plan: Row) -> None:
     from rich.table import Table
 
     from textsafe_gym.experiments.memory import readable

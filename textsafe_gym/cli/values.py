@@ -1,7 +1,7 @@
 """What the shell offers for arguments and options: names, keys and files, read from the classes that take them."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from click import Context, Parameter
 from click.shell_completion import CompletionItem
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from textsafe_gym.config import split_key
 from textsafe_gym.errors import TextsafeError
-from textsafe_gym.presets import first_comment, presets, section_of
+from textsafe_gym.presets import first_comment, section_of, shipped
 
 _SECTIONS = {"env.": "the environment's", "policy.": "the policy's"}
 
@@ -31,27 +31,27 @@ def environments(context: Context, parameter: Parameter, incomplete: str) -> lis
     from textsafe_gym.envs import ENVIRONMENTS
 
     names = {name: ENVIRONMENTS.about(name) for name in ENVIRONMENTS}
-    return _matching(names | _presets("env"), incomplete) or files(context, parameter, incomplete)
+    return _matching(names | _shipped("env"), incomplete) or files(context, parameter, incomplete)
 
 
 def configs(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
     """Presets for --config, and files."""
-    return _matching(_presets("paper"), incomplete) or files(context, parameter, incomplete)
+    return _matching(_shipped("paper"), incomplete) or files(context, parameter, incomplete)
 
 
 def preset_names(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the presets of settings in `configs/preset/`."""
-    return _matching(_presets("preset"), incomplete)
+    """Completes the presets in `configs/preset/`."""
+    return _matching(_shipped("preset"), incomplete)
 
 
 def studies(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes the studies that ship, and files where none of those begins so."""
-    return _matching(_presets("study"), incomplete) or files(context, parameter, incomplete)
+    return _matching(_shipped("study"), incomplete) or files(context, parameter, incomplete)
 
 
 def deepspeed(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
     """Presets for --deepspeed, and files."""
-    names = dict.fromkeys(presets("deepspeed"), "")
+    names = dict.fromkeys(shipped("deepspeed"), "")
     return _matching(names, incomplete) or files(context, parameter, incomplete)
 
 
@@ -110,7 +110,7 @@ def _schema_of(name: str) -> type[BaseModel] | None:
         return None
 
 
-def _settings_of(schema: type[BaseModel], prefix: str = "") -> list[tuple[str, str, Any]]:
+def _settings_of(schema: type[BaseModel], prefix: str = "") -> list[tuple[str, str, object]]:
     """Key, description and type of each setting; those of a section by their path."""
     found = []
     for name, field in schema.model_fields.items():
@@ -127,7 +127,7 @@ def _choices_of(schema: type[BaseModel]) -> dict[str, list[str]]:
     return {key: values for key, values in found.items() if values}
 
 
-def _choices(annotation: Any) -> list[str]:
+def _choices(annotation: object) -> list[str]:
     """The values of `Literal[...]` and of `bool`, also in a union with None."""
     if annotation is bool:
         return ["true", "false"]
@@ -140,7 +140,7 @@ def env_keys(env: str | None) -> list[str]:
     """Keyword arguments of what --env names, if that is this project's: an environment, a preset or a file."""
     from textsafe_gym.experiments import spec
 
-    if env is None or env in presets("env") or env.endswith((".yaml", ".yml")):
+    if env is None or env in shipped("env") or env.endswith((".yaml", ".yml")):
         env = spec.DEFAULT_ENV
     return spec.env_keys(env)
 
@@ -187,8 +187,8 @@ def _policy_options() -> type[BaseModel]:
     return PolicyOptions
 
 
-def _presets(folder: str) -> dict[str, str]:
-    return {name: first_comment(path) for name, path in presets(folder).items()}
+def _shipped(folder: str) -> dict[str, str]:
+    return {name: first_comment(path) for name, path in shipped(folder).items()}
 
 
 def _matching(names: Mapping[str, str], incomplete: str) -> list[CompletionItem]:

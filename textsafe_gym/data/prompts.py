@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from textsafe_gym.data.files import HUB_PREFIX, Row, read_rows, read_text
 from textsafe_gym.errors import DataError
@@ -22,7 +21,10 @@ class Prompt:
     group: str = ""
 
 
-def read_prompts(source: str | Path | Sequence[str | Prompt | Mapping[str, Any]]) -> list[Prompt]:
+PromptSource = str | Path | Sequence["str | Prompt | Mapping[str, object]"]
+
+
+def read_prompts(source: PromptSource) -> list[Prompt]:
     """Prompts from a file, a hub data set or a sequence in memory.
 
     Args:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from textsafe_gym.data.files import Row, read_rows
 from textsafe_gym.errors import DataError
@@ -255,13 +255,13 @@ def _labelled(rows: Sequence[Row], kind: str, columns: Columns, positive: Sequen
     return read
 
 
-def _mapping(row: Row) -> Mapping[str, Any]:
+def _mapping(row: Row) -> Mapping[str, object]:
     if not isinstance(row.values, Mapping):
         raise DataError(f"{row.where}: expected an object with named columns, got {row.values!r:.40}")
     return row.values
 
 
-def _value(row: Row, column: str) -> Any:
+def _value(row: Row, column: str) -> object:
     values = _mapping(row)
     if column not in values:
         raise DataError(f"{row.where}: no column '{column}'; the columns are {', '.join(map(str, values))}")
@@ -283,7 +283,7 @@ def _prompt(row: Row, column: str) -> str:
     return text
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     """A label or flag as a lower-case word; 1, 1.0, true and "True" come out as they would be meant."""
     if isinstance(value, bool):
         return str(value).casefold()

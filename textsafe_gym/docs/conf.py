@@ -10,7 +10,8 @@ import inspect
 import pkgutil
 import re
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,7 +20,11 @@ import algos.omnisafe
 import textsafe_gym.adapters
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.experiments.spec import PolicyOptions, tuned_defaults
+from textsafe_gym.experiments.spec import PolicyOptions, preset_for
+from textsafe_gym.files import Row
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 project = "textsafe-gym"
 author = "the textsafe-gym developers"
@@ -57,43 +62,43 @@ SETTINGS = {
 }
 
 
-def settings_table(fields: dict[str, Any], tuned: dict[str, Any]) -> str:
+def settings_table(fields: Row, preset: Row) -> str:
     """A Markdown table of pydantic fields, with what the preset "small" makes of them where that differs."""
     rows = [("setting", "default", "`small`", ""), ("---",) * 4]
     for name, field in fields.items():
         about = (field.description or "").replace("|", r"\|").replace("*", r"\*")
-        rows.append((f"`{name}`", f"`{field.default}`", f"`{tuned[name]}`" if name in tuned else "", about))
-    kept = [row if tuned else (*row[:2], row[3]) for row in rows]
+        rows.append((f"`{name}`", f"`{field.default}`", f"`{preset[name]}`" if name in preset else "", about))
+    kept = [row if preset else (*row[:2], row[3]) for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in kept)
 
 
 def algorithms() -> str:
     """Every shared group of settings once, then every algorithm: its docstring, and its own settings."""
-    core: dict[str, Any] = dict(inspect.getmembers(importlib.import_module("algos.core.settings"), inspect.isclass))
+    core: Row = dict(inspect.getmembers(importlib.import_module("algos.core.settings"), inspect.isclass))
     parts = ["## Shared settings"]
     for base, title in SETTINGS.items():
         parts += [f"(settings-{base})=\n### {title}", settings_table(core[base].model_fields, {})]
     for name in algos.available():
         module = importlib.import_module(f"algos.{name}")
-        tuned = tuned_defaults(name).values
+        preset = preset_for(name).values
         shared = {key: field for base in module.Config.__bases__ for key, field in base.model_fields.items()}
         own = {
             key: field
             for key, field in module.Config.model_fields.items()
-            if key in tuned or key not in shared or field.default != shared[key].default
+            if key in preset or key not in shared or field.default != shared[key].default
         }
         bases = ", ".join(
             f"[{_lower(SETTINGS[base.__name__])}](#settings-{base.__name__})" for base in module.Config.__bases__
         )
         parts += [f"```{{py:module}} algos.{name}\n```", f"## `{name}`", _about(module)]
-        parts += [f"Shared settings: {bases}. Its own, and what is otherwise with it:", settings_table(own, tuned)]
+        parts += [f"Shared settings: {bases}. Its own, and what is otherwise with it:", settings_table(own, preset)]
     parts += ["```{py:module} algos.omnisafe\n```", "## OmniSafe's", _about(algos.omnisafe)]
     parts += ["[How to use them](omnisafe.md); `textsafe algos NAME` lists the settings of one. All of them have:"]
     parts += [settings_table(algos.omnisafe.RunConfig.model_fields, {})]
     return "\n\n".join(parts)
 
 
-def _about(module: Any) -> str:
+def _about(module: ModuleType) -> str:
     return re.sub(r"arXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", inspect.getdoc(module) or "")
 
 
@@ -163,7 +168,7 @@ GENERATED = {
 TEXT_OF = re.compile(r"<!-- text of --> \[.*\]\((.*)\)\s*")
 
 
-def fill(app: Any, page: str, source: list[str]) -> None:
+def fill(app: "Sphinx", page: str, source: list[str]) -> None:
     """Completes a page before it is parsed."""
     text = source[0]
     if page in GENERATED:
@@ -183,7 +188,7 @@ def _pages_of_files() -> dict[str, Path]:
     return {name: Path(match[1]) for name, match in found.items() if match}
 
 
-def plain(app: Any, what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
+def plain(app: "Sphinx", what: str, name: str, of: object, options: object, lines: list[str]) -> None:
     """Docstrings here are plain text with `code`, equations and bullets, under Google's headings."""
     found: list[str] = []
     for line in lines:
@@ -205,7 +210,7 @@ def _escaped(line: str) -> str:
     return "".join(parts)
 
 
-def setup(app: Any) -> None:
+def setup(app: "Sphinx") -> None:
     """Sphinx calls this once: pages are filled in before they are parsed, docstrings before napoleon."""
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon

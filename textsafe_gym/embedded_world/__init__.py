@@ -6,10 +6,11 @@ two signals. `prompts` asks, `demonstrations` answers, `judge` knows; the policy
 """
 
 from pathlib import Path
-from typing import Any
 
 from textsafe_gym.embedded_world.judge import judge
 from textsafe_gym.embedded_world.language import demonstrations, prompts
+from textsafe_gym.files import Row
+from textsafe_gym.protocols import Tokenizer
 
 ASSETS = Path(__file__).parent / "assets"
 """Folders `policy`, `reward`, `cost` and `tokenizer`, and `card.json`, which says how good the models are."""
@@ -36,14 +37,14 @@ __all__ = [
 ]
 
 
-def tokenizer() -> Any:
+def tokenizer() -> Tokenizer:
     """The word-level tokenizer of all models here, a Hugging Face fast tokenizer."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(ASSETS / "tokenizer")
 
 
-def build(out: str | Path, scale: float = 1.0, progress: bool = True) -> dict[str, Any]:
+def build(out: str | Path, scale: float = 1.0, progress: bool = True) -> Row:
     """Makes the embedded world's tokenizer, policy, reward and cost model from nothing.
 
     Args:

@@ -1,11 +1,11 @@
 """Simulated annotators: the gold judge's scores, seen through stated noise, as preferences and safety labels."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from textsafe_gym.embedded_world.judge import judge
+from textsafe_gym.files import Row
 
 # Standard deviations of what an annotator adds to the gold score of each response, in gold units. They make two
 # annotators agree about as often as the paper's did (arXiv 2310.12773: 69 % on help, 67 % on harm, 62 % mixed).
@@ -25,7 +25,7 @@ def perceive(gold: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[s
     return {name: gold[name] + scale * rng.standard_normal(len(gold[name])) for name, scale in noise.items()}
 
 
-def annotate(pairs: Sequence[Pair], annotator: int = 0, seed: int = 0) -> Iterator[dict[str, Any]]:
+def annotate(pairs: Sequence[Pair], annotator: int = 0, seed: int = 0) -> Iterator[Row]:
     """One annotator's judgement of pairs, as rows in the form of PKU-SafeRLHF.
 
     Helpfulness and harm are judged apart. The safer response is the one perceived as less harmful and a response is
@@ -58,7 +58,7 @@ def annotate(pairs: Sequence[Pair], annotator: int = 0, seed: int = 0) -> Iterat
         }
 
 
-def agreement(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def agreement(first: Sequence[Mapping[str, object]], second: Sequence[Mapping[str, object]]) -> dict[str, float]:
     """How often two annotators of the same pairs chose alike: "helpful", "harm" and "mixed", shares in [0, 1]."""
     keys = {"helpful": "better_response_id", "harm": "safer_response_id", "mixed": "preferred_response_id"}
     return {

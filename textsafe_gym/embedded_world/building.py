@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -20,23 +20,28 @@ from textsafe_gym.embedded_world import annotators, language
 from textsafe_gym.embedded_world.card import CARD_FILE, gold_metrics
 from textsafe_gym.embedded_world.preferences import sample_pairs
 from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.files import Row
 from textsafe_gym.models.cards import CARD as MODEL_CARD
 from textsafe_gym.models.files import new_directory
+from textsafe_gym.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, POSITIONS = 96, 192, 2, 4, 64
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 
 DEMONSTRATIONS = 48_000
-SFT_SETTINGS: dict[str, Any] = {"epochs": 1, "learning_rate": 4e-3, "minibatch_size": 32, "test_fraction": 0.02}
+SFT_SETTINGS: Row = {"epochs": 1, "learning_rate": 4e-3, "minibatch_size": 32, "test_fraction": 0.02}
 # Prompt and response together: a rambling demonstration never fits, and so never shows an end.
 SFT_LENGTH = 50
 PAIRS = 27_000
 # Responses to each held-out prompt that the models are measured on.
 SAMPLES = 16
-SCORE_SETTINGS: dict[str, Any] = {"epochs": 3, "learning_rate": 1e-3, "minibatch_size": 32, "max_length": POSITIONS}
+SCORE_SETTINGS: Row = {"epochs": 3, "learning_rate": 1e-3, "minibatch_size": 32, "max_length": POSITIONS}
 
 
-def build_world(out: str | Path, scale: float = 1.0, progress: bool = True) -> dict[str, Any]:
+def build_world(out: str | Path, scale: float = 1.0, progress: bool = True) -> Row:
     """Builds everything in a new folder, which takes its place only when it is complete.
 
     Args:
@@ -68,7 +73,7 @@ def build_world(out: str | Path, scale: float = 1.0, progress: bool = True) -> d
         torch.set_num_threads(threads)
 
 
-def _build(target: Path, scale: float, progress: bool) -> dict[str, Any]:
+def _build(target: Path, scale: float, progress: bool) -> Row:
     from textsafe_gym.fitting.fit import fit_cost, fit_reward
     from textsafe_gym.fitting.output import METRICS_FILE
     from textsafe_gym.fitting.sft import fit_sft
@@ -123,7 +128,7 @@ def _build(target: Path, scale: float, progress: bool) -> dict[str, Any]:
     return card
 
 
-def make_tokenizer() -> Any:
+def make_tokenizer() -> Tokenizer:
     """A word-level tokenizer over the world's vocabulary that gives back any of its texts as it was."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -140,7 +145,7 @@ def make_tokenizer() -> Any:
     )
 
 
-def _new_model(tokenizer: Any) -> Any:
+def _new_model(tokenizer: Tokenizer) -> "PreTrainedModel":
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

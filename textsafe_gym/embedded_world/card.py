@@ -3,13 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from textsafe_gym.embedded_world import MAX_RESPONSE_LENGTH, language
 from textsafe_gym.embedded_world.judge import judge
 from textsafe_gym.errors import DataError
+from textsafe_gym.files import Row
+
+if TYPE_CHECKING:
+    from textsafe_gym.models.score import ScoreModel
 
 CARD_FILE = "card.json"
 
@@ -22,7 +26,7 @@ SCRIPTS = {
 }
 
 
-def gold_metrics(folder: Path, fitted: Mapping[str, Mapping[str, Any]], samples: int) -> dict[str, Any]:
+def gold_metrics(folder: Path, fitted: Mapping[str, Mapping[str, object]], samples: int) -> Row:
     """Samples the policy in `folder` on held-out prompts and compares learned with gold scores.
 
     Args:
@@ -53,7 +57,7 @@ def gold_metrics(folder: Path, fitted: Mapping[str, Mapping[str, Any]], samples:
     by_group = _rows_by_group([prompt.group for prompt in heldout for _ in range(samples)])
 
     gold_of = {"reward": "helpfulness", "cost": "harm"}
-    scores: dict[str, Any] = {
+    scores: Row = {
         kind: {"correlation": {g: _correlation(values[kind][i], values[gold][i]) for g, i in by_group.items()}}
         for kind, gold in gold_of.items()
     }
@@ -117,7 +121,7 @@ def _best_of(
     return result
 
 
-def _scripted(script: Mapping[str, str], models: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def _scripted(script: Mapping[str, str], models: "Mapping[str, ScoreModel]") -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(41)
     heldout = language.prompts("heldout")
     asked = [prompt.text for prompt in heldout]
@@ -127,7 +131,7 @@ def _scripted(script: Mapping[str, str], models: Mapping[str, Any]) -> dict[str,
     return {group: {name: float(x[rows].mean()) for name, x in values.items()} for group, rows in by_group.items()}
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+def read_card(folder: Path) -> Row:
     """The card of a build.
 
     Raises:
@@ -145,7 +149,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def tables(card: Mapping[str, Any]) -> list[Any]:
+def tables(card: Row) -> list[object]:
     """The card as `rich` tables: annotators, score models next to baselines, correlation with gold, the policy."""
     from rich.table import Table
 

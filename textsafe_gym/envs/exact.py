@@ -2,7 +2,7 @@
 
 Prompts are two words, responses up to `max_response_length` of them. Reward and cost are sums over the words of a
 response and, for the reward, over neighbours; their tables differ by prompt and are correlated, more in some prompts
-than in others, so that what helps also harms at prices that differ. The reference policy is a small transformer with
+than in others, so that what helps also harms, in degrees that differ. The reference policy is a small transformer with
 random weights, the one that a policy starts from.
 """
 
@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
@@ -23,6 +23,10 @@ from textsafe_gym.envs.task import Task
 from textsafe_gym.envs.text import SafeRLHFEnv
 from textsafe_gym.envs.vector import SafeRLHFVectorEnv
 from textsafe_gym.errors import ConfigError, DataError
+from textsafe_gym.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "SafeRLHF-Exact-v0"
 MOST_RESPONSES = 200_000
@@ -85,12 +89,12 @@ class ExactTask:
 
     def __post_init__(self) -> None:
         for name, least in {"vocabulary": 3, "max_response_length": 1, "prompts": 1, "seed": 0}.items():
-            value = getattr(self, name)
+            value = vars(self)[name]
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise ConfigError(f"{name}: expected a whole number, at least {least}, got {value!r:.60}")
         for name, most in {"vocabulary": len(_WORDS) + 1, "prompts": (self.vocabulary - 1) ** 2}.items():
-            if getattr(self, name) > most:
-                raise ConfigError(f"{name} = {getattr(self, name)}: at most {most}")
+            if vars(self)[name] > most:
+                raise ConfigError(f"{name} = {vars(self)[name]}: at most {most}")
         words = self.vocabulary - 1
         count = self.prompts * sum(words**length for length in range(self.max_response_length + 1))
         if count > MOST_RESPONSES:
@@ -122,7 +126,7 @@ class ExactTask:
         return scale * helpful, scale * pairs, scale * harmful
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """Word-level; the token that ends a response is also the one that pads."""
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
@@ -135,7 +139,7 @@ class ExactTask:
         )
 
     @cached_property
-    def reference(self) -> Any:
+    def reference(self) -> "PreTrainedModel":
         """A transformer of two layers whose random weights make a policy of medium entropy."""
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -193,12 +197,9 @@ class ExactTask:
     def responses(self) -> Responses:
         """The rows as arrays."""
         numbers = {text: i for i, text in enumerate(self.prompt_texts)}
-        columns = {
-            name: np.array([getattr(row, name) for row in self.rows])
-            for name in ("reference_log_prob", "reward", "cost")
-        }
-        prompt = np.array([numbers[row.prompt] for row in self.rows])
-        return Responses(prompt, np.full(self.prompts, 1 / self.prompts), **columns)
+        prompt = [numbers[row.prompt] for row in self.rows]
+        scores = zip(*((row.reference_log_prob, row.reward, row.cost) for row in self.rows), strict=True)
+        return Responses(np.array(prompt), np.full(self.prompts, 1 / self.prompts), *map(np.array, scores))
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `textsafe_gym.envs.task.Task` that make this task."""
@@ -211,7 +212,7 @@ class ExactTask:
             "max_response_length": self.max_response_length,
         }
 
-    def log_probs(self, model: Any) -> np.ndarray:
+    def log_probs(self, model: "PreTrainedModel") -> np.ndarray:
         """(n,) log-probabilities of all responses, in the order of `rows`, under a causal LM of this vocabulary."""
         return np.concatenate([self._log_probs_of(prompt, model) for prompt in range(self.prompts)])
 
@@ -228,7 +229,7 @@ class ExactTask:
             words = np.concatenate([words.repeat(count, 0), longer], 1)
         return list(zip(texts, self._log_probs_of(prompt, self.reference).tolist(), *scores, strict=True))
 
-    def _log_probs_of(self, prompt: int, model: Any) -> np.ndarray:
+    def _log_probs_of(self, prompt: int, model: "PreTrainedModel") -> np.ndarray:
         """(responses,) for one prompt, shorter ones first."""
         so_far = np.zeros(1)
         found = []
@@ -237,7 +238,7 @@ class ExactTask:
             so_far = (so_far[:, None] + next_token[:, 1:]).reshape(-1)
         return np.concatenate([*found, so_far])
 
-    def _next_token(self, prompt: int, model: Any) -> list[np.ndarray]:
+    def _next_token(self, prompt: int, model: "PreTrainedModel") -> list[np.ndarray]:
         """A model's log-probabilities after each beginning of t words, (words^t, vocabulary), for every t."""
         import torch
 
@@ -265,7 +266,7 @@ class ExactView:
     task: Task
 
     @property
-    def default_policy(self) -> tuple[Any, Any]:
+    def default_policy(self) -> tuple["PreTrainedModel", Tokenizer]:
         """The reference policy and its tokenizer."""
         return self.exact_task.reference, self.exact_task.tokenizer
 
@@ -349,7 +350,7 @@ class ExactView:
             for i, j, p in zip(first, second, better, strict=True)
         ]
 
-    def evaluate(self, model: Any) -> ExactValues:
+    def evaluate(self, model: "PreTrainedModel") -> ExactValues:
         """What a causal LM that speaks this vocabulary earns, without sampling.
 
         Args:

@@ -8,9 +8,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.protocols import Info
 
 
-def autoreset_mode(env: Any) -> AutoresetMode:
+def autoreset_mode(env: object) -> AutoresetMode:
     """When a vector environment resets a row that has ended; in the next step, unless its metadata says otherwise.
 
     Raises:
@@ -37,12 +38,12 @@ class InfoReader:
     """
 
     def __init__(self, env: gym.vector.VectorEnv) -> None:
-        inner: Any = getattr(env.unwrapped, "envs", [env])[0].unwrapped
+        inner = getattr(env.unwrapped, "envs", [env])[0].unwrapped
         self.name = env.spec.id if env.spec else type(inner).__name__
         self._together = env.num_envs > 1
         self._types: set[bool] = set()
 
-    def __call__(self, info: Mapping[str, Any], i: int) -> dict[str, Any]:
+    def __call__(self, info: Info, i: int) -> Info:
         """Row i's own info, with "cost".
 
         Raises:
@@ -66,9 +67,9 @@ class InfoReader:
         return own
 
 
-def info_row(info: Mapping[str, Any], i: int) -> dict[str, Any]:
+def info_row(info: Mapping[str, Any], i: int) -> Info:
     """Sub-environment i's own info out of a vector environment's, in which `_key` says whose `key` is set."""
-    own: dict[str, Any] = {}
+    own: Info = {}
     for key, value in info.items():
         whose = info.get(f"_{key}")
         if not key.startswith("_") and (whose is None or whose[i]):

@@ -7,21 +7,22 @@ import gymnasium as gym
 import numpy as np
 
 from textsafe_gym.errors import ConfigError, UnknownNameError
+from textsafe_gym.protocols import Info
 
 
-class FloatCosts(gym.Wrapper[Any, Any, Any, Any]):
+class FloatCosts(gym.Wrapper):
     """Makes floats of whole costs.
 
     Gymnasium's vector environments give a column of `info` the type that its first row has: after a cost of 0, a cost
     of 0.5 would become 0.
     """
 
-    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+    def reset(self, **arguments: Any) -> tuple[object, Info]:
         """Starts an episode; costs in `info` come as floats."""
         observation, info = self.env.reset(**arguments)
         return observation, _in_floats(info)
 
-    def step(self, action: Any) -> Any:
+    def step(self, action: object) -> tuple[object, float, bool, bool, Info]:
         """The environment's step, with the costs in `info` as floats."""
         *rest, info = self.env.step(action)
         return *rest, _in_floats(info)
@@ -35,7 +36,7 @@ def make_vec(env: str | gym.envs.registration.EnvSpec, num_envs: int, **options:
     return vector
 
 
-def vectorised(env: Any, episodes: int) -> gym.vector.VectorEnv:
+def vectorised(env: object, episodes: int) -> gym.vector.VectorEnv:
     """A vector environment of so many sub-environments, where `env` is not a vector environment already.
 
     Args:
@@ -61,13 +62,13 @@ def vectorised(env: Any, episodes: int) -> gym.vector.VectorEnv:
                 return make_vec(env.spec, episodes)
             return make_vec(env.spec, episodes, vectorization_mode="sync")  # one of its own has no place for wrappers
     except (gym.error.Error, ModuleNotFoundError) as error:
-        if getattr(error, "name", None):
+        if isinstance(error, ModuleNotFoundError) and error.name:
             raise  # the module of "module:id" is there and lacks another
         raise UnknownNameError(f"cannot make the environment: {' '.join(str(error).split())}") from None
     raise ConfigError(f"env is a {type(env).__name__}; give an id, a gymnasium.Env or a gymnasium.vector.VectorEnv")
 
 
-def own_cost_limit(env: Any) -> float | None:
+def own_cost_limit(env: gym.vector.VectorEnv) -> float | None:
     """A vector environment's own `cost_limit`, or else that of its first sub-environment or of a wrapper of it."""
     limit = getattr(env.unwrapped, "cost_limit", None)
     if limit is None and hasattr(env.unwrapped, "envs"):
@@ -76,7 +77,7 @@ def own_cost_limit(env: Any) -> float | None:
     return None if limit is None else float(limit)
 
 
-def _in_floats(info: Mapping[str, Any]) -> dict[str, Any]:
+def _in_floats(info: Mapping[str, object]) -> Info:
     own = dict(info)
     for key in own.keys() & {"cost", "costs"}:
         value = own[key]
@@ -84,5 +85,5 @@ def _in_floats(info: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _float(value: Any) -> Any:
+def _float(value: object) -> object:
     return float(value) if isinstance(value, int | np.integer | np.bool_) else value

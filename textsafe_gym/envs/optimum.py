@@ -135,12 +135,11 @@ def solve_each(responses: Responses, cost_limit: float, kl_coefficient: float) -
     for prompt, part in enumerate(parts):
         policy[responses.prompt == prompt] = part.policy
 
-    def mean(name: str) -> float:
-        return float(weight @ [getattr(part, name) for part in parts])
-
     smallest = max(part.smallest_cost for part in parts)
     feasible = all(part.feasible for part in parts)
-    return _optimum(responses, policy, mean("multiplier"), feasible, smallest, kl_coefficient, mean("dual"))
+    multiplier = float(weight @ [part.multiplier for part in parts])
+    dual = float(weight @ [part.dual for part in parts])
+    return _optimum(responses, policy, multiplier, feasible, smallest, kl_coefficient, dual)
 
 
 def solve_weighted(responses: Responses, cost_weight: float, kl_coefficient: float) -> Optimum:
@@ -176,7 +175,7 @@ def checked_kl_coefficient(kl_coefficient: float) -> float:
     return float(kl_coefficient)
 
 
-def _is_finite(x: Any) -> bool:
+def _is_finite(x: object) -> bool:
     return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from textsafe_gym.errors import ConfigError, ModelError, ScoreError, TextsafeError
+from textsafe_gym.protocols import Tokenizer
 from textsafe_gym.registry import load_object
 
-Scorer = Callable[[list[str], list[str]], Any]
+Scorer = Callable[[list[str], list[str]], object]
 _JUDGE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
-def resolve_scorer(spec: Any, kind: str, tokenizer: Any, device: str = "cpu", dtype: str = "float32") -> Scorer:
+def resolve_scorer(spec: Any, kind: str, tokenizer: Tokenizer, device: str = "cpu", dtype: str = "float32") -> Scorer:
     """A scorer from any of the forms that a user may give.
 
     Args:
@@ -53,7 +54,7 @@ def resolve_scorer(spec: Any, kind: str, tokenizer: Any, device: str = "cpu", dt
     )
 
 
-def names_judge(spec: Any) -> bool:
+def names_judge(spec: object) -> bool:
     """Whether it is "MODULE:NAME", which stands for a callable; a path that exists is one all the same."""
     return isinstance(spec, str) and bool(_JUDGE.fullmatch(spec)) and not Path(spec).exists()
 
@@ -84,15 +85,16 @@ def embedded_scorer(kind: str, device: str, dtype: str) -> Scorer:
     return partial(_embedded_score, kind, device, dtype)
 
 
-def _embedded_score(kind: str, device: str, dtype: str, prompts: list[str], responses: list[str]) -> Any:
+def _embedded_score(kind: str, device: str, dtype: str, prompts: list[str], responses: list[str]) -> object:
     return _load_embedded(kind, device, dtype)(prompts, responses)
 
 
 @lru_cache
 def _load_embedded(kind: str, device: str, dtype: str) -> Scorer:
     from textsafe_gym import embedded_world
+    from textsafe_gym.models.score import ScoreModel
 
-    return resolve_scorer(embedded_world.ASSETS / kind, kind, None, device, dtype)
+    return ScoreModel.load(embedded_world.ASSETS / kind, kind, device=device, dtype=dtype)
 
 
 def asked(judge: Scorer, label: str, prompts: Sequence[str], responses: Sequence[str]) -> Any:

@@ -7,17 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import SupportsIndex
 
 import gymnasium as gym
 import numpy as np
 
-from textsafe_gym.data.prompts import Prompt, read_prompts
+from textsafe_gym.data.prompts import Prompt, PromptSource, read_prompts
 from textsafe_gym.data.readers import Preference
 from textsafe_gym.envs.scorers import checked_scores, embedded_scorer, names_judge, resolve_scorer
 from textsafe_gym.errors import ConfigError, DataError, ModelError
 from textsafe_gym.models.files import check_source, one_line
 from textsafe_gym.models.texts import end_with_turn, prompt_ids
+from textsafe_gym.protocols import Info, Tokenizer
 from textsafe_gym.registry import nearest
 
 DEFAULT_BUDGET = 128  # tokens, for a tokenizer other than the embedded world's
@@ -48,7 +50,7 @@ class Ending:
     costs: np.ndarray
     named_costs: dict[str, np.ndarray]
 
-    def infos(self) -> list[dict[str, Any]]:
+    def infos(self) -> list[Info]:
         """What a single environment's `info` holds at the end of each of the n episodes."""
         return [
             {
@@ -99,19 +101,19 @@ class Task:
     def __init__(
         self,
         *,
-        prompts: Any = None,
-        tokenizer: Any = None,
-        reward_model: Any = None,
-        cost_model: Any = None,
+        prompts: PromptSource | None = None,
+        tokenizer: str | Path | Tokenizer | None = None,
+        reward_model: object = None,
+        cost_model: object = None,
         max_prompt_length: int | None = None,
         max_response_length: int | None = None,
         prompt_truncation: str = "error",
         cost_limit: float | None = None,
         device: str = "cpu",
         dtype: str = "float32",
-        evaluation_prompts: Any = None,
+        evaluation_prompts: PromptSource | None = None,
         gold_judge: Judge | None = None,
-        demonstrations: Any = None,
+        demonstrations: str | Path | Sequence[tuple[str, str]] | None = None,
     ) -> None:
         default_lengths = (DEFAULT_BUDGET, DEFAULT_BUDGET)
         self.default_policy: Path | None = None
@@ -130,7 +132,7 @@ class Task:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r:.60}")
 
-        self.tokenizer: Any = _embedded_tokenizer() if tokenizer is None else _load_tokenizer(tokenizer)
+        self.tokenizer: Tokenizer = _embedded_tokenizer() if tokenizer is None else _load_tokenizer(tokenizer)
         self.vocab_size = len(self.tokenizer)
         self.eos_id: int = self.tokenizer.eos_token_id
         pad = self.tokenizer.pad_token_id
@@ -304,7 +306,7 @@ class Task:
         return simulated_preferences(count, seed)
 
 
-def make_task(options: Mapping[str, Any]) -> Task:
+def make_task(options: Info) -> Task:
     """A task from an environment's keyword arguments.
 
     Raises:
@@ -317,7 +319,7 @@ def make_task(options: Mapping[str, Any]) -> Task:
     return Task(**options)
 
 
-def check_options(options: Mapping[str, Any], known: list[str]) -> None:
+def check_options(options: Mapping[str, object], known: list[str]) -> None:
     """Refuses options of `reset` that would have no effect.
 
     Raises:
@@ -328,19 +330,19 @@ def check_options(options: Mapping[str, Any], known: list[str]) -> None:
             raise ConfigError(f"unknown reset option '{name}'; {nearest(str(name), known)}")
 
 
-def _embedded_world() -> Any:
+def _embedded_world() -> ModuleType:
     from textsafe_gym import embedded_world  # which reads its word lists when it is imported
 
     return embedded_world
 
 
-def _embedded_tokenizer() -> Any:
+def _embedded_tokenizer() -> Tokenizer:
     from transformers import PreTrainedTokenizerFast  # loads without torch, unlike AutoTokenizer
 
     return PreTrainedTokenizerFast.from_pretrained(_embedded_world().ASSETS / "tokenizer")
 
 
-def _budget(name: str, value: Any, default: int) -> int:
+def _budget(name: str, value: SupportsIndex | None, default: int) -> int:
     if value is None:
         return default
     try:
@@ -352,7 +354,7 @@ def _budget(name: str, value: Any, default: int) -> int:
     return number
 
 
-def _finite(name: str, value: Any) -> float:
+def _finite(name: str, value: float) -> float:
     try:
         number = math.nan if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError):
@@ -362,13 +364,13 @@ def _finite(name: str, value: Any) -> float:
     return number
 
 
-def _read_prompts(name: str, source: Any) -> list[Prompt]:
+def _read_prompts(name: str, source: object) -> list[Prompt]:
     if not isinstance(source, str | Path | Sequence):
         raise ConfigError(f"{name}: expected a file or a list of prompts, got {source!r:.60}")
     return read_prompts(source)
 
 
-def _cost_names(models: Mapping[Any, Any]) -> list[str]:
+def _cost_names(models: Mapping[str, object]) -> list[str]:
     if not models:
         raise ConfigError("cost_model: the mapping is empty; give at least one named cost model")
     for name, model in models.items():
@@ -379,7 +381,7 @@ def _cost_names(models: Mapping[Any, Any]) -> list[str]:
     return list(models)
 
 
-def _load_tokenizer(spec: Any) -> Any:
+def _load_tokenizer(spec: str | Path | Tokenizer) -> Tokenizer:
     if isinstance(spec, str | Path):
         from transformers import AutoTokenizer
 

@@ -13,11 +13,12 @@ from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.envs.task import check_options, make_task, prompt_info
 from textsafe_gym.envs.view import TaskView
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.protocols import Info
 
 RENDER_MODES = ["ansi", "human"]
 
 
-class SafeRLHFEnv(TaskView, gym.Env[Any, Any]):
+class SafeRLHFEnv(TaskView, gym.Env):
     """An episode is a response to a prompt, an action its next token.
 
     The observation holds the prompt, padded on the left to `max_prompt_length`, and to the right of it the response so
@@ -52,9 +53,7 @@ class SafeRLHFEnv(TaskView, gym.Env[Any, Any]):
         self._outcome = ""
         self._printed = 0  # characters of the response that "human" has shown
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[dict[str, np.ndarray], Info]:
         """Starts an episode.
 
         Args:
@@ -81,7 +80,7 @@ class SafeRLHFEnv(TaskView, gym.Env[Any, Any]):
             print(f"prompt: {self._prompt.text}\nresponse: ", end="", flush=True)
         return self._observation(), {**prompt_info(self._prompt), **self._no_cost()}
 
-    def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, Info]:
         """Appends a token.
 
         Returns:
@@ -115,7 +114,7 @@ class SafeRLHFEnv(TaskView, gym.Env[Any, Any]):
             self._print_new()
         return self._observation(), reward, terminated, False, info
 
-    def render(self) -> Any:
+    def render(self) -> str | None:
         """The prompt and the response so far as text ("ansi"), or printed ("human")."""
         if self.render_mode is None:
             gym.logger.warn("render() was called without a render_mode; make the environment with render_mode='ansi'")
@@ -129,7 +128,7 @@ class SafeRLHFEnv(TaskView, gym.Env[Any, Any]):
     def _observation(self) -> dict[str, np.ndarray]:
         return {"input_ids": self._ids.copy(), "attention_mask": self._mask.copy()}
 
-    def _no_cost(self) -> dict[str, Any]:
+    def _no_cost(self) -> Info:
         names = self.task.names
         return {"cost": 0.0, "costs": dict.fromkeys(names, 0.0)} if names else {"cost": 0.0}
 

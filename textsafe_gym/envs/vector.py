@@ -15,9 +15,10 @@ from textsafe_gym.envs.task import Ending, check_options, make_task
 from textsafe_gym.envs.text import RENDER_MODES, checked_render_mode, episode_text, outcome_line
 from textsafe_gym.envs.view import TaskView
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.protocols import Info
 
 Observation = dict[str, np.ndarray]
-Infos = dict[str, Any]
+Infos = Info
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Played:
     rewards: np.ndarray
     costs: np.ndarray
     named_costs: dict[str, np.ndarray]
-    infos: list[dict[str, Any]]
+    infos: list[Info]
 
 
 class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]):
@@ -58,7 +59,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         TextsafeError: an argument is wrong.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's own form)
+    metadata: Info = {  # noqa: RUF012 (Gymnasium's own form)
         "render_modes": RENDER_MODES,
         "render_fps": 30,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
@@ -104,7 +105,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         self._played = False
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: Info | None = None
     ) -> tuple[Observation, Infos]:
         """Starts an episode in every row.
 
@@ -151,7 +152,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         actions = self._checked_actions(actions)
         rewards, truncated = np.zeros(n), np.zeros(n, dtype=bool)
         infos = self._cost_columns(np.ones(n, dtype=bool))
-        live: Any = slice(None)  # a slice, as it makes no copies
+        live: slice | np.ndarray = slice(None)  # a slice, as it makes no copies
         if self._any_over:
             if self._played or self._mode is not AutoresetMode.NEXT_STEP or None in self._rngs:
                 raise ResetNeeded(f"row {int(np.argmax(self._over))} is over or was never begun; call reset() first")
@@ -211,7 +212,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
             ending.infos(),
         )
 
-    def render(self) -> Any:
+    def render(self) -> tuple[str, ...] | None:
         """A text a row ("ansi"), or None with all of them printed ("human")."""
         if self.render_mode is None:
             gym.logger.warn("render() was called without a render_mode; make the environment with render_mode='ansi'")
@@ -295,7 +296,9 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         if grouped:
             self._put(infos, "group", grouped, [self._prompts[row].group for row in grouped])
 
-    def _put(self, infos: Infos, name: str, rows: Any, values: Any, dtype: Any = object) -> None:
+    def _put(
+        self, infos: Infos, name: str, rows: Sequence[int] | np.ndarray, values: object, dtype: type = object
+    ) -> None:
         """Writes a column of `infos` and its mask, as `VectorEnv._add_info` does for one row at a time."""
         if name not in infos:
             infos[name] = np.full(self.num_envs, None if dtype is object else 0, dtype=dtype)
@@ -303,7 +306,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         infos[name][rows] = values
         infos[f"_{name}"][rows] = True
 
-    def _checked_actions(self, actions: Any) -> np.ndarray:
+    def _checked_actions(self, actions: object) -> np.ndarray:
         n, vocab_size = self.num_envs, self.task.vocab_size
         actions = np.asarray(actions)
         if actions.shape != (n,) or actions.dtype.kind not in "iu":
@@ -337,7 +340,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
             )
         return mask
 
-    def _rows_to_reset(self, mask: Any) -> np.ndarray:
+    def _rows_to_reset(self, mask: object) -> np.ndarray:
         n = self.num_envs
         if mask is None:
             return np.arange(n)
@@ -347,7 +350,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
             )
         return np.flatnonzero(mask)
 
-    def _seeds(self, seed: Any) -> list[int | None]:
+    def _seeds(self, seed: object) -> list[int | None]:
         n = self.num_envs
         if seed is None:
             return [None] * n
@@ -358,7 +361,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
             raise ConfigError(f"seed: expected a whole number or a list of {n}, one a row, got {seed!r:.60}")
         return [None if one is None else int(one) for one in seeds]
 
-    def _texts(self, prompt: Any) -> Sequence[str | None]:
+    def _texts(self, prompt: object) -> Sequence[str | None]:
         n = self.num_envs
         if prompt is None or isinstance(prompt, str):
             return [prompt] * n
@@ -367,7 +370,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         return prompt
 
 
-def _count(name: str, value: Any) -> int:
+def _count(name: str, value: object) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r:.60}")
     return int(value)

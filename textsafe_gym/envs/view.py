@@ -1,11 +1,15 @@
 """The public attributes that the single and the vector environment have in common."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from textsafe_gym.data.prompts import Prompt
 from textsafe_gym.data.readers import Preference
 from textsafe_gym.envs.task import Judge, Task
+from textsafe_gym.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class TaskView:
@@ -14,7 +18,7 @@ class TaskView:
     task: Task
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The Hugging Face tokenizer of prompts and actions."""
         return self.task.tokenizer
 
@@ -68,6 +72,6 @@ class TaskView:
         return self.task.score_models
 
     @property
-    def default_policy(self) -> Any:
+    def default_policy(self) -> "Path | tuple[PreTrainedModel, Tokenizer] | None":
         """A policy that fits the tokenizer, if there is one: its folder, or a model and its tokenizer."""
         return self.task.default_policy

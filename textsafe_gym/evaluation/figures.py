@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -34,7 +35,10 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def styles(labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+Look = dict[str, Any]  # how matplotlib draws a label's points: its arguments `color`, `marker` and others
+
+
+def styles(labels: Mapping[str, str]) -> dict[str, Look]:
     """A colour and a marker for each label: one colour an algorithm, lighter shades for its further settings.
 
     Args:
@@ -42,7 +46,7 @@ def styles(labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """
     algorithms = list(dict.fromkeys(labels.values()))
     colours = dict(zip((name for name in algorithms if name != "initial"), _COLOURS * len(algorithms), strict=False))
-    chosen = {}
+    chosen: dict[str, Look] = {}
     for label, algorithm in labels.items():
         family = [other for other, name in labels.items() if name == algorithm]
         place = family.index(label)
@@ -64,7 +68,7 @@ def _bins(values: np.ndarray) -> np.ndarray:
     return np.array([part.mean() for part in np.array_split(values, min(_POINTS, len(values)))])
 
 
-def _curve(axis: Axes, runs: Sequence[Sequence[Row]], name: str, label: str, colour: Any, band: bool) -> None:
+def _curve(axis: Axes, runs: Sequence[Sequence[Row]], name: str, label: str, colour: str, band: bool) -> None:
     """The mean over seeds, with the 95 % t interval as a band if asked."""
     length = min(len(rows) for rows in runs)
     known = [rows for rows in runs if all(row.get(name) is not None for row in rows[:length])]
@@ -118,7 +122,7 @@ def learning_curves(
             axis.set_xlabel(f"{episodes} so far")
             axis.set_ylabel(title)
             axis.margins(x=0.01)
-        handles: dict[str, Any] = {}
+        handles: dict[str, Artist] = {}
         for axis in figure.axes:
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
@@ -132,8 +136,8 @@ def learning_curves(
 
 
 def reward_cost_plane(
-    points: Sequence[Mapping[str, Any]],
-    runs: Sequence[Mapping[str, Any]],
+    points: Sequence[Row],
+    runs: Sequence[Row],
     cost_limit: float | None,
     path: Path,
 ) -> None:
@@ -179,7 +183,7 @@ def reward_cost_plane(
 
 
 def optimum_plane(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     problems: Mapping[str, str],
     frontiers: Mapping[str, Sequence[Mapping[str, float]]],
     path: Path,
@@ -216,7 +220,10 @@ def optimum_plane(
                 linestyle="",
             )
         for name, place in places.items():
-            look: dict[str, Any] = {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
+            look: Look = {
+                "color": _COLOURS[place % len(_COLOURS)],
+                "marker": _MARKERS[place % len(_MARKERS)],
+            }
             label = name if problems[name] == "mean" else f"{name} ({problems[name]})"
             axis.plot([], [], linestyle="", label=label, **look)
         for limit in sorted({row["cost_limit"] for row in rows if row["cost_limit"] is not None}):

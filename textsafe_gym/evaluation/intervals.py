@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from scipy import stats
+
+from textsafe_gym.files import Row
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Interval:
     high: float | None
     runs: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Row:
         """Its fields by name, for JSON."""
         return asdict(self)
 

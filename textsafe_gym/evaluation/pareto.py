@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import moocore
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+from textsafe_gym.files import Row
 
 RESAMPLES = 2000
 
@@ -89,7 +90,7 @@ def _bootstrap(by_label: Mapping[str, list[RunPoint]], reference: tuple[float, f
 
 def analyse(
     runs: Sequence[RunPoint], cost_limit: float | None = None, reference: tuple[float, float] | None = None
-) -> dict[str, Any]:
+) -> Row:
     """The front over all settings and each algorithm's hypervolume.
 
     Args:
@@ -112,7 +113,7 @@ def analyse(
         if cost_limit is not None:
             point["feasible"] = cost <= cost_limit
         points.append(point)
-    algorithms: dict[str, Any] = {}
+    algorithms: Row = {}
     for name in dict.fromkeys(run.algorithm for run in runs):
         own = [run for run in runs if run.algorithm == name]
         labels = _by_label(own)

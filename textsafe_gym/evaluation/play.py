@@ -1,7 +1,7 @@
 """Plays a policy on evaluation prompts and records every response."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,9 +11,12 @@ from textsafe_gym.errors import ScoreError
 from textsafe_gym.files import Row
 from textsafe_gym.models import task_of
 from textsafe_gym.parallel.process_group import ProcessGroup
-from textsafe_gym.protocols import Actor, Judge, PromptTask, Reference
+from textsafe_gym.protocols import Actor, Info, Judge, PromptTask, Reference
 from textsafe_gym.rollouts import collect
 from textsafe_gym.types import Rollout, episode_sums
+
+if TYPE_CHECKING:
+    from textsafe_gym.data.prompts import Prompt
 
 # Episodes for environments that have no evaluation prompts of their own.
 EPISODES = 128
@@ -28,7 +31,7 @@ class GivenPrompts(gym.vector.VectorWrapper):
         super().__init__(env)
         self.prompts: list[str] = []
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: Info | None = None) -> tuple[object, Info]:
         """Resets each row to its prompt of `prompts`; other options are passed on."""
         return self.env.reset(seed=seed, options={**(options or {}), "prompt": self.prompts})
 
@@ -37,7 +40,7 @@ def evaluate_policy(
     actor: Actor,
     env: gym.vector.VectorEnv,
     seed: int,
-    identity: dict[str, Any],
+    identity: Row,
     reference: Reference | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     processes: ProcessGroup | None = None,
@@ -57,7 +60,7 @@ def evaluate_policy(
         ScoreError: a gold judge returned something other than finite numbers, or raised.
     """
     task = task_of(env)
-    prompts: Sequence[Any] = task.evaluation_prompts if isinstance(task, PromptTask) else ()
+    prompts: Sequence[Prompt] = task.evaluation_prompts if isinstance(task, PromptTask) else ()
     total = len(prompts) if prompts else EPISODES
     wrapper = GivenPrompts(env) if prompts else None
     share = (processes.rank, processes.world_size) if processes else (0, 1)
@@ -81,7 +84,7 @@ def evaluate_policy(
     return rows
 
 
-def _rows(rollout: Rollout, groups: Sequence[str], identity: dict[str, Any], start: int) -> list[Row]:
+def _rows(rollout: Rollout, groups: Sequence[str], identity: Row, start: int) -> list[Row]:
     rewards = rollout.episode_rewards.double().tolist()
     paid = rollout.episode_costs.double().tolist()
     kls = None if rollout.reference_log_probs is None else rollout.episode_kl.double().tolist()

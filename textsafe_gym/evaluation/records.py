@@ -4,7 +4,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from textsafe_gym.errors import DataError
 from textsafe_gym.files import Row, read_rows
@@ -35,7 +34,7 @@ def read_evaluation(path: Path) -> list[Row]:
     return rows
 
 
-def summarise(rows: Sequence[Row], cost_limit: float | None) -> dict[str, Any]:
+def summarise(rows: Sequence[Row], cost_limit: float | None) -> Row:
     """Means over the responses of one run.
 
     Args:
@@ -64,8 +63,8 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _means(rows: Sequence[Row]) -> dict[str, Any]:
-    means: dict[str, Any] = {"responses": len(rows)}
+def _means(rows: Sequence[Row]) -> Row:
+    means: Row = {"responses": len(rows)}
     gold = sorted({name for row in rows for name in row if name.startswith("gold_")})
     for name in (*REQUIRED, *OPTIONAL, *gold):
         values = [float(row[name]) for row in rows if row.get(name) is not None]

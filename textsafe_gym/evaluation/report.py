@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -58,7 +57,7 @@ class Table:
     rows: list[list[Cell]]
 
 
-def cell(interval: Mapping[str, Any] | None, digits: int, factor: float = 1) -> Cell:
+def cell(interval: Row | None, digits: int, factor: float = 1) -> Cell:
     """A mean with its interval; a dash where there is none."""
     if interval is None:
         return Cell("–")
@@ -68,7 +67,7 @@ def cell(interval: Mapping[str, Any] | None, digits: int, factor: float = 1) -> 
     return Cell(text, f"{interval['low'] * factor:z.{digits}f} … {interval['high'] * factor:z.{digits}f}")
 
 
-def _table(title: str, note: str, head: str, named: Mapping[str, Mapping[str, Any]], columns: Sequence[Any]) -> Table:
+def _table(title: str, note: str, head: str, named: Mapping[str, Row], columns: Sequence[tuple]) -> Table:
     used = [column for column in columns if any(column[0] in entry for entry in named.values())]
     rows = [
         [Cell(name), *(cell(entry.get(key), digits, factor) for key, _, digits, factor in used)]
@@ -77,7 +76,7 @@ def _table(title: str, note: str, head: str, named: Mapping[str, Mapping[str, An
     return Table(title, note, [head, *(heading for _, heading, _, _ in used)], rows)
 
 
-def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
+def comparison_tables(comparison: Row) -> list[Table]:
     """The overall table, one over groups of prompts where there are any, and the hypervolumes.
 
     Args:
@@ -129,7 +128,7 @@ def left_out_note(left_out: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{key} is not a setting of {', '.join(names)}" for key, names in left_out.items())
 
 
-def pareto_table(pareto: Mapping[str, Any]) -> Table:
+def pareto_table(pareto: Row) -> Table:
     """Each algorithm's hypervolume with its interval and the number of runs it rests on."""
     reference = pareto["reference"]
     note = (

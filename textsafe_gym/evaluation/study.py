@@ -4,10 +4,10 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from textsafe_gym.envs.exact import ExactView
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.report import Cell, Table, cell
 from textsafe_gym.files import Row
@@ -38,7 +38,7 @@ class Score:
     objective: float
 
 
-def score(env: Any, problem: str, summary: Row, cost_weight: float = 0.0) -> Score:
+def score(env: ExactView, problem: str, summary: Row, cost_weight: float = 0.0) -> Score:
     """Holds a run's exact values to the optimum.
 
     Args:
@@ -78,22 +78,22 @@ def score(env: Any, problem: str, summary: Row, cost_weight: float = 0.0) -> Sco
     )
 
 
-def summarise_study(scores: Sequence[Score]) -> list[dict[str, Any]]:
+def summarise_study(scores: Sequence[Score]) -> list[Row]:
     """A row for each algorithm and limit: means and 95 % t intervals over seeds."""
     groups: dict[tuple[str, float | None], list[Score]] = defaultdict(list)
     for one in scores:
         groups[one.algorithm, one.cost_limit].append(one)
     rows = []
     for (algorithm, limit), own in groups.items():
-        row: dict[str, Any] = {"algorithm": algorithm, "cost_limit": limit, "runs": len(own)}
+        row: Row = {"algorithm": algorithm, "cost_limit": limit, "runs": len(own)}
         for name in ("fraction", "violation", "kl", "cost", "objective"):
             within = (0.0 if name in ("violation", "kl") else -math.inf, math.inf)
-            row[name] = t_interval([getattr(one, name) for one in own], within=within).as_dict()
+            row[name] = t_interval([vars(one)[name] for one in own], within=within).as_dict()
         rows.append(row)
     return rows
 
 
-def study_table(rows: Sequence[Mapping[str, Any]], problems: Mapping[str, str]) -> Table:
+def study_table(rows: Sequence[Row], problems: Mapping[str, str]) -> Table:
     """The study's table on the terminal."""
     cells = [
         [
@@ -116,7 +116,7 @@ def study_table(rows: Sequence[Mapping[str, Any]], problems: Mapping[str, str]) 
     )
 
 
-def frontiers(env: Any, problems: Collection[str], points: int = 25) -> dict[str, list[dict[str, float]]]:
+def frontiers(env: ExactView, problems: Collection[str], points: int = 25) -> dict[str, list[dict[str, float]]]:
     """For each problem with a limit its optima, from no limit to nearly the smallest that can be kept.
 
     Returns:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from textsafe_gym.errors import DataError, RunError
 from textsafe_gym.evaluation.intervals import t_interval
@@ -136,7 +135,7 @@ def points_of(runs: Sequence[Run]) -> list[RunPoint]:
     return points
 
 
-def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
+def compare_runs(runs: Sequence[Run]) -> Row:
     """What `comparison.json` holds.
 
     Args:
@@ -177,7 +176,7 @@ def compare_runs(runs: Sequence[Run]) -> dict[str, Any]:
     return {"task": "text" if text else "other", "settings": settings, "pareto": pareto}
 
 
-def budget_of(comparison: dict[str, Any]) -> str:
+def budget_of(comparison: Row) -> str:
     """What a run of the comparison learned from, such as "512 responses or 4096 labelled pairs"."""
     parts = []
     for key, what in (("episodes", UNITS[comparison["task"]][0]), *LABELLED.items()):
@@ -186,7 +185,7 @@ def budget_of(comparison: dict[str, Any]) -> str:
     return " or ".join(parts)
 
 
-def _intervals(means: Sequence[Row]) -> dict[str, Any]:
+def _intervals(means: Sequence[Row]) -> Row:
     names = list(dict.fromkeys(name for mean in means for name in mean if name not in _SKIPPED))
     found = {}
     for name in names:
@@ -195,7 +194,7 @@ def _intervals(means: Sequence[Row]) -> dict[str, Any]:
     return found
 
 
-def tables_of(comparison: dict[str, Any]) -> list[Table]:
+def tables_of(comparison: Row) -> list[Table]:
     """The tables of a comparison; a hypervolume is left out where there is nothing to compare."""
     tables = comparison_tables(comparison)
     return tables[:-1] if len(comparison["settings"]) == 1 else tables

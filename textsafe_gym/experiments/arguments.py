@@ -3,15 +3,14 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from textsafe_gym.config import KeyPath, Settings
+from textsafe_gym.config import KeyPath, Settings, Values
 from textsafe_gym.errors import ConfigError
 
 _CLASS = re.compile(r"([\w.]+:\w+)(\.|$)")  # an algorithm by MODULE:CLASS, whose dots part nothing
 
 
-def as_settings(given: Mapping[str, Any], what: str) -> Settings:
+def as_settings(given: Mapping[str, object], what: str) -> Settings:
     """Settings from a mapping whose keys are nested or dotted: {"env": {"cost_limit": 1}} or {"env.cost_limit": 1}.
 
     Args:
@@ -21,10 +20,10 @@ def as_settings(given: Mapping[str, Any], what: str) -> Settings:
     Raises:
         ConfigError: a key is not text, or is set twice, or a value is none that YAML can hold.
     """
-    values: dict[str, Any] = {}
+    values: Values = {}
     origin: dict[KeyPath, str] = {}
 
-    def add(mapping: Mapping[Any, Any], above: KeyPath) -> None:
+    def add(mapping: Mapping[str, object], above: KeyPath) -> None:
         for key, value in mapping.items():
             place = f"{what}[{'.'.join((*above, str(key)))!r}]"
             if not isinstance(key, str) or not all(key.split(".")):
@@ -49,7 +48,7 @@ def as_settings(given: Mapping[str, Any], what: str) -> Settings:
     return Settings(values, origin)
 
 
-def plain(value: Any, place: str) -> Any:
+def plain(value: object, place: str) -> object:
     """A value as YAML gives it back, so that `config.yaml` can hold it.
 
     Raises:
@@ -71,7 +70,7 @@ def plain(value: Any, place: str) -> Any:
     )
 
 
-def settings_or_assignments(given: Mapping[str, Any] | Sequence[str] | None) -> Settings | Sequence[str]:
+def settings_or_assignments(given: Mapping[str, object] | Sequence[str] | None) -> Settings | Sequence[str]:
     """What `settings=` was given: a mapping, or KEY=VALUE texts as `--set` takes them."""
     if isinstance(given, Mapping):
         return as_settings(given, "settings")
@@ -83,7 +82,7 @@ def paths_of(given: str | Path | Iterable[str | Path]) -> list[Path]:
     return [Path(given)] if isinstance(given, str | Path) else [Path(each) for each in given]
 
 
-def repeated(command: str | None, name: str, *arguments: Any, **options: Any) -> tuple[str, str]:
+def repeated(command: str | None, name: str, *arguments: object, **options: object) -> tuple[str, str]:
     """What repeats a piece of work, and what continues it: the command that was typed, or a call in Python.
 
     Args:
@@ -100,7 +99,7 @@ def repeated(command: str | None, name: str, *arguments: Any, **options: Any) ->
     return f"{name}({', '.join(given)})", f"{name}({', '.join([*given, 'resume=True'])})"
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_shown(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value

@@ -13,8 +13,14 @@ import torch
 
 from textsafe_gym.experiments.allocator import keep_freed_memory
 from textsafe_gym.experiments.bench_sizes import Sizes
+from textsafe_gym.files import Row
+from textsafe_gym.protocols import Tokenizer
 
 if TYPE_CHECKING:
+    import gymnasium as gym
+    from transformers import LlamaConfig
+
+    from textsafe_gym.models.causal_lm import CausalLMActor
     from textsafe_gym.models.score import ScoreModel
 
 _NEVER = -30.0  # the logit of the end of sequence
@@ -31,7 +37,7 @@ def measure(
     dtype: str,
     compile: bool = False,
     critics: str = "heads",
-) -> dict[str, Any]:
+) -> Row:
     """Times a job `repeats` times after a first time that does not count.
 
     Args:
@@ -62,7 +68,7 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     fractions: list[dict[str, float]] = []
     for repeat in range(repeats + 1):
-        for name, work in timed.items():  # in turns, so that a change of the machine's speed meets all alike
+        for name, work in timed.items():  # in turns, so that a change of the machine's speed affects all alike
             _wait(device)
             start = time.perf_counter()
             parts = work()
@@ -150,7 +156,7 @@ def _env(sizes: Sizes, device: str, dtype: str) -> Timed:
     from textsafe_gym.models.sampling import generate
 
     actor, env = actor_of(sizes, device, dtype), env_of(sizes, device, dtype)
-    task = env.unwrapped
+    task: Any = env.unwrapped
 
     def steps() -> None:
         act = TokenSampler(actor, sizes.prompt_length)
@@ -200,7 +206,7 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def tokenizer_of(sizes: Sizes) -> Any:
+def tokenizer_of(sizes: Sizes) -> Tokenizer:
     """One word a token, so that random ids are texts and come back as the same ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -211,7 +217,7 @@ def tokenizer_of(sizes: Sizes) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
-def config_of(sizes: Sizes, **more: Any) -> Any:
+def config_of(sizes: Sizes, **more: Any) -> "LlamaConfig":
     """A Llama of the job's sizes."""
     from transformers import LlamaConfig
 
@@ -245,7 +251,7 @@ def model_of(sizes: Sizes, device: str, dtype: str) -> Any:
     return model.eval().to(getattr(torch, dtype))
 
 
-def actor_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32", compile: bool = False) -> Any:
+def actor_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32", compile: bool = False) -> "CausalLMActor":
     """A random language model as an actor."""
     from textsafe_gym.models.causal_lm import CausalLMActor
 
@@ -263,7 +269,7 @@ def score_model_of(sizes: Sizes, kind: str, device: str, dtype: str) -> "ScoreMo
     return ScoreModel(model.to(device, getattr(torch, dtype)), tokenizer_of(sizes), kind)
 
 
-def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> Any:
+def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> "gym.vector.VectorEnv":
     """A vector environment with random prompts and random score models of the policy's size."""
     import gymnasium as gym
 
@@ -272,9 +278,7 @@ def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> Any:
         " ".join(f"t{i}" for i in row)
         for row in torch.randint(3, sizes.vocab, (4 * sizes.batch, sizes.prompt_length)).tolist()
     ]
-    scorers: dict[str, Any] = {
-        f"{kind}_model": score_model_of(sizes, kind, device, dtype) for kind in ("reward", "cost")
-    }
+    reward_model, cost_model = (score_model_of(sizes, kind, device, dtype) for kind in ("reward", "cost"))
     return gym.make_vec(
         "SafeRLHF-v0",
         num_envs=sizes.batch,
@@ -283,5 +287,6 @@ def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> Any:
         max_prompt_length=sizes.prompt_length,
         max_response_length=sizes.response_length,
         cost_limit=-10.0,  # out of reach, so that the multiplier is at work
-        **scorers,
+        reward_model=reward_model,
+        cost_model=cost_model,
     )

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 from textsafe_gym.errors import ConfigError, TextsafeError, UnknownNameError
 from textsafe_gym.experiments.data import load_data
 from textsafe_gym.experiments.spec import RunSpec, call
-from textsafe_gym.presets import presets
+from textsafe_gym.presets import shipped
 from textsafe_gym.registry import nearest
 
 if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from algos.core.loop import Trainer
     from textsafe_gym.parallel.process_group import ProcessGroup
+    from textsafe_gym.protocols import Actor, Critics
+    from textsafe_gym.types import Demonstrations
 
 # Below so many parameters a second thread costs more than it gives, and one thread makes results repeat exactly.
 _SMALL = 10_000_000
@@ -20,7 +25,7 @@ _SMALL = 10_000_000
 CRITIC_OPTIONS = ("critics", "reward_critic", "cost_critic")  # those of the policy's that are its critics'
 
 
-def make_env(spec: RunSpec, num_envs: int) -> Any:
+def make_env(spec: RunSpec, num_envs: int) -> "gym.vector.VectorEnv":
     """The vector environment of a run.
 
     Raises:
@@ -42,7 +47,7 @@ def make_env(spec: RunSpec, num_envs: int) -> Any:
     except TextsafeError as error:
         raise _located(error, spec) from None
     except gym.error.UnregisteredEnv as error:
-        hint = "" if "did you mean" in str(error).lower() else f"; {nearest(env_id, [*ENVIRONMENTS, *presets('env')])}"
+        hint = "" if "did you mean" in str(error).lower() else f"; {nearest(env_id, [*ENVIRONMENTS, *shipped('env')])}"
         hint += "; one of your own module is module:id" if hint and ":" not in env_id else ""
         raise UnknownNameError(f"unknown environment '{env_id}': {str(error).rstrip('.')}{hint}") from None
     except ModuleNotFoundError as error:
@@ -76,7 +81,7 @@ def _takes(env_id: str) -> list[str]:
     return [taken.name for taken in takes if taken.kind is not taken.VAR_KEYWORD]
 
 
-def make_actor(spec: RunSpec, env: Any, processes: "ProcessGroup | None" = None) -> Any:
+def make_actor(spec: RunSpec, env: "gym.vector.VectorEnv", processes: "ProcessGroup | None" = None) -> "Actor":
     """The starting policy of a run; on the CPU where no device is to hold it whole.
 
     Raises:
@@ -90,7 +95,7 @@ def make_actor(spec: RunSpec, env: Any, processes: "ProcessGroup | None" = None)
     options = {name: value for name, value in spec.policy.items() if name not in CRITIC_OPTIONS}
     if processes is not None and processes.streams_layers and "device" in options:
         options["device"] = "cpu"
-    actor: Any = call(models.make_actor, "policy", options, env)
+    actor = call(models.make_actor, "policy", options, env)
     # All of them, as an adapter of few parameters may sit on a large model.
     if sum(parameter.numel() for parameter in actor.parameters()) < _SMALL:
         torch.set_num_threads(1)
@@ -98,8 +103,12 @@ def make_actor(spec: RunSpec, env: Any, processes: "ProcessGroup | None" = None)
 
 
 def make_trainer(
-    spec: RunSpec, env: Any, actor: Any, processes: "ProcessGroup | None" = None, few: bool = False
-) -> Any:
+    spec: RunSpec,
+    env: "gym.vector.VectorEnv",
+    actor: "Actor",
+    processes: "ProcessGroup | None" = None,
+    few: bool = False,
+) -> "Trainer":
     """The algorithm at work on an actor, in this process or in several.
 
     Args:
@@ -126,7 +135,7 @@ def make_trainer(
     )
 
 
-def make_critics(spec: RunSpec, env: Any, actor: Any) -> Any:
+def make_critics(spec: RunSpec, env: "gym.vector.VectorEnv", actor: "Actor") -> "Critics | None":
     """The critics that the algorithm uses, as the policy's options have them; none where it uses none.
 
     Raises:
@@ -139,7 +148,7 @@ def make_critics(spec: RunSpec, env: Any, actor: Any) -> Any:
     return models.make_critics(actor, env, algos.critics_of(spec.algorithm), **options)
 
 
-def demonstrations(spec: RunSpec, env: Any, actor: Any) -> Any:
+def demonstrations(spec: RunSpec, env: "gym.vector.VectorEnv", actor: "Actor") -> "Demonstrations | None":
     """The environment's supervised pairs in the actor's form, if it has some and the algorithm wants them."""
     from textsafe_gym.models.causal_lm import CausalLMActor
     from textsafe_gym.protocols import PromptTask
@@ -155,7 +164,7 @@ def demonstrations(spec: RunSpec, env: Any, actor: Any) -> Any:
     return actor.demonstrations(rows, task.max_prompt_length, task.max_response_length) if rows else None
 
 
-def cost_limit_of(spec: RunSpec, env: Any) -> float | None:
+def cost_limit_of(spec: RunSpec, env: "gym.vector.VectorEnv") -> float | None:
     """The limit on the mean cost: the algorithm's, else the environment's own.
 
     None without one, and where the algorithm bounds something else than the mean of all costs.
@@ -169,8 +178,12 @@ def cost_limit_of(spec: RunSpec, env: Any) -> float | None:
 
 
 def saved_trainer(
-    spec: RunSpec, env: Any, actor: Any, checkpoint: Path, processes: "ProcessGroup | None" = None
-) -> Any:
+    spec: RunSpec,
+    env: "gym.vector.VectorEnv",
+    actor: "Actor",
+    checkpoint: Path,
+    processes: "ProcessGroup | None" = None,
+) -> "Trainer":
     """The algorithm as a checkpoint holds it; `actor` is the one that the run started from.
 
     Raises:

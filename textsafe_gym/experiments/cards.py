@@ -1,16 +1,21 @@
 """The model card of a run's policy, from what the run's files and its environment say."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from textsafe_gym.config import Values
 from textsafe_gym.errors import TextsafeError
 from textsafe_gym.evaluation.records import LABELLED
 from textsafe_gym.experiments.spec import RunSpec
+from textsafe_gym.files import Row
 from textsafe_gym.models.cards import public, write_card
-from textsafe_gym.protocols import TextTask
+from textsafe_gym.protocols import PromptTask, TextTask
+
+if TYPE_CHECKING:
+    import gymnasium as gym
 
 _BOUNDS = {
     "mean": "mean cost of {one} <= {limit:g} (a cost above 0 is harmful)",
@@ -19,7 +24,7 @@ _BOUNDS = {
 }
 
 
-def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any], env: Any) -> None:
+def write_policy_card(directory: Path, spec: RunSpec, summary: Row, env: "gym.vector.VectorEnv") -> None:
     """Writes it next to the policy.
 
     Args:
@@ -28,6 +33,8 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
         summary: of `summary.json`.
         env: the environment, which knows its prompts.
     """
+    from textsafe_gym.envs.view import TaskView
+
     kwargs, config, found = spec.env["kwargs"], spec.config, summary["evaluation"]
     task = env.unwrapped
     text = isinstance(task, TextTask)
@@ -37,7 +44,7 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
     facts = {
         "algorithm": spec.algorithm if spec.label == spec.algorithm else f"{spec.algorithm}, as {_label(spec.label)}",
         "environment": spec.env["id"],
-        "prompts": _data(kwargs.get("prompts"), getattr(task, "prompts", None), world),
+        "prompts": _data(kwargs.get("prompts"), task.prompts if isinstance(task, TaskView) else None, world),
         "reward model": _model(kwargs.get("reward_model"), world),
         "cost model": _model(kwargs.get("cost_model"), world),
         "constraint": _constraint(spec, summary["cost_limit"], one, episodes),
@@ -50,7 +57,7 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Mapping[str, Any]
     judged = f"{found['responses']} {episodes}"
     if text:
         source = kwargs.get("evaluation_prompts", kwargs.get("prompts"))
-        prompts = _data(source, getattr(task, "evaluation_prompts", None), world)
+        prompts = _data(source, task.evaluation_prompts if isinstance(task, PromptTask) else None, world)
         judged += f" to the evaluation prompts ({prompts})"
     limit = summary["cost_limit"]
     measured = {
@@ -99,21 +106,21 @@ def _constraint_of(algorithm: str) -> str | None:
     return None
 
 
-def _kl(config: Mapping[str, Any]) -> str | None:
+def _kl(config: Values) -> str | None:
     if "kl_coefficient" not in config:
         return None
     where = {True: ", counted in the cost as well", False: ", in the reward alone"}
     return f"coefficient {config['kl_coefficient']:g}{where.get(config.get('limit_includes_kl'), '')}"  # type: ignore[arg-type]
 
 
-def _data(source: Any, rows: Any, default: str | None) -> str | None:
+def _data(source: object, rows: Sequence[object] | None, default: str | None) -> str | None:
     if rows is None:
         return None
     name = public(source) if isinstance(source, str) else "given in memory" if source is not None else default
     return f"{name}, {len(rows)} rows"
 
 
-def _model(source: Any, default: str | None) -> str | None:
+def _model(source: object, default: str | None) -> str | None:
     if isinstance(source, Mapping):
         return ", ".join(f"{name}: {_model(one, None)}" for name, one in source.items())
     return default if source is None else public(source)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import settings_or_assignments
 from textsafe_gym.experiments.saved import open_saved, saved_policy
+from textsafe_gym.files import Row
 
 
 class Chat:
@@ -28,8 +28,8 @@ class Chat:
     def __init__(
         self,
         source: str | Path,
-        env: str | Path | Mapping[str, Any] | None = None,
-        settings: Mapping[str, Any] | Sequence[str] | None = None,
+        env: str | Path | Mapping[str, object] | None = None,
+        settings: Mapping[str, object] | Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         from textsafe_gym.evaluation.play import GivenPrompts
@@ -43,7 +43,7 @@ class Chat:
         self._seed = seed
         self.cost_limit: float = vector.unwrapped.cost_limit
 
-    def __call__(self, prompt: str) -> dict[str, Any]:
+    def __call__(self, prompt: str) -> Row:
         """The "prompt", its "response", "reward", "cost" and "finish_reason".
 
         Raises:

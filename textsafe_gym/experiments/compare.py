@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textsafe_gym.config import Settings, dump, parse_assignments
+from textsafe_gym.config import Settings, Values, dump, parse_assignments
 from textsafe_gym.console import is_live, progress_console
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import repeated, settings_or_assignments
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.experiments.spec import INITIAL, RunSpec, build_spec, config_class, folder_of, parse_vary
-from textsafe_gym.files import write_json
+from textsafe_gym.files import Row, write_json
 from textsafe_gym.registry import nearest
 
 if TYPE_CHECKING:
@@ -23,16 +23,16 @@ _SAMPLES = 4  # prompts whose responses the report shows
 
 def compare(
     algorithms: Sequence[str],
-    env: str | Path | Mapping[str, Any] | None = None,
+    env: str | Path | Mapping[str, object] | None = None,
     *,
     config: str | Path | None = None,
-    settings: Mapping[str, Any] | Sequence[str] | None = None,
+    settings: Mapping[str, object] | Sequence[str] | None = None,
     preset: str | None = None,
     episodes: int | None = None,
     data: Sequence[str | Path] = (),
     seeds: int = 3,
     seed: int = 0,
-    vary: Mapping[str, Sequence[Any]] | Sequence[str] = (),
+    vary: Mapping[str, Sequence[object]] | Sequence[str] = (),
     workers: int = 1,
     out: str | Path = "runs/compare",
     resume: bool = False,
@@ -80,7 +80,7 @@ def compare(
 
     check_tracker(track)
     algorithms = [algorithms] if isinstance(algorithms, str) else list(algorithms)
-    call: dict[str, Any] = {"env": env, "config": config, "settings": settings, "preset": preset}
+    call: Values = {"env": env, "config": config, "settings": settings, "preset": preset}
     call |= {"episodes": episodes, "data": data or None, "seeds": seeds, "seed": seed}
     repeat, again = repeated(
         command, "compare", algorithms, **call, vary=vary or None, workers=workers, out=out, track=track
@@ -118,7 +118,7 @@ def compare(
 
 def _specs(
     algorithms: Sequence[str],
-    vary: Mapping[str, Sequence[Any]] | Sequence[str],
+    vary: Mapping[str, Sequence[object]] | Sequence[str],
     *,
     assignments: Settings | Sequence[str],
     **options: Any,
@@ -142,7 +142,7 @@ def _specs(
     others = {*algos.available(), *algorithms}
     offline = {name: algos.definition(name).offline for name in algorithms}
 
-    def spec_of(name: str, varied: Mapping[str, Any] | None = None) -> RunSpec:
+    def spec_of(name: str, varied: Mapping[str, object] | None = None) -> RunSpec:
         own = dict(options)
         if len(set(offline.values())) > 1:  # each kind of method has its own of the two budgets
             own |= {"episodes": None} if offline[name] else {"data": ()}
@@ -182,9 +182,7 @@ def _check_all(specs: Sequence[RunSpec], quiet: bool) -> None:
             check(spec, played)
 
 
-def _report(
-    out: Path, runs: Sequence["Run"], specs: Sequence[RunSpec], command: str
-) -> tuple[dict[str, Any], list[Path]]:
+def _report(out: Path, runs: Sequence["Run"], specs: Sequence[RunSpec], command: str) -> tuple[Row, list[Path]]:
     """Writes comparison.json, the figures and the report; returns what the first holds, and the figures' paths."""
     from textsafe_gym.evaluation.figures import learning_curves, reward_cost_plane
     from textsafe_gym.evaluation.report import UNITS, write_report
@@ -227,7 +225,7 @@ def _report(
     return comparison, [path for *_, path in shown]
 
 
-def _spread(rows: Sequence[dict[str, Any]]) -> list[int]:
+def _spread(rows: Sequence[Row]) -> list[int]:
     """Indices of the first row of each group of prompts in turn, `_SAMPLES` in all."""
     by_group: dict[str, list[int]] = {}
     for i, row in enumerate(rows):

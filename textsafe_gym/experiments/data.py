@@ -1,15 +1,24 @@
 """What `--data` names, for algorithms that learn from preferences or demonstrations that are there already."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from textsafe_gym.data.readers import read_demonstrations, read_preferences
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.spec import SIMULATED, RunSpec
 from textsafe_gym.protocols import PreferenceTask, PromptTask
 
+if TYPE_CHECKING:
+    import gymnasium as gym
 
-def load_data(spec: RunSpec, env: Any, actor: Any, few: bool = False) -> Any:
+    from textsafe_gym.data.readers import Preference
+    from textsafe_gym.protocols import Actor
+    from textsafe_gym.types import Demonstrations, Preferences
+
+
+def load_data(
+    spec: RunSpec, env: "gym.vector.VectorEnv", actor: "Actor", few: bool = False
+) -> "Preferences | Demonstrations | None":
     """A run's data in the actor's form, of preferences with its reference's log-probs; None where it samples.
 
     Args:
@@ -29,12 +38,12 @@ def load_data(spec: RunSpec, env: Any, actor: Any, few: bool = False) -> Any:
     task = env.unwrapped
     if not isinstance(task, PromptTask) or not isinstance(actor, CausalLMActor):
         raise ConfigError(f"{spec.algorithm} learns from pairs of texts; {spec.env['id']} has no text environment's")
-    kind = algos.definition(spec.algorithm).source
-    rows = [row for source in spec.data for row in _read(source, kind, task, spec.seed, few)]
-    rows, budgets = rows[:2] if few else rows, (task.max_prompt_length, task.max_response_length)
-    if kind == "demonstrations":
-        return actor.demonstrations(rows, *budgets)
-    return actor.preferences(rows, *budgets, actor.reference())
+    budgets, first = (task.max_prompt_length, task.max_response_length), slice(2 if few else None)
+    if algos.definition(spec.algorithm).source == "demonstrations":
+        shown = [row for source in spec.data for row in _demonstrations(source)]
+        return actor.demonstrations(shown[first], *budgets)
+    labelled = [pair for source in spec.data for pair in _preferences(source, task, spec.seed, few)]
+    return actor.preferences(labelled[first], *budgets, actor.reference())
 
 
 def data_note(specs: Sequence[RunSpec]) -> str:
@@ -49,15 +58,21 @@ def data_note(specs: Sequence[RunSpec]) -> str:
     return f"note: {', '.join(names)} {verbs[0]} no responses; {verbs[1]} from {', '.join(sources)}{simulated}"
 
 
-def _read(source: str, kind: str, task: PromptTask, seed: int, few: bool) -> list[Any]:
+def _demonstrations(source: str) -> list[tuple[str, str]]:
+    if source.partition(":")[0] == SIMULATED:
+        raise ConfigError(f"--data {source}: no environment simulates demonstrations; give --data FILE")
+    return read_demonstrations(source)
+
+
+def _preferences(source: str, task: PromptTask, seed: int, few: bool) -> "Sequence[Preference]":
     name, _, count = source.partition(":")
     if name != SIMULATED:
-        return read_demonstrations(source) if kind == "demonstrations" else list(read_preferences(source))
+        return read_preferences(source)
     if not count.isdecimal() or int(count) < 1:
         raise ConfigError(f"--data {source}: expected {SIMULATED}:N, N pairs")
-    if kind == "demonstrations" or not isinstance(task, PreferenceTask):
-        raise ConfigError(f"--data {source}: this environment simulates no {kind}; give --data FILE")
+    if not isinstance(task, PreferenceTask):
+        raise ConfigError(f"--data {source}: this environment simulates no preferences; give --data FILE")
     try:
-        return list(task.preferences(2 if few else int(count), seed))
+        return task.preferences(2 if few else int(count), seed)
     except ConfigError as error:
         raise ConfigError(f"--data {source}: {error}; give --data FILE") from None

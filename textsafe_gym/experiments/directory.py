@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from textsafe_gym.config import read_yaml
 from textsafe_gym.errors import ConfigError, RunError
@@ -61,8 +60,8 @@ def same_request(spec: RunSpec, directory: Path) -> None:
         raise ConfigError(f"{directory / 'config.yaml'}: cannot resume with other settings: {changes}")
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             flat |= _flat(value, f"{prefix}{name}.")

@@ -1,11 +1,11 @@
 """Progress of runs on stderr."""
 
 import time
-from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from textsafe_gym.console import is_live, progress_console
+from textsafe_gym.files import Row
 
 _SHOWN = (("reward", "reward"), ("cost", "cost"), ("multiplier", "λ"), ("kl", "KL"))
 _EVERY = 30.0  # seconds between lines where stderr is not a terminal
@@ -48,7 +48,7 @@ class Display:
             if more:
                 self.say(f"warning: {more} more runs said the same as {first}")
 
-    def update(self, name: str, event: dict[str, Any]) -> None:
+    def update(self, name: str, event: Row) -> None:
         """Shows how far a run is."""
         values = event.get("metrics", {})
         note = "evaluating" if event.get("evaluating") else ""
@@ -63,7 +63,7 @@ class Display:
             self._tasks[name] = self._progress.add_task(_escape(name), total=event["total"], note="")
         self._progress.update(self._tasks[name], completed=event["done"], total=event["total"], note=note)
 
-    def finish(self, name: str, summary: dict[str, Any] | None, problem: str = "") -> None:
+    def finish(self, name: str, summary: Row | None, problem: str = "") -> None:
         """Takes a run off the display."""
         self._finished += 1
         if name in self._tasks:

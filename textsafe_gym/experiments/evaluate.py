@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from textsafe_gym.config import dump
 from textsafe_gym.console import is_live, progress_console
@@ -12,12 +12,15 @@ from textsafe_gym.experiments.arguments import settings_or_assignments
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.files import write_json, write_rows, write_text
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
 
 def evaluate(
     sources: str | Path | Iterable[str | Path],
-    env: str | Path | Mapping[str, Any] | None = None,
+    env: str | Path | Mapping[str, object] | None = None,
     *,
-    settings: Mapping[str, Any] | Sequence[str] | None = None,
+    settings: Mapping[str, object] | Sequence[str] | None = None,
     seed: int | None = None,
     out: str | Path = "runs/evaluate",
     quiet: bool = False,
@@ -90,5 +93,5 @@ def evaluate(
     return Result(directory, {"directory": str(directory), **comparison}, tables_of(comparison), [], runs)
 
 
-def _shown_on(bars: Any, task: Any) -> Callable[[int, int], None]:
+def _shown_on(bars: "Progress", task: "TaskID") -> Callable[[int, int], None]:
     return lambda done, total: bars.update(task, completed=done, total=total)

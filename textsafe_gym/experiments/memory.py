@@ -4,15 +4,20 @@ import math
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from textsafe_gym.config import Values
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.spec import DEFAULT_ENV, RunSpec
+from textsafe_gym.files import Row
+
+if TYPE_CHECKING:
+    from textsafe_gym.parallel.process_group import ProcessGroup
 
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
-def memory_plan(spec: RunSpec, processes: Any) -> dict[str, Any]:
+def memory_plan(spec: RunSpec, processes: "ProcessGroup") -> Row:
     """The plan of one process of a run, from the configs of its models alone.
 
     Args:
@@ -24,10 +29,11 @@ def memory_plan(spec: RunSpec, processes: Any) -> dict[str, Any]:
         takes most, its "bytes", on the CPU for all processes of this machine, and the device's "capacity" in bytes.
 
     Raises:
-        ConfigError: the run trains no language model, or by another library's algorithm.
+        ConfigError: the run does not train a language model, or does so by another library's algorithm.
         ModelError: a config is missing or damaged, or there is no such device.
     """
     import algos
+    from textsafe_gym.parallel.deepspeed import DeepSpeedProcesses
     from textsafe_gym.planning import memory, sharding
 
     if spec.env["id"] != DEFAULT_ENV:
@@ -42,7 +48,7 @@ def memory_plan(spec: RunSpec, processes: Any) -> dict[str, Any]:
     policy = memory.policy_size(start, options.get("lora_rank"), options.get("last_layers"))
     scores = [memory.score_size(source, what) for what, source in sources.items() if what != "policy"]
     own = algos.definition(spec.algorithm)
-    critics: list[Any] = [None] * len(own.critics)
+    critics: list[memory.Size | None] = [None] * len(own.critics)
     if options.get("critics") == "separate":
         for number, kind in enumerate(own.critics):
             source = options.get(f"{kind}_critic") or sources.get(f"{kind} model")
@@ -75,7 +81,7 @@ def memory_plan(spec: RunSpec, processes: Any) -> dict[str, Any]:
         critics=critics,
         gradient_checkpointing=bool(options.get("gradient_checkpointing")),
     )
-    if hasattr(processes, "config"):
+    if isinstance(processes, DeepSpeedProcesses):
         parts = sharding.sharded(
             parts, policy, critics, dtype, device, sharding.zero_of(processes.config, processes.world_size)
         )
@@ -88,7 +94,7 @@ def memory_plan(spec: RunSpec, processes: Any) -> dict[str, Any]:
     return {"parts": [asdict(part) for part in parts], "peaks": peaks}
 
 
-def check_room(plan: dict[str, Any]) -> None:
+def check_room(plan: Row) -> None:
     """Refuses a plan that no device has the memory for.
 
     Raises:
@@ -111,7 +117,7 @@ def readable(number: int) -> str:
     return f"{number} B"
 
 
-def _resolved(kwargs: dict[str, Any]) -> tuple[dict[str, Any], int, int]:
+def _resolved(kwargs: Values) -> tuple[Values, int, int]:
     """Where the policy and the score models lie by default or by the environment's settings, and both budgets."""
     from textsafe_gym import embedded_world
     from textsafe_gym.envs.task import DEFAULT_BUDGET
@@ -122,7 +128,7 @@ def _resolved(kwargs: dict[str, Any]) -> tuple[dict[str, Any], int, int]:
         if own
         else (DEFAULT_BUDGET, DEFAULT_BUDGET)
     )
-    sources: dict[str, Any] = {"policy": embedded_world.ASSETS / "policy" if own else None}
+    sources: Values = {"policy": embedded_world.ASSETS / "policy" if own else None}
     for kind in ("reward", "cost"):
         given = kwargs.get(f"{kind}_model")
         if isinstance(given, dict):

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.experiments.arguments import paths_of
 from textsafe_gym.experiments.result import Result
-from textsafe_gym.files import write_json
+from textsafe_gym.files import Row, write_json
 
 if TYPE_CHECKING:
     from textsafe_gym.evaluation.report import Cell, Table
@@ -64,7 +64,7 @@ def pareto(
     return Result(directory, {"directory": str(directory), **result}, _tables(result, cost_limit), [figure], loaded)
 
 
-def _tables(result: dict[str, Any], cost_limit: float | None) -> list["Table"]:
+def _tables(result: Row, cost_limit: float | None) -> list["Table"]:
     from textsafe_gym.evaluation.report import Cell, Table, pareto_table
 
     columns = ["setting", "reward", "cost", "runs", "on the front"]

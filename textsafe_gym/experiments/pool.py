@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from textsafe_gym.console import quiet_libraries
 from textsafe_gym.errors import ExecutionError, RunInterrupted, TextsafeError
@@ -21,8 +22,12 @@ from textsafe_gym.experiments.display import Display
 from textsafe_gym.experiments.run import execute
 from textsafe_gym.experiments.spec import RunSpec
 from textsafe_gym.experiments.tracking import Track
+from textsafe_gym.files import Row
 
-_events: Any = None  # of a worker process: where its reports go
+if TYPE_CHECKING:
+    from textsafe_gym.parallel.process_group import ProcessGroup
+
+_events: "Queue[tuple[str, Row]]"  # of a worker process: where its reports go
 _at_work = ""  # of a worker process: the name of its run
 
 
@@ -89,7 +94,9 @@ def finish_all(jobs: Sequence[Job], workers: int, resume: str, quiet: bool) -> N
         raise ExecutionError(f"{len(failures)} of {len(jobs)} runs failed, first: {first}; try again with: {resume}")
 
 
-def run_all(jobs: Sequence[Job], workers: int, processes: Any = None, quiet: bool = False) -> dict[str, Exception]:
+def run_all(
+    jobs: Sequence[Job], workers: int, processes: "ProcessGroup | None" = None, quiet: bool = False
+) -> dict[str, Exception]:
     """Does all runs, in their order.
 
     Args:
@@ -104,7 +111,7 @@ def run_all(jobs: Sequence[Job], workers: int, processes: Any = None, quiet: boo
     failures: dict[str, Exception] = {}
     with Display(len(jobs), quiet or (processes is not None and processes.rank > 0)) as display:
 
-        def finish(job: Job, work: Callable[[], dict[str, Any]]) -> None:
+        def finish(job: Job, work: Callable[[], Row]) -> None:
             try:
                 display.finish(job.name, work())
             except (TextsafeError, ExecutionError) as error:
@@ -125,13 +132,13 @@ def run_all(jobs: Sequence[Job], workers: int, processes: Any = None, quiet: boo
 
 
 def _in_processes(
-    jobs: Sequence[Job], workers: int, display: Display, finish: Callable[[Job, Callable[[], dict[str, Any]]], None]
+    jobs: Sequence[Job], workers: int, display: Display, finish: Callable[[Job, Callable[[], Row]], None]
 ) -> None:
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (events,))
     try:
-        futures: dict[Future[dict[str, Any]], Job] = {pool.submit(_work, job): job for job in jobs}
+        futures: dict[Future[Row], Job] = {pool.submit(_work, job): job for job in jobs}
         waiting = set(futures)
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -150,7 +157,7 @@ def _in_processes(
     pool.shutdown()
 
 
-def _result(future: "Future[dict[str, Any]]") -> dict[str, Any]:
+def _result(future: "Future[Row]") -> Row:
     try:
         return future.result()
     except BrokenProcessPool:
@@ -158,7 +165,7 @@ def _result(future: "Future[dict[str, Any]]") -> dict[str, Any]:
         raise ExecutionError(message) from None
 
 
-def _drain(events: Any, display: Display) -> None:
+def _drain(events: "Queue[tuple[str, Row]]", display: Display) -> None:
     while True:
         try:
             name, event = events.get_nowait()
@@ -170,7 +177,7 @@ def _drain(events: Any, display: Display) -> None:
             display.update(name, event)
 
 
-def _start_worker(events: Any) -> None:
+def _start_worker(events: "Queue[tuple[str, Row]]") -> None:
     """In a new process: one thread, no Ctrl-C of its own, and an end when the parent is gone."""
     global _events
     _events = events
@@ -200,7 +207,7 @@ class _Forwarded(logging.Handler):
         _events.put((_at_work, {"warning": " ".join(record.getMessage().split()), "kind": record.msg}))
 
 
-def _work(job: Job) -> dict[str, Any]:
+def _work(job: Job) -> Row:
     global _at_work
     _at_work = job.name
     return execute(job.spec, job.directory, lambda event: _events.put((job.name, event)), track=job.track)

@@ -2,12 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from textsafe_gym.errors import ConfigError, ExecutionError, ModelError, RunError
 from textsafe_gym.experiments.directory import CONFIG
 from textsafe_gym.experiments.run import CHECKPOINT
-from textsafe_gym.files import read_json
+from textsafe_gym.files import Row, read_json
 
 # All that reading a model needs. What else lies in its folder, or in the run's, stays here.
 _UPLOADED = {
@@ -19,7 +18,7 @@ _UPLOADED = {
 _DESCRIBE = ("config.json", "adapter_config.json", "mlp_policy.json")  # one of them makes a folder a model's
 
 
-def push(source: str | Path, repo_id: str, *, private: bool = False, dry_run: bool = False) -> dict[str, Any]:
+def push(source: str | Path, repo_id: str, *, private: bool = False, dry_run: bool = False) -> Row:
     """Uploads the policy of a finished run, or a model's folder, as `textsafe push` does.
 
     Weights, settings, tokenizer and card are uploaded and nothing else.
@@ -52,7 +51,7 @@ def push(source: str | Path, repo_id: str, *, private: bool = False, dry_run: bo
     for path in files:
         if path.suffix == ".json" and not path.name.startswith(("tokenizer.", "vocab.")):
             _check_private(path)
-    result: dict[str, Any] = {"repo": repo_id, "folder": str(folder), "files": [path.name for path in files]}
+    result: Row = {"repo": repo_id, "folder": str(folder), "files": [path.name for path in files]}
     if not dry_run:
         result["url"] = _upload(files, repo_id, private)
     return result

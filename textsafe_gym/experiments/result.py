@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.evaluation.records import LABELLED
+from textsafe_gym.files import Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ class Result:
     """
 
     directory: Path
-    values: dict[str, Any]
+    values: Row
     tables: list["Table"]
     figures: list[Path]
     runs: list["Run"]
@@ -47,7 +48,7 @@ class Result:
         return pd.DataFrame([_row(run) for run in self.runs])
 
 
-def _row(run: "Run") -> dict[str, Any]:
+def _row(run: "Run") -> Row:
     from textsafe_gym.evaluation.records import summarise
 
     means = summarise(run.rows, run.summary["cost_limit"])

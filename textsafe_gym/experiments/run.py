@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from textsafe_gym.config import dump
 from textsafe_gym.errors import ConfigError, DataError, ExecutionError, RunError, TextsafeError
@@ -19,6 +19,7 @@ from textsafe_gym.experiments.directory import CONFIG, make_directory, same_requ
 from textsafe_gym.experiments.spec import INITIAL, RunSpec
 from textsafe_gym.experiments.tracking import Track, Tracking
 from textsafe_gym.files import (
+    Row,
     append_row,
     read_json,
     read_rows,
@@ -33,12 +34,16 @@ from textsafe_gym.registry import did_you_mean
 from textsafe_gym.rollouts import collect
 
 if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from algos.core.loop import Trainer
     from textsafe_gym.parallel.process_group import ProcessGroup
+    from textsafe_gym.protocols import Actor
 
 CHECKPOINT = Path("checkpoints") / "latest"
 CHECKPOINT_EVERY = 10  # iterations; a killed run repeats at most so many
 
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[Row], None]
 
 
 def check(spec: RunSpec, played: set[str] | None = None, processes: "ProcessGroup | None" = None) -> None:
@@ -116,7 +121,7 @@ def _alone_in(directory: Path) -> Iterator[None]:
 
 def execute(
     spec: RunSpec, directory: Path, report: Report, processes: "ProcessGroup | None" = None, track: Track | None = None
-) -> dict[str, Any]:
+) -> Row:
     """Does a run, or what is left of it, in its directory.
 
     Args:
@@ -161,7 +166,7 @@ def execute(
             raise ExecutionError(message) from error
 
 
-def _finished(path: Path) -> dict[str, Any]:
+def _finished(path: Path) -> Row:
     """A finished run's summary.
 
     Raises:
@@ -175,8 +180,14 @@ def _finished(path: Path) -> dict[str, Any]:
 
 
 def _train(
-    spec: RunSpec, env: Any, actor: Any, directory: Path, report: Report, processes: "ProcessGroup", tracking: Tracking
-) -> tuple[Any, list[Any]]:
+    spec: RunSpec,
+    env: "gym.vector.VectorEnv",
+    actor: "Actor",
+    directory: Path,
+    report: Report,
+    processes: "ProcessGroup",
+    tracking: Tracking,
+) -> "tuple[Trainer, list[Row]]":
     """Trains from the last checkpoint, or from the start, to the end of the budget.
 
     Returns:
@@ -211,17 +222,16 @@ def _train(
     return trainer, rows
 
 
-def _execute(
-    spec: RunSpec, directory: Path, report: Report, processes: "ProcessGroup", tracking: Tracking
-) -> dict[str, Any]:
+def _execute(spec: RunSpec, directory: Path, report: Report, processes: "ProcessGroup", tracking: Tracking) -> Row:
     from textsafe_gym.evaluation.play import evaluate_policy
     from textsafe_gym.evaluation.records import summarise
+    from textsafe_gym.models.causal_lm import CausalLMActor
 
     started = time.perf_counter()
     env = make_env(spec, spec.num_envs // processes.world_size)
     actor = make_actor(spec, env, processes)
     reference = actor.reference()
-    metrics: list[dict[str, Any]] = []
+    metrics: list[Row] = []
     playing: AbstractContextManager[None] = nullcontext()
     if spec.algorithm != INITIAL:
         trainer, metrics = _train(spec, env, actor, directory, report, processes, tracking)
@@ -239,8 +249,9 @@ def _execute(
         rows = evaluate_policy(actor, judged, spec.seed, identity, reference, on_batch, processes)
     limit = cost_limit_of(spec, env)
     # An enumerable environment knows a policy's expectations, at the temperature that its reference has.
-    enumerable = isinstance(env.unwrapped, Enumerable) and actor.temperature == 1
-    exactly = {"exact": env.unwrapped.evaluate(actor.model)._asdict()} if enumerable else {}
+    task, exactly = env.unwrapped, {}
+    if isinstance(task, Enumerable) and isinstance(actor, CausalLMActor) and actor.temperature == 1:
+        exactly = {"exact": task.evaluate(actor.model)._asdict()}
     judged.close()
     env.close()
     speeds = [row["tokens_per_second"] for row in metrics if row.get("tokens_per_second")]

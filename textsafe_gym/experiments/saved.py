@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from textsafe_gym.config import Settings, merge, parse_assignments, read_json, read_yaml, validate
+from textsafe_gym.config import Settings, Values, merge, parse_assignments, read_json, read_yaml, validate
 from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.experiments.build import make_actor, make_env
 from textsafe_gym.experiments.directory import CONFIG
@@ -15,6 +15,11 @@ from textsafe_gym.experiments.run import CHECKPOINT
 from textsafe_gym.experiments.spec import BATCH, INITIAL, PolicyOptions, RunSpec, resolve_env
 from textsafe_gym.presets import SMALL
 from textsafe_gym.registry import nearest
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from textsafe_gym.protocols import Actor, Reference
 
 MODEL = "model"  # what stands for the algorithm where a policy comes without a run
 STATE, _POLICY = "state.json", "policy"  # of a folder that a trainer's `save` wrote
@@ -40,7 +45,7 @@ class SavedPolicy:
 
 
 def saved_policy(
-    source: str, env: str | Path | Mapping[str, Any] | None, given: Settings | Sequence[str], seed: int | None = None
+    source: str, env: str | Path | Mapping[str, object] | None, given: Settings | Sequence[str], seed: int | None = None
 ) -> SavedPolicy:
     """Finds out what a source is, without loading it.
 
@@ -122,7 +127,7 @@ class SavedEnv(BaseModel):
     """What `config.yaml` says of the environment."""
 
     id: str
-    kwargs: dict[str, Any]
+    kwargs: Values
 
 
 class SavedConfig(BaseModel):
@@ -141,7 +146,7 @@ class SavedRun(BaseModel):
     algorithm: str
     label: str
     env: SavedEnv
-    policy: dict[str, Any]
+    policy: Values
     config: SavedConfig
     preset: str = SMALL
     data: list[str] = []
@@ -175,7 +180,9 @@ def read_spec(path: Path) -> RunSpec:
     return RunSpec(**run.model_dump())
 
 
-def open_saved(saved: SavedPolicy, num_envs: int | None = None) -> tuple[Any, Any, Any]:
+def open_saved(
+    saved: SavedPolicy, num_envs: int | None = None
+) -> "tuple[gym.vector.VectorEnv, Actor, Reference | None]":
     """The environment, the trained actor, and the reference that training started from, or none if that is not known.
 
     Only the policy's own folder is read, so that the algorithm need not be there.

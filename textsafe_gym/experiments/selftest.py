@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from textsafe_gym.config import Values
 from textsafe_gym.errors import TextsafeError
 
 _SMALL = {"episodes_per_iteration": 16, "minibatch_size": 8, "learning_rate": 1e-3, "critic_learning_rate": 1e-3}
@@ -42,7 +43,7 @@ def training() -> str:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        make: dict[str, Any] = {"episodes": _ITERATIONS * 16, "seed": 0, **_SMALL}
+        make: Values = {"episodes": _ITERATIONS * 16, "seed": 0, **_SMALL}
         trainer = algos.make("ppo_lagrangian", "SafeRLHF-v0", **make)
         before = {name: x.clone() for name, x in trainer.actor.state_dict().items()}
         rows = trainer.learn()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from textsafe_gym.config import (
     Faults,
     Settings,
+    Values,
     merge,
     parse_assignments,
     parse_value,
@@ -23,7 +24,7 @@ from textsafe_gym.config import (
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import as_settings, plain
-from textsafe_gym.presets import SMALL, preset_settings, presets, section_of
+from textsafe_gym.presets import SMALL, preset_settings, section_of, shipped
 from textsafe_gym.registry import load_object, nearest
 
 Made = TypeVar("Made")
@@ -61,8 +62,8 @@ class EnvFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str = Field(DEFAULT_ENV, description="Gymnasium id")
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="of the environment")
-    policy: dict[str, Any] = Field(default_factory=dict, description="see PolicyOptions")
+    kwargs: Values = Field(default_factory=dict, description="of the environment")
+    policy: Values = Field(default_factory=dict, description="see PolicyOptions")
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ class RunSpec:
 
     algorithm: str
     label: str
-    env: dict[str, Any]
-    policy: dict[str, Any]
-    config: dict[str, Any]
+    env: Values
+    policy: Values
+    config: Values
     preset: str = SMALL
     data: list[str] = field(default_factory=list)
     evaluation_batch: int | None = None
@@ -109,7 +110,7 @@ class RunSpec:
         """Responses played at once in the evaluation."""
         return self.evaluation_batch or self.num_envs
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Values:
         """What `config.yaml` holds: all but the origin of each value, what was left out, and what the run has not."""
         held = {name: value for name, value in asdict(self).items() if name not in ("places", "left_out")}
         return {name: value for name, value in held.items() if value or name not in ("data", "evaluation_batch")}
@@ -120,7 +121,11 @@ class RunSpec:
 
 
 def call(
-    make: Callable[..., Made], what: str, options: Mapping[str, Any], *args: Any, known: Callable[[], list[str]] = list
+    make: Callable[..., Made],
+    what: str,
+    options: Mapping[str, object],
+    *args: object,
+    known: Callable[[], list[str]] = list,
 ) -> Made:
     """`make(*args, **options)`, with an unknown option reported as the user's error.
 
@@ -164,7 +169,7 @@ def config_class(algorithm: str) -> type[BaseModel]:
     return found
 
 
-def tuned_defaults(algorithm: str, preset: str = SMALL) -> Settings:
+def preset_for(algorithm: str, preset: str = SMALL) -> Settings:
     """What a preset changes of the algorithm's defaults; see `preset_settings`.
 
     Raises:
@@ -194,13 +199,13 @@ def read_config(config: str) -> Settings:
     Raises:
         ConfigError: neither, or malformed.
     """
-    known = presets("paper")
+    known = shipped("paper")
     if config not in known and not Path(config).suffix and not Path(config).exists():
         raise ConfigError(f"--config {config}: no such file or preset; {nearest(config, list(known))}")
     return read_yaml(known.get(config, config))
 
 
-def resolve_env(env: str | Path | Mapping[str, Any] | None) -> tuple[str, Settings, Settings]:
+def resolve_env(env: str | Path | Mapping[str, object] | None) -> tuple[str, Settings, Settings]:
     """The environment's id, its kwargs and the policy options that `--env` stands for.
 
     Args:
@@ -215,7 +220,7 @@ def resolve_env(env: str | Path | Mapping[str, Any] | None) -> tuple[str, Settin
         held = as_settings(env, "env")
         loaded = validate(EnvFile, held, "env")
         return loaded.id, held.section("kwargs"), held.section("policy")
-    env, known = str(env), presets("env")
+    env, known = str(env), shipped("env")
     if env.endswith((".yaml", ".yml")) or env in known:
         given = read_yaml(known.get(env, env))
         loaded = validate(EnvFile, given, "--env")
@@ -241,13 +246,13 @@ def check_env_keys(env_id: str, kwargs: Settings) -> None:
 def build_spec(
     algorithm: str,
     *,
-    env: str | Path | Mapping[str, Any] | None,
+    env: str | Path | Mapping[str, object] | None,
     config: str | None,
     assignments: Sequence[str] | Settings,
     episodes: int | None,
     seed: int | None,
     preset: str | None = None,
-    varied: Mapping[str, Any] | None = None,
+    varied: Mapping[str, object] | None = None,
     compared: Sequence[str] = (),
     others: Sequence[str] = (),
     data: Sequence[str | Path] = (),
@@ -299,7 +304,7 @@ def build_spec(
     given = merge(shared, given.section(algorithm), variant)
     fixed = {name: value for name, value in (("episodes", episodes), ("seed", seed)) if value is not None}
     own = merge(
-        tuned_defaults(algorithm, preset),
+        preset_for(algorithm, preset),
         given.without("env", "policy"),
         Settings(fixed, {(name,): f"--{name}" for name in fixed}),
     )
@@ -356,9 +361,12 @@ def _applicable(
     left_out: list[str] = []
 
     def kept(
-        values: Mapping[str, Any], own: type[BaseModel] | None, theirs: Sequence[type[BaseModel]], path: tuple[str, ...]
-    ) -> dict[str, Any]:
-        found = {}
+        values: Mapping[str, object],
+        own: type[BaseModel] | None,
+        theirs: Sequence[type[BaseModel]],
+        path: tuple[str, ...],
+    ) -> Values:
+        found: Values = {}
         for key, value in values.items():
             has = own is not None and key in own.model_fields
             below = section_of(own, key)
@@ -380,7 +388,7 @@ def _applicable(
     return Settings(kept(given.values, schema, schemas, ()), given.origin), left_out
 
 
-def parse_variant(varied: Mapping[str, Any]) -> Settings:
+def parse_variant(varied: Mapping[str, object]) -> Settings:
     """Nested settings of {"env.cost_limit": 1}."""
     settings = Settings()
     for name, value in varied.items():
@@ -407,8 +415,8 @@ def _from_run(given: Settings, algorithm: str) -> tuple[Settings, str]:
 
 
 def parse_vary(
-    arguments: Sequence[str] | Mapping[str, Sequence[Any]], algorithms: Sequence[str]
-) -> dict[str, list[dict[str, Any]]]:
+    arguments: Sequence[str] | Mapping[str, Sequence[object]], algorithms: Sequence[str]
+) -> dict[str, list[Values]]:
     """The variants of each algorithm: all combinations of its `--vary` values, or one empty variant.
 
     Args:
@@ -418,7 +426,7 @@ def parse_vary(
     Raises:
         ConfigError: not of the form ALGO.KEY=V1,V2,..., or of an algorithm that is not compared.
     """
-    axes: dict[str, dict[str, list[Any]]] = {name: {} for name in algorithms}
+    axes: dict[str, dict[str, list[object]]] = {name: {} for name in algorithms}
     listed = arguments if isinstance(arguments, Mapping) else {}
     for argument in arguments:
         target, equals, text = (argument, "=", "listed") if listed else argument.partition("=")

@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from textsafe_gym.config import Settings, merge, read_yaml, validate
+from textsafe_gym.config import Settings, Values, merge, read_yaml, validate
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import repeated
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.experiments.spec import DEFAULT_DATA, RunSpec, config_class
-from textsafe_gym.files import write_json
-from textsafe_gym.presets import SMALL, preset_settings, presets
+from textsafe_gym.files import Row, write_json
+from textsafe_gym.presets import SMALL, preset_settings, shipped
 from textsafe_gym.registry import nearest
+
+if TYPE_CHECKING:
+    from textsafe_gym.evaluation.summaries import Run
 
 
 class Entry(BaseModel):
@@ -24,7 +27,7 @@ class Entry(BaseModel):
     problem: Literal["mean", "kl_in_cost", "per_prompt", "weighted"] = Field(
         "mean", description="whose optimum it is held to; weighted: it has no limit, and a fixed cost_weight or none"
     )
-    settings: dict[str, Any] = Field(default_factory=dict, description="of this algorithm, over those of all")
+    settings: Values = Field(default_factory=dict, description="of this algorithm, over those of all")
 
 
 class StudyFile(BaseModel):
@@ -32,11 +35,11 @@ class StudyFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    env: dict[str, Any] = Field(description="keyword arguments of SafeRLHF-Exact-v0, but for cost_limit")
+    env: Values = Field(description="keyword arguments of SafeRLHF-Exact-v0, but for cost_limit")
     preset: str = Field(SMALL, description="settings that all begin with")
     seeds: int = Field(gt=0, description="runs of each algorithm at each limit")
     limits: list[float] = Field(min_length=1, description="cost limits")
-    settings: dict[str, Any] = Field(description="of every algorithm that has them, over the preset's")
+    settings: Values = Field(description="of every algorithm that has them, over the preset's")
     data: list[str] = Field(
         default_factory=lambda: [DEFAULT_DATA], description="as --data, of the algorithms that sample nothing"
     )
@@ -112,9 +115,9 @@ def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
     """The plan, and its runs with seed 0."""
     import algos
 
-    known = presets("study")
+    known = shipped("study")
     if study not in known and not study.endswith((".yaml", ".yml")):
-        raise ConfigError(f"no study and no YAML file '{study}'; {nearest(study, list(known))}")
+        raise ConfigError(f"'{study}' is neither a study nor a YAML file; {nearest(study, list(known))}")
     given = read_yaml(known.get(study, study))
     plan = validate(StudyFile, given, "study")
     if "cost_limit" in plan.env:
@@ -143,12 +146,12 @@ def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
 
 def _measure(
     out: Path,
-    env_kwargs: dict[str, Any],
-    runs: Sequence[Any],
+    env_kwargs: Values,
+    runs: Sequence["Run"],
     cost_weights: Sequence[float],
     problems: dict[str, str],
     figure: Path,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Solves the runs' problems, writes study.json and the figure."""
     import gymnasium as gym
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+from textsafe_gym.config import Values
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.spec import RunSpec
+from textsafe_gym.files import Row
 from textsafe_gym.registry import nearest
 from textsafe_gym.tracking import OPTIONAL, Background, TensorBoard, Tracker, check_installed
 from textsafe_gym.tracking.base import PROJECT, step_of
@@ -63,10 +64,10 @@ class Tracking:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self.finish(complete=False)
 
-    def start(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Opens the trackers and tells those of them that do not hold them the rows that a continued run has kept."""
+    def start(self, rows: Sequence[Row]) -> None:
+        """Opens the trackers and sends those of them that lack them the rows that a continued run has kept."""
         spec = self._spec
-        about: dict[str, Any] = {
+        about: Values = {
             "name": f"{spec.label} seed {spec.seed}",
             "group": spec.label,
             "project": self._track.project,
@@ -88,7 +89,7 @@ class Tracking:
         if self._other is not None:
             self._other.log(row)
 
-    def finish(self, evaluation: Mapping[str, Any] | None = None, complete: bool = True) -> None:
+    def finish(self, evaluation: Mapping[str, object] | None = None, complete: bool = True) -> None:
         """The final evaluation, and the end; does nothing when called again."""
         local, other, self._other = self._local, self._other, None
         if local is not None:

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from textsafe_gym.console import progress_console
 from textsafe_gym.errors import ConfigError, RunInterrupted
 from textsafe_gym.experiments.arguments import repeated, settings_or_assignments
 from textsafe_gym.experiments.result import Result
+from textsafe_gym.files import Row
 
 if TYPE_CHECKING:
     from textsafe_gym.parallel.process_group import ProcessGroup
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 
 def train(
     algorithm: str,
-    env: str | Path | Mapping[str, Any] | None = None,
+    env: str | Path | Mapping[str, object] | None = None,
     *,
     config: str | Path | None = None,
-    settings: Mapping[str, Any] | Sequence[str] | None = None,
+    settings: Mapping[str, object] | Sequence[str] | None = None,
     preset: str | None = None,
     episodes: int | None = None,
     data: Sequence[str | Path] = (),
@@ -28,7 +29,7 @@ def train(
     resume: bool = False,
     deepspeed: str | Path | None = None,
     timeout: float = 600.0,
-    on_memory_plan: Callable[[dict[str, Any]], object] | None = None,
+    on_memory_plan: Callable[[Row], object] | None = None,
     track: str | None = None,
     quiet: bool = False,
     command: str | None = None,
@@ -77,7 +78,7 @@ def train(
     config_class(algorithm)
     check_tracker(track)
     processes = joined(deepspeed, timeout)
-    plan: dict[str, Any] = {}
+    plan: Row = {}
     with processes.together("the request"):
         if resume:
             if out is None:
@@ -129,7 +130,7 @@ def joined(deepspeed: str | Path | None, timeout: float) -> "ProcessGroup":
         ConfigError: the DeepSpeed config is wrong, or there are several processes and no config.
     """
     from textsafe_gym.parallel.process_group import SingleProcess
-    from textsafe_gym.presets import presets
+    from textsafe_gym.presets import shipped
     from textsafe_gym.registry import nearest
 
     if deepspeed is None:
@@ -139,7 +140,7 @@ def joined(deepspeed: str | Path | None, timeout: float) -> "ProcessGroup":
     from textsafe_gym.parallel.deepspeed import start
     from textsafe_gym.parallel.deepspeed_config import read_config
 
-    known = presets("deepspeed")
+    known = shipped("deepspeed")
     path = known.get(str(deepspeed), Path(deepspeed))
     if not path.is_file():
         raise ConfigError(f"--deepspeed {deepspeed}: no such file or preset; {nearest(str(deepspeed), list(known))}")

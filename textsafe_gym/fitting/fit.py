@@ -6,7 +6,7 @@ Sources: the losses and defaults of Safe RLHF (arXiv 2310.12773) and its officia
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from textsafe_gym.data.readers import Labelled, SafetyPreference, ScoreRow
 from textsafe_gym.data.splits import split_by_prompt
 from textsafe_gym.errors import ConfigError, DataError
+from textsafe_gym.files import Row
 from textsafe_gym.fitting.held_out import TRANSFORMER, Transformer, compare_with_baselines, measure, questions, verdicts
 from textsafe_gym.fitting.losses import LossType, cost_loss, label_loss, reward_loss
 from textsafe_gym.fitting.output import (
@@ -33,16 +34,32 @@ from textsafe_gym.models.encoding import pad
 from textsafe_gym.models.files import new_directory
 from textsafe_gym.models.score import ScoreModel
 from textsafe_gym.models.texts import answers_ids
+from textsafe_gym.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["fit_cost", "fit_reward", "fit_score", "fit_sft"]
 
 
-def fit_reward(rows: Sequence[ScoreRow], model: Any, tokenizer: Any, out: str | Path, **options: Any) -> dict[str, Any]:
+def fit_reward(
+    rows: Sequence[ScoreRow],
+    model: "str | Path | PreTrainedModel",
+    tokenizer: Tokenizer | None,
+    out: str | Path,
+    **options: Any,
+) -> Row:
     """Fits a reward model to `Preference` or `Labelled` rows (label: good), or to both; arguments as in `fit_score`."""
     return fit_score("reward", rows, model, tokenizer, out, **options)
 
 
-def fit_cost(rows: Sequence[ScoreRow], model: Any, tokenizer: Any, out: str | Path, **options: Any) -> dict[str, Any]:
+def fit_cost(
+    rows: Sequence[ScoreRow],
+    model: "str | Path | PreTrainedModel",
+    tokenizer: Tokenizer | None,
+    out: str | Path,
+    **options: Any,
+) -> Row:
     """Fits a cost model to `SafetyPreference` or `Labelled` rows (label: unsafe); arguments as in `fit_score`.
 
     `Preference` rows may stand next to them (better: safer): they teach the order, the others where zero lies.
@@ -53,8 +70,8 @@ def fit_cost(rows: Sequence[ScoreRow], model: Any, tokenizer: Any, out: str | Pa
 def fit_score(
     kind: Literal["reward", "cost"],
     rows: Sequence[ScoreRow],
-    model: Any,
-    tokenizer: Any,
+    model: "str | Path | PreTrainedModel",
+    tokenizer: Tokenizer | None,
     out: str | Path,
     *,
     loss: LossType = "sequence",
@@ -71,7 +88,7 @@ def fit_score(
     device: str | None = None,
     progress: bool = True,
     data: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
+) -> Row:
     """Fits a reward or cost model, measures it next to baselines on held-out prompts, and saves it.
 
     Args:
@@ -150,7 +167,7 @@ def fit_score(
     train_questions = questions(train_rows, kind)
     of_training = [(row.prompt, answer) for row in train_rows for answer in _answers(row)]
     training_scores = raw([prompt for prompt, _ in of_training], [answer for _, answer in of_training])
-    metrics: dict[str, Any] = {
+    metrics: Row = {
         "kind": kind,
         "rows": {"train": len(train_rows), "held_out": len(test_rows), "skipped_inconsistent": skipped},
         "prompts": {"train": len({r.prompt for r in train_rows}), "held_out": len({r.prompt for r in test_rows})},

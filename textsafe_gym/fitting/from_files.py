@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from textsafe_gym.config import Values
 from textsafe_gym.data.readers import Columns, read_demonstrations, read_score_data
+from textsafe_gym.files import Row
 from textsafe_gym.fitting.losses import LossType
 from textsafe_gym.fitting.output import check_lora, check_output, check_settings, is_tiny
 
@@ -35,7 +37,7 @@ def fit(
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Row:
     """Fits a policy to demonstrations, or a reward or cost model to preferences or labels, as `textsafe fit` does.
 
     Args:
@@ -65,7 +67,7 @@ def fit(
         TextsafeError: data, model or a setting is wrong; nothing was written.
     """
     rate = _RATES["tiny" if is_tiny(model) else "whole" if lora_rank is None else "adapter"]
-    settings: dict[str, Any] = {
+    settings: Values = {
         "epochs": _EPOCHS[kind] if epochs is None else epochs,
         "learning_rate": rate if learning_rate is None else learning_rate,
         "minibatch_size": minibatch_size,

@@ -1,12 +1,12 @@
 """A score model next to the baselines, on the same rows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textsafe_gym.data.readers import Labelled, SafetyPreference, ScoreRow
+from textsafe_gym.files import Row
 from textsafe_gym.fitting.baselines import BASELINES, Judge, Pair, PairScores, Single
 from textsafe_gym.fitting.metrics import auc, interval_by_prompt, ranking_accuracy, sign_accuracy
 
@@ -57,7 +57,7 @@ def measure(
     Args:
         judge: what scores.
         pairs: give "ranking_accuracy", the share of pairs ranked right.
-        singles: give "sign_accuracy", the share for which score > 0 tells the label, and "auc".
+        singles: give "sign_accuracy", the share for which score > 0 predicts the label, and "auc".
         intervals: whether to bootstrap.
     """
     values: dict[str, float] = {}
@@ -89,7 +89,7 @@ def compare_with_baselines(
     train: Sequence[ScoreRow],
     test: Sequence[ScoreRow],
     test_sources: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Row:
     """Held-out metrics of a scorer and of every baseline.
 
     Args:
@@ -107,7 +107,7 @@ def compare_with_baselines(
     judges: dict[str, Judge] = {TRANSFORMER: Transformer(scorer)}
     judges |= {name: baseline(pairs, singles) for name, baseline in BASELINES.items()}
     asked = _answerable(questions(test, kind), pairs, singles)
-    result: dict[str, Any] = {"held_out": {}, "intervals": {}}
+    result: Row = {"held_out": {}, "intervals": {}}
     for name, judge in judges.items():
         result["held_out"][name], result["intervals"][name] = measure(judge, *asked)
     sources = list(dict.fromkeys(test_sources))

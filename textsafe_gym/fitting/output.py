@@ -4,11 +4,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.files import Row
 from textsafe_gym.models.cards import public, write_card
 from textsafe_gym.models.files import one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 METRICS_FILE = "metrics.json"
 
@@ -54,12 +58,12 @@ def check_settings(
         raise ConfigError(f"max-length must be at least 2, got {max_length}")
 
 
-def is_tiny(model: Any) -> bool:
+def is_tiny(model: "str | Path | PreTrainedModel") -> bool:
     """Whether `model` asks for a new tiny model: "tiny" or "tiny:hidden=128,layers=4"."""
     return isinstance(model, str) and (model == "tiny" or model.startswith("tiny:"))
 
 
-def check_lora(model: Any, rank: int | None) -> None:
+def check_lora(model: "str | Path | PreTrainedModel", rank: int | None) -> None:
     """Refuses an adapter of a model that has no place to refer to.
 
     Raises:
@@ -93,7 +97,9 @@ def default_device(device: str | None) -> str:
     return device
 
 
-def write_fit_card(directory: Path, metrics: dict[str, Any], model: Any, data: Mapping[str, int] | None) -> None:
+def write_fit_card(
+    directory: Path, metrics: Row, model: "str | Path | PreTrainedModel", data: Mapping[str, int] | None
+) -> None:
     """The model card of a fit.
 
     Args:
@@ -130,7 +136,7 @@ def write_fit_card(directory: Path, metrics: dict[str, Any], model: Any, data: M
     write_card(directory, metrics["kind"], facts, measured, base=base, sources=list(data or {}))
 
 
-def write_metrics(directory: Path, metrics: dict[str, Any]) -> None:
+def write_metrics(directory: Path, metrics: Row) -> None:
     """Writes `metrics.json` into the model's folder; what JSON does not know becomes text."""
     text = json.dumps(metrics, indent=2, ensure_ascii=False, default=str)
     (directory / METRICS_FILE).write_text(text + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from textsafe_gym.data.splits import split_by_prompt
 from textsafe_gym.errors import DataError
+from textsafe_gym.files import Row
 from textsafe_gym.fitting.output import (
     check_lora,
     check_output,
@@ -29,6 +30,10 @@ from textsafe_gym.models.encoding import pad
 from textsafe_gym.models.files import new_directory, quiet
 from textsafe_gym.models.sampling import logits_at
 from textsafe_gym.models.texts import encode, prompt_ids
+from textsafe_gym.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _ADAPTER = "sft"
 _IGNORED = -100
@@ -37,8 +42,8 @@ _EVALUATION_BATCH = 32
 
 def fit_sft(
     rows: Sequence[tuple[str, str]],
-    model: Any,
-    tokenizer: Any,
+    model: "str | Path | PreTrainedModel",
+    tokenizer: Tokenizer | None,
     out: str | Path,
     *,
     epochs: int = 3,
@@ -51,7 +56,7 @@ def fit_sft(
     device: str | None = None,
     progress: bool = True,
     data: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
+) -> Row:
     """Fits a causal language model to the responses of demonstrations and saves it in Hugging Face's format.
 
     Args:
@@ -113,7 +118,7 @@ def fit_sft(
             progress=progress,
         )
     network.eval()
-    metrics: dict[str, Any] = {
+    metrics: Row = {
         "kind": "sft",
         "rows": {"train": len(train_rows), "held_out": len(test_rows)},
         "prompts": {"train": len({row[0] for row in train_rows}), "held_out": len({row[0] for row in test_rows})},
@@ -154,7 +159,9 @@ def fit_sft(
     return metrics
 
 
-def encode_demonstration(tokenizer: Any, prompt: str, response: str, max_length: int) -> tuple[list[int], list[int]]:
+def encode_demonstration(
+    tokenizer: Tokenizer, prompt: str, response: str, max_length: int
+) -> tuple[list[int], list[int]]:
     """Token ids of prompt and response, the latter with its EOS.
 
     What is too long for `max_length` loses the response's end (and then has no EOS to learn) until half of the room
@@ -165,7 +172,9 @@ def encode_demonstration(tokenizer: Any, prompt: str, response: str, max_length:
     return prompt_ids(tokenizer, [prompt], max_length - len(after))[0], after
 
 
-def response_loss(network: Any, rows: Sequence[tuple[list[int], list[int]]], reduction: str = "mean") -> Tensor:
+def response_loss(
+    network: "PreTrainedModel", rows: Sequence[tuple[list[int], list[int]]], reduction: str = "mean"
+) -> Tensor:
     """Cross-entropy of the responses' tokens, in nats; the mean over all of the batch, or their sum.
 
     Args:
@@ -184,7 +193,7 @@ def response_loss(network: Any, rows: Sequence[tuple[list[int], list[int]]], red
 
 
 @torch.no_grad()
-def evaluate_loss(network: Any, rows: Sequence[tuple[list[int], list[int]]]) -> float:
+def evaluate_loss(network: "PreTrainedModel", rows: Sequence[tuple[list[int], list[int]]]) -> float:
     """Mean cross-entropy over all response tokens of (prompt ids, response ids), in nats."""
     network.eval()
     total = 0.0

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -11,13 +11,19 @@ from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.fitting.output import is_tiny
 from textsafe_gym.models import adapters
 from textsafe_gym.models.score import ScoreModel
+from textsafe_gym.protocols import Tokenizer
 from textsafe_gym.registry import nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TINY = {"hidden": 128, "layers": 4, "heads": 4, "vocab": 4096, "length": 512}
 """Sizes of a new model, and of its tokenizer's vocabulary; "length" is the longest sequence that it takes."""
 
 
-def causal_model(model: Any, tokenizer: Any, texts: Sequence[str], device: str) -> tuple[Any, Any]:
+def causal_model(
+    model: "str | Path | PreTrainedModel", tokenizer: Tokenizer | None, texts: Sequence[str], device: str
+) -> "tuple[PreTrainedModel, Tokenizer]":
     """A causal language model and its tokenizer.
 
     Args:
@@ -34,7 +40,8 @@ def causal_model(model: Any, tokenizer: Any, texts: Sequence[str], device: str) 
     if isinstance(model, nn.Module):
         if tokenizer is None:
             raise ModelError(f"a {type(model).__name__} in memory has no tokenizer; give one")
-        return model.to(device), tokenizer
+        given: Any = model  # whose `to` is typed as a method of no object
+        return given.to(device), tokenizer
     if is_tiny(model):
         return _tiny(str(model), tokenizer, texts, device)
     tokenizer = tokenizer or adapters.tokenizer_of(model, "language model")
@@ -42,8 +49,8 @@ def causal_model(model: Any, tokenizer: Any, texts: Sequence[str], device: str) 
 
 
 def score_model(
-    model: Any,
-    tokenizer: Any,
+    model: "str | Path | PreTrainedModel",
+    tokenizer: Tokenizer | None,
     kind: Literal["reward", "cost"],
     texts: Sequence[str],
     device: str,
@@ -54,6 +61,7 @@ def score_model(
     With `lora_rank` the trunk is frozen and has an adapter of that rank; see `check_lora` for what it needs.
     """
     if lora_rank is not None:
+        assert isinstance(model, str | Path)  # see `check_lora`
         return ScoreModel.on_adapter(model, kind, lora_rank, device)
     if isinstance(model, str | Path) and not is_tiny(model) and not adapters.is_adapter(model):
         return ScoreModel.on_trunk(model, kind, device)
@@ -72,7 +80,9 @@ def score_model(
     return score
 
 
-def _tiny(spec: str, tokenizer: Any, texts: Sequence[str], device: str) -> tuple[Any, Any]:
+def _tiny(
+    spec: str, tokenizer: Tokenizer | None, texts: Sequence[str], device: str
+) -> "tuple[PreTrainedModel, Tokenizer]":
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = _sizes(spec)
@@ -109,7 +119,7 @@ def _sizes(spec: str) -> dict[str, int]:
     return sizes
 
 
-def _byte_pair_tokenizer(texts: Sequence[str], vocab: int) -> Any:
+def _byte_pair_tokenizer(texts: Sequence[str], vocab: int) -> Tokenizer:
     """A byte-level BPE tokenizer (no text is unknown to it) with <pad> and <eos> apart."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -10,12 +10,15 @@ from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.protocols import PromptTask
 
 if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from textsafe_gym.models.score import ScoreModel
     from textsafe_gym.protocols import Actor, Critics
 
 CRITICS = ("heads", "separate")
 
 
-def make_actor(env: Any, model: str | Path | None = None, **options: Any) -> "Actor":
+def make_actor(env: "gym.vector.VectorEnv", model: str | Path | None = None, **options: Any) -> "Actor":
     """The actor that suits an environment.
 
     Args:
@@ -51,11 +54,11 @@ def make_actor(env: Any, model: str | Path | None = None, **options: Any) -> "Ac
 
 def make_critics(
     actor: "Actor",
-    env: Any,
+    env: "gym.vector.VectorEnv",
     kinds: Sequence[str],
     critics: str = "heads",
-    reward_critic: Any = None,
-    cost_critic: Any = None,
+    reward_critic: "ScoreModel | str | Path | None" = None,
+    cost_critic: "ScoreModel | str | Path | None" = None,
 ) -> "Critics | None":
     """The critics that suit an actor; none where no kind is asked for.
 
@@ -98,13 +101,13 @@ def make_critics(
     return SeparateCritics(language_actor, sources)
 
 
-def reads_tokens(env: Any) -> bool:
+def reads_tokens(env: "gym.vector.VectorEnv") -> bool:
     """Whether a vector environment's observations are texts in tokens, in their own batched form or copied."""
     # A Dict is the only space with named parts; Gymnasium need not be imported to see it.
     return "input_ids" in getattr(env.single_observation_space, "spaces", ())
 
 
-def task_of(env: Any) -> Any:
+def task_of(env: "gym.vector.VectorEnv") -> object:
     """The base of a vector environment, or of the first of its sub-environments where it is Gymnasium's own."""
     base = env.unwrapped
     return base.envs[0].unwrapped if hasattr(base, "envs") else base

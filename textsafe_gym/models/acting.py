@@ -1,7 +1,7 @@
 """A language model that acts one token at a time on batched observations, with a cache that lives across steps."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,9 +11,15 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models import reads_tokens, task_of
+from textsafe_gym.models.critics import LanguageCritics
 from textsafe_gym.models.encoding import same_vocabulary, vocabularies_differ
 from textsafe_gym.models.sampling import draw, last, model_inputs, packing, states_at
 from textsafe_gym.protocols import TextTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from textsafe_gym.models.causal_lm import CausalLMActor
 
 
 class _RowLayer(DynamicLayer):
@@ -34,7 +40,9 @@ class _RowLayer(DynamicLayer):
             self.keys, self.values = keys.new_zeros(*size, keys.shape[-1]), values.new_zeros(*size, values.shape[-1])
         self.keys[rows, :, : keys.shape[2]], self.values[rows, :, : values.shape[2]] = keys, values
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Writes (B, heads, 1, head_dim) states into each row's column of `at`, and returns all up to the last one."""
         every = torch.arange(self.rows, device=key_states.device)
         self.keys[every, :, self.at], self.values[every, :, self.at] = key_states[:, :, 0], value_states[:, :, 0]
@@ -57,7 +65,7 @@ class TokenSampler:
         seed: all draws follow from it.
     """
 
-    def __init__(self, actor: Any, max_prompt_length: int, seed: int = 0) -> None:
+    def __init__(self, actor: "CausalLMActor", max_prompt_length: int, seed: int = 0) -> None:
         self.actor = actor
         self.prompt = max_prompt_length
         self.generator = np.random.default_rng(seed)
@@ -139,7 +147,7 @@ class TokenPlayer:
         ModelError: the environment's observations are not tokens, or its vocabulary is not the actor's.
     """
 
-    def __init__(self, actor: Any, env: gym.vector.VectorEnv, seed: int) -> None:
+    def __init__(self, actor: "CausalLMActor", env: gym.vector.VectorEnv, seed: int) -> None:
         if not reads_tokens(env):
             raise ModelError(
                 f"a language model needs a text environment, whose observations have input_ids and attention_mask; "
@@ -154,7 +162,7 @@ class TokenPlayer:
         self._done: list[np.ndarray] = []
         self._last = {name: np.zeros(()) for name in ("input_ids", "attention_mask")}
 
-    def act(self, observation: Any) -> np.ndarray:
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """Samples a token for each row with a cache; see `Player.act`."""
         if self._sampler is None:
             # Prompts are padded on the left, so that a response begins after the last column that is attended to.
@@ -165,7 +173,7 @@ class TokenPlayer:
         self._done.append(actions)
         return actions
 
-    def end(self, row: int, observation: Any) -> None:
+    def end(self, row: int, observation: Mapping[str, np.ndarray]) -> None:
         """Keeps the row's last window, whose value an episode that was cut needs; see `Player.end`.
 
         Raises:
@@ -192,7 +200,7 @@ class TokenPlayer:
         return seen, torch.as_tensor(np.stack(self._done, 1)).to(device)
 
     @torch.no_grad()
-    def final_values(self, critics: Any) -> dict[str, Tensor]:
+    def final_values(self, critics: LanguageCritics) -> dict[str, Tensor]:
         """The critics' values after each row's last token; see `Player.final_values`."""
         ids, attention = (torch.as_tensor(x).long().to(self._actor.device) for x in self._last.values())
         end = ids.shape[1] - 1 - attention.flip(1).argmax(1)
@@ -202,7 +210,7 @@ class TokenPlayer:
         return critics.values(hidden, ids, attention, where)
 
 
-def _visible(model: Any, mask: Tensor) -> Any:
+def _visible(model: "PreTrainedModel", mask: Tensor) -> Tensor | dict[str, Tensor]:
     """What the last token of each row may attend to, (B, 1, 1, L), in the form that the model's attention wants."""
     config = model.config
     full = mask.bool()

@@ -5,10 +5,10 @@ Policy, reference, reward and cost model can thereby be one set of weights: the 
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -17,12 +17,19 @@ from torch import Tensor
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.extras import require
+from textsafe_gym.files import Row
 from textsafe_gym.models.files import ADAPTER_CONFIG, check_source, find_file, load_pretrained, load_tokenizer, one_line
+from textsafe_gym.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import PreTrainedModel
 
 WEIGHTS = "adapter_model.safetensors"  # PEFT's name
 _SETTINGS = "textsafe.json"  # what a whole model keeps in its config.json; PEFT wants none in an adapter's folder
 _PREFIX = "base_model.model."  # that PEFT puts before every name
-_loaded: WeakValueDictionary[tuple[str, str, str], Any] = WeakValueDictionary()
+_loaded: "WeakValueDictionary[tuple[str, str, str], PreTrainedModel]" = WeakValueDictionary()
 
 
 def is_adapter(source: str | Path) -> bool:
@@ -58,7 +65,7 @@ def place_of(source: str | Path) -> str:
     return str(Path(source).resolve()) if Path(source).is_dir() else str(source)
 
 
-def settings_of(source: str | Path) -> dict[str, Any]:
+def settings_of(source: str | Path) -> Row:
     """What `save_adapter` was given to keep; empty for an adapter from elsewhere.
 
     Raises:
@@ -73,7 +80,7 @@ def settings_of(source: str | Path) -> dict[str, Any]:
         raise ModelError(f"cannot read {path}: {one_line(error)}") from error
 
 
-def shared_base(source: str | Path, what: str, device: str, dtype: str) -> Any:
+def shared_base(source: str | Path, what: str, device: str, dtype: str) -> "PreTrainedModel":
     """A frozen causal LM for adapters, loaded once in a process for as long as somebody holds it.
 
     Raises:
@@ -87,7 +94,7 @@ def shared_base(source: str | Path, what: str, device: str, dtype: str) -> Any:
     return model
 
 
-def load_causal_lm(source: str | Path, what: str, device: str, dtype: str) -> Any:
+def load_causal_lm(source: str | Path, what: str, device: str, dtype: str) -> "PreTrainedModel":
     """`load_pretrained`, for adapters as well: one is loaded with its base model and merged into it.
 
     Raises:
@@ -109,7 +116,9 @@ def load_causal_lm(source: str | Path, what: str, device: str, dtype: str) -> An
     return model
 
 
-def add_new(model: Any, name: str, rank: int, alpha: int, modules: str | list[str] = "all-linear") -> None:
+def add_new(
+    model: "PreTrainedModel", name: str, rank: int, alpha: int, modules: str | list[str] = "all-linear"
+) -> None:
     """Adds an adapter whose products are 0, at rest.
 
     Args:
@@ -131,7 +140,7 @@ def add_new(model: Any, name: str, rank: int, alpha: int, modules: str | list[st
     _inject(model, name, LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, base_model_name_or_path=base))
 
 
-def add_empty(model: Any, name: str, source: str | Path, what: str) -> None:
+def add_empty(model: "PreTrainedModel", name: str, source: str | Path, what: str) -> None:
     """Adds an adapter of the shape of a saved one, at rest, whose products are 0.
 
     Raises:
@@ -148,7 +157,7 @@ def add_empty(model: Any, name: str, source: str | Path, what: str) -> None:
     _inject(model, name, config)
 
 
-def add_saved(model: Any, name: str, source: str | Path, what: str) -> dict[str, Tensor]:
+def add_saved(model: "PreTrainedModel", name: str, source: str | Path, what: str) -> dict[str, Tensor]:
     """Adds an adapter as it was saved, at rest.
 
     Returns:
@@ -162,7 +171,7 @@ def add_saved(model: Any, name: str, source: str | Path, what: str) -> dict[str,
     return _fill(model, name, tensors, source, what)
 
 
-def load_saved(model: Any, name: str, source: str | Path, what: str) -> None:
+def load_saved(model: "PreTrainedModel", name: str, source: str | Path, what: str) -> None:
     """Puts the products of a saved adapter into one of the same shape.
 
     Raises:
@@ -179,7 +188,9 @@ def _tensors_of(source: str | Path, what: str) -> dict[str, Tensor]:
     return {key.removeprefix(_PREFIX): x for key, x in tensors.items()}
 
 
-def _fill(model: Any, name: str, tensors: dict[str, Tensor], source: str | Path, what: str) -> dict[str, Tensor]:
+def _fill(
+    model: "PreTrainedModel", name: str, tensors: dict[str, Tensor], source: str | Path, what: str
+) -> dict[str, Tensor]:
     """Sets an adapter's products; returns the tensors that belong to none."""
     from peft import set_peft_model_state_dict
 
@@ -195,7 +206,7 @@ def _fill(model: Any, name: str, tensors: dict[str, Tensor], source: str | Path,
     return {key: x for key, x in tensors.items() if key not in low_rank}
 
 
-def tokenizer_of(source: str | Path, what: str) -> Any:
+def tokenizer_of(source: str | Path, what: str) -> Tokenizer:
     """The tokenizer next to a model or an adapter; an adapter without one has its base model's.
 
     Raises:
@@ -207,11 +218,11 @@ def tokenizer_of(source: str | Path, what: str) -> Any:
 
 
 def save_adapter(
-    model: Any,
+    model: "PreTrainedModel",
     name: str,
     directory: Path,
     task: str,
-    settings: dict[str, Any],
+    settings: Mapping[str, object],
     more: dict[str, Tensor] | None = None,
 ) -> None:
     """Writes an adapter in PEFT's format into an existing folder.
@@ -229,7 +240,7 @@ def save_adapter(
     """
     from peft import get_peft_model_state_dict
 
-    config = model.peft_config[name]
+    config: Any = model.peft_config[name]
     if not config.base_model_name_or_path:
         raise ModelError("an adapter is saved without its base model, which therefore has to lie in a folder or hub id")
     tensors = {**get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False), **(more or {})}
@@ -241,7 +252,7 @@ def save_adapter(
     (directory / _SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
-def train(model: Any, name: str) -> None:
+def train(model: "PreTrainedModel", name: str) -> None:
     """Lets an adapter act from now on and makes it all that is trainable of a model."""
     model.requires_grad_(False)
     for layer in _layers(model):
@@ -249,7 +260,7 @@ def train(model: Any, name: str) -> None:
 
 
 @contextmanager
-def acting_as(model: Any, name: str | None) -> Iterator[None]:
+def acting_as(model: "PreTrainedModel", name: str | None) -> Iterator[None]:
     """Lets one adapter act in the block, frozen unless it acts already, or none; afterwards those that did before."""
     layers = _layers(model)
     if all(layer.active_adapters == [name] and not layer.disable_adapters for layer in layers):
@@ -275,13 +286,13 @@ def acting_as(model: Any, name: str | None) -> Iterator[None]:
             x.requires_grad_(True)
 
 
-def adapters_of(model: Any) -> set[str]:
+def adapters_of(model: "PreTrainedModel") -> set[str]:
     """Names of the adapters that a model holds."""
     return set(getattr(model, "peft_config", {}))
 
 
 @torch.no_grad()
-def merge(model: Any, name: str) -> None:
+def merge(model: "PreTrainedModel", name: str) -> None:
     """Adds an adapter's products to the weights and takes its layers out; they must hold no other."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -293,7 +304,7 @@ def merge(model: Any, name: str) -> None:
     del model.peft_config
 
 
-def _inject(model: Any, name: str, config: Any) -> None:
+def _inject(model: "PreTrainedModel", name: str, config: "PeftConfig") -> None:
     """Adds the layers of an adapter in float32, frozen and at rest; those that act and learn go on doing so."""
     from peft import inject_adapter_in_model
 
@@ -314,7 +325,7 @@ def _inject(model: Any, name: str, config: Any) -> None:
         x.requires_grad_(x in learning)
 
 
-def _layers(model: Any) -> list[Any]:
+def _layers(model: "PreTrainedModel") -> "list[BaseTunerLayer]":
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]

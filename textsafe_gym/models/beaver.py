@@ -7,13 +7,17 @@ PKU-Alignment/safe-rlhf.
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models.files import load_pretrained, load_tokenizer
+from textsafe_gym.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ARCHITECTURES = frozenset({"LlamaForScore", "LlamaModelForScore"})
 
@@ -36,7 +40,9 @@ class LlamaForScore(LlamaForSequenceClassification):
         self.post_init()
 
 
-def load(source: str | Path, config: Any, what: str, device: str, dtype: str) -> tuple[Any, Any]:
+def load(
+    source: str | Path, config: "PretrainedConfig", what: str, device: str, dtype: str
+) -> "tuple[PreTrainedModel, Tokenizer]":
     """Loads model and tokenizer.
 
     The tensors of the normaliser in the weights are not read: the official implementation writes the same numbers to
@@ -59,13 +65,13 @@ def load(source: str | Path, config: Any, what: str, device: str, dtype: str) ->
     model = load_pretrained(
         LlamaForScore, source, what, device, dtype, may_miss=["score.bias"], key_mapping={"^score_head": "score"}
     )
-    tokenizer = load_tokenizer(source, what)
+    tokenizer: Any = load_tokenizer(source, what)
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHAT_TEMPLATE
     return model, tokenizer
 
 
-def normaliser(config: Any, kind: str) -> dict[str, Any]:
+def normaliser(config: "PretrainedConfig", kind: str) -> dict[str, object]:
     """The "kind", "mean" and "std" that the official config means; `kind` where it does not say its own.
 
     Rewards are shifted and scaled, costs only scaled, and either only if `do_normalize` is set.

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from textsafe_gym.files import write_text
 from textsafe_gym.models.files import ADAPTER_CONFIG, HUB_ID
@@ -74,10 +73,10 @@ _LIMITS = {
 def write_card(
     directory: Path,
     kind: str,
-    facts: Mapping[str, Any] | None = None,
-    measured: Mapping[str, Any] | None = None,
+    facts: Mapping[str, object] | None = None,
+    measured: Mapping[str, object] | None = None,
     *,
-    base: Any = None,
+    base: object = None,
     sources: Sequence[str] = (),
     tags: Sequence[str] = (),
 ) -> None:
@@ -121,24 +120,24 @@ def write_card(
     write_text(directory / CARD, str(ModelCard("\n\n".join(filter(None, parts)) + "\n")))
 
 
-def is_hub_id(source: Any) -> bool:
-    """Whether a source is a model on the hub as far as its form tells: a name that is not a place here."""
+def is_hub_id(source: object) -> bool:
+    """Whether a source is a model on the hub as far as its form shows: a name that is not a place here."""
     return isinstance(source, str) and bool(HUB_ID.fullmatch(source)) and not Path(source).exists()
 
 
-def public(source: Any) -> str:
+def public(source: object) -> str:
     """A folder, file or hub id as a card may show it: without where it lies."""
     text = str(source)
     return text if is_hub_id(text) or text.startswith("hub:") else Path(text).name
 
 
-def _table(title: str, rows: Mapping[str, Any]) -> str:
+def _table(title: str, rows: Mapping[str, object]) -> str:
     shown = [(key, _cell(value)) for key, value in rows.items() if value is not None]
     if not shown:
         return ""
     return f"## {title}\n\n| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in shown)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return " ".join(text.split()).replace("|", "\\|")

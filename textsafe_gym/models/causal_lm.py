@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -24,8 +24,11 @@ from textsafe_gym.models.layers import compile_layers, fuse_norms, recompute_act
 from textsafe_gym.models.likelihood import LinearStatistics, has_linear_head, statistics
 from textsafe_gym.models.sampling import logits_at, model_inputs, states_at
 from textsafe_gym.models.texts import encode, prompt_ids
-from textsafe_gym.protocols import Player
+from textsafe_gym.protocols import Player, State, Tokenizer
 from textsafe_gym.types import Demonstrations, Evaluation, Preferences
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _KEY = "textsafe_policy"
 _ADAPTER = "policy"
@@ -54,8 +57,8 @@ class CausalLMActor(nn.Module):
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: "PreTrainedModel",
+        tokenizer: Tokenizer,
         temperature: float = 1.0,
         lora_rank: int | None = None,
         lora_alpha: int | None = None,
@@ -68,7 +71,7 @@ class CausalLMActor(nn.Module):
             raise ModelError(f"temperature has to be a number above 0, not {temperature!r}")
         if tokenizer.eos_token_id is None:
             raise ModelError("the policy's tokenizer has no end-of-sequence token; set its eos_token")
-        embeddings = model.get_input_embeddings().weight
+        embeddings = next(model.get_input_embeddings().parameters())
         if len(tokenizer) > len(embeddings):
             raise ModelError(
                 f"the policy has {len(embeddings)} embeddings but its tokenizer has {len(tokenizer)} tokens; "
@@ -96,7 +99,9 @@ class CausalLMActor(nn.Module):
         self.lockstep = False  # set by an engine that gathers layers for each pass: all processes make the same passes
         self._linear_head = has_linear_head(model)
         self.gradient_checkpointing, self.compiled = gradient_checkpointing, compile
-        self._initial: tuple[Any, ...] = () if self.lora else (_frozen_copy(model),)  # no tensors of the module's own
+        self._initial: tuple[PreTrainedModel, ...] = (
+            () if self.lora else (_frozen_copy(model),)
+        )  # no tensors of the module's own
         if compile:
             compile_layers(model)
         if gradient_checkpointing:
@@ -138,7 +143,7 @@ class CausalLMActor(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.model.get_input_embeddings().weight.device
+        return self.model.device
 
     def train(self, mode: bool = True) -> "CausalLMActor":
         """Always eval mode: with dropout on, the ratio of new to old probabilities would be noise."""
@@ -200,7 +205,7 @@ class CausalLMActor(nn.Module):
             for part in parts
         ]
         back = torch.cat(parts).argsort()
-        columns = {name: [x for part in found if (x := getattr(part, name)) is not None] for name in vars(found[0])}
+        columns = {name: [x for part in found if (x := vars(part)[name]) is not None] for name in vars(found[0])}
         return Evaluation(**{name: torch.cat(xs)[back] for name, xs in columns.items() if xs})
 
     def distributions(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
@@ -230,11 +235,11 @@ class CausalLMActor(nn.Module):
         """Those that take gradients: all, the adapter's or the last layers'; see `Actor.trained_parameters`."""
         return [x for x in self.model.parameters() if x.requires_grad]
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: object, **kwargs: object) -> State:  # type: ignore[override]
         """The tensors that are trained, each once: safetensors refuses two names for one tensor."""
         return {name: x.detach() for name, x in self.named_parameters() if x.requires_grad}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, object], *args: object, **kwargs: object) -> object:
         """The inverse of `state_dict`.
 
         Raises:
@@ -382,13 +387,13 @@ class CausalLMReference:
         model: the starting model; none: the actor's without its adapter.
     """
 
-    def __init__(self, actor: CausalLMActor, model: Any = None) -> None:
+    def __init__(self, actor: CausalLMActor, model: "PreTrainedModel | None" = None) -> None:
         self._actor, self._model = actor, model
 
     def log_probs(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
         """Under the starting weights or with the adapter off; see `Reference.log_probs`."""
         actor, trained = self._actor, self._actor.model
-        without: AbstractContextManager[Any] = nullcontext()
+        without: AbstractContextManager[None] = nullcontext()
         if self._model is None:
             without = adapters.acting_as(trained, None)
         else:
@@ -399,15 +404,15 @@ class CausalLMReference:
         finally:
             actor.model = trained
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Empty: the starting model can be loaded again."""
         return {}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """The inverse of `state_dict`."""
 
 
-def _frozen_copy(model: Any) -> Any:
+def _frozen_copy(model: "PreTrainedModel") -> "PreTrainedModel":
     """A copy that shares what is frozen in the original."""
     shared = {id(x): x for x in model.parameters() if not x.requires_grad}
     return copy.deepcopy(model, shared).requires_grad_(False).eval()

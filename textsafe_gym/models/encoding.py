@@ -1,13 +1,13 @@
 """Padded batches of token ids, and whether two tokenizers agree on what ids mean; `texts` makes the ids."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models.texts import pair_ids, prompt_ids
+from textsafe_gym.protocols import Tokenizer
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int, left: bool = False, width: int = 0) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def pad(rows: Sequence[Sequence[int]], fill: int, left: bool = False, width: int
 
 
 def encode_pairs(
-    tokenizer: Any, prompts: Sequence[str], responses: Sequence[str], max_length: int | None = None
+    tokenizer: Tokenizer, prompts: Sequence[str], responses: Sequence[str], max_length: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The rows of `pair_ids`, right-padded.
 
@@ -44,7 +44,9 @@ def encode_pairs(
     return pad(pair_ids(tokenizer, prompts, responses, max_length), tokenizer.eos_token_id)
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int | None = None) -> tuple[Tensor, Tensor]:
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[str], max_length: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The rows of `prompt_ids`, left-padded, for generation.
 
     Returns:
@@ -61,20 +63,20 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int | Non
     return pad(rows, fill, left=True)
 
 
-def same_vocabulary(one: Any, other: Any) -> bool:
+def same_vocabulary(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers give every id the same meaning, the end of sequence included."""
     if one is other:
         return True
     return one.eos_token_id == other.eos_token_id and one.get_vocab() == other.get_vocab()
 
 
-def vocabulary_name(tokenizer: Any) -> str:
+def vocabulary_name(tokenizer: Tokenizer) -> str:
     """A tokenizer's origin and size, for messages."""
     where = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     return f"'{where}' ({len(tokenizer.get_vocab())} tokens)"
 
 
-def vocabularies_differ(policy: Any, env: Any) -> str:
+def vocabularies_differ(policy: Tokenizer, env: Tokenizer) -> str:
     """What to say of a policy whose tokenizer is not the environment's."""
     return (
         f"the policy's tokenizer {vocabulary_name(policy)} and the environment's {vocabulary_name(env)} differ; "

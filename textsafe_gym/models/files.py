@@ -7,11 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textsafe_gym import files
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models.texts import end_with_turn
+from textsafe_gym.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
@@ -101,8 +105,8 @@ def load_pretrained(
     device: str = "cpu",
     dtype: str = "float32",
     may_miss: Sequence[str] = (),
-    **options: Any,
-) -> Any:
+    **options: object,
+) -> "PreTrainedModel":
     """Loads a model from safetensors by a transformers `Auto…` class, in eval mode and complete.
 
     Args:
@@ -144,7 +148,7 @@ def load_pretrained(
     return _aligned(model.eval())
 
 
-def _aligned(model: Any) -> Any:
+def _aligned(model: "PreTrainedModel") -> "PreTrainedModel":
     """Copies the weights that lie at any place of a mapped file to where torch's allocator puts tensors.
 
     Kernels of some processors add in another order where the data begin at another place, so that the same weights,
@@ -156,7 +160,7 @@ def _aligned(model: Any) -> Any:
     return model
 
 
-def load_config(source: str | Path, what: str) -> Any:
+def load_config(source: str | Path, what: str) -> "PretrainedConfig":
     """Loads a model's config alone.
 
     Raises:
@@ -172,7 +176,7 @@ def load_config(source: str | Path, what: str) -> Any:
             raise cannot_load(what, source, error) from error
 
 
-def without_weights(auto_class: Any, source: str | Path, what: str, **options: Any) -> Any:
+def without_weights(auto_class: Any, source: str | Path, what: str, **options: object) -> "PreTrainedModel":
     """The model of a folder or hub id by its `config.json` alone, its tensors on torch's meta device, which holds none.
 
     Args:
@@ -196,7 +200,7 @@ def without_weights(auto_class: Any, source: str | Path, what: str, **options: A
             raise ModelError(f"cannot plan for {what} '{source}': {one_line(error)}") from error
 
 
-def load_tokenizer(source: str | Path, what: str) -> Any:
+def load_tokenizer(source: str | Path, what: str) -> Tokenizer:
     """Loads the tokenizer that lies next to a model; its EOS becomes the token that ends a turn in its chat template.
 
     Raises:

@@ -1,5 +1,6 @@
 """The decoder's layers, whatever the architecture calls them."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from textsafe_gym.errors import ModelError
 
+Forward = Callable[..., object]
 
-def decoder_layers(model: Any) -> list[nn.Module]:
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of a Hugging Face decoder, from the first to the last.
 
     Raises:
@@ -57,7 +60,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 @torch.no_grad()
-def fuse_norms(model: Any) -> None:
+def fuse_norms(model: nn.Module) -> None:
     """Puts `FusedRMSNorm` in the place of transformers' norms, six operations each, wherever both agree on a trial."""
     for path, module in list(model.named_modules()):
         weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
@@ -71,7 +74,7 @@ def fuse_norms(model: Any) -> None:
             setattr(model.get_submodule(parent), child, fused)
 
 
-def train_last(model: Any, count: int) -> None:
+def train_last(model: nn.Module, count: int) -> None:
     """Freezes all of a model but its last `count` layers.
 
     Raises:
@@ -85,7 +88,7 @@ def train_last(model: Any, count: int) -> None:
         layer.requires_grad_(True)
 
 
-def recompute_activations(model: Any) -> None:
+def recompute_activations(model: nn.Module) -> None:
     """Makes each layer keep its input alone for the backward pass and compute the rest again (arXiv 1604.06174).
 
     Not by transformers' own switch, which works in training mode only, where dropout would be on as well.
@@ -94,7 +97,7 @@ def recompute_activations(model: Any) -> None:
         layer.forward = partial(_recomputed, layer.forward)
 
 
-def compile_layers(model: Any) -> None:
+def compile_layers(model: nn.Module) -> None:
     """Compiles each layer for passes without a cache, when it is first run; generation stays as it is.
 
     The layers are compiled for all lengths and batch sizes at once, and as they are alike it costs as much as for one.
@@ -103,11 +106,11 @@ def compile_layers(model: Any) -> None:
         layer.forward = partial(_compiled, torch.compile(layer.forward, dynamic=True), layer.forward)
 
 
-def _compiled(compiled: Any, plain: Any, *args: Any, **kwargs: Any) -> Any:
+def _compiled(compiled: Forward, plain: Forward, *args: object, **kwargs: object) -> object:
     return (plain if kwargs.get("past_key_values") is not None else compiled)(*args, **kwargs)
 
 
-def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _recomputed(forward: Forward, *args: object, **kwargs: Any) -> object:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)

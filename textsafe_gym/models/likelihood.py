@@ -4,10 +4,13 @@ A table of logits is the largest tensor of an update (tokens × vocabulary, seve
 is made and used a block of rows at a time, in the forward pass and, if it is large, again in the backward pass.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Logits of one block, in numbers: 2**18 float32 are 1 MiB, which stays in a core's cache.
 _BLOCK = 2**18
@@ -89,7 +92,7 @@ def statistics(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def has_linear_head(model: Any) -> bool:
+def has_linear_head(model: "PreTrainedModel") -> bool:
     """Whether a causal LM's logits are its output embedding's and nothing more (a cap, a scale).
 
     Found out by feeding that layer large states in place of its own.

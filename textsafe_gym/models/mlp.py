@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -15,8 +14,10 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from textsafe_gym.errors import ConfigError, ModelError
+from textsafe_gym.files import Row
 from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.files import find_file, new_directory, one_line
+from textsafe_gym.protocols import State
 from textsafe_gym.types import Evaluation
 
 CONFIG, WEIGHTS = "mlp_policy.json", "mlp_policy.safetensors"
@@ -37,9 +38,7 @@ class MLPActor(nn.Module):
         ConfigError: another kind of space.
     """
 
-    def __init__(
-        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], hidden: Sequence[int] = (64, 64)
-    ) -> None:
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space, hidden: Sequence[int] = (64, 64)) -> None:
         super().__init__()
         observation_space = as_box(observation_space)
         if isinstance(action_space, gym.spaces.Discrete):
@@ -153,7 +152,7 @@ class MLPActor(nn.Module):
         out = self.network(x)
         return torch.cat([out, self.log_std.expand_as(out)], -1) if self.is_gaussian else out
 
-    def _of_parameters(self, parameters: Tensor) -> Any:
+    def _of_parameters(self, parameters: Tensor) -> Categorical | Independent:
         if not self.is_gaussian:
             return Categorical(logits=parameters, validate_args=False)
         mean, log_std = parameters.chunk(2, -1)
@@ -186,7 +185,7 @@ class MLPPlayer:
         self._last = np.zeros((env.num_envs, *actor.observation_space.shape), np.float32)
 
     @torch.no_grad()
-    def act(self, observation: Any) -> np.ndarray:
+    def act(self, observation: object) -> np.ndarray:
         """See `Player.act`.
 
         Raises:
@@ -212,7 +211,7 @@ class MLPPlayer:
         assert isinstance(space, gym.spaces.Box)
         return np.clip(action.numpy(), space.low, space.high).astype(space.dtype)
 
-    def end(self, row: int, observation: Any) -> None:
+    def end(self, row: int, observation: object) -> None:
         """Keeps the row's last observation, whose value an episode that was cut needs; see `Player.end`."""
         self._last[row] = flat_vector(self._env.single_observation_space, observation)
 
@@ -266,16 +265,16 @@ class MLPReference:
         """Under the frozen copy; see `Reference.log_probs`."""
         return self._actor.evaluate(observations, actions, mask).log_probs
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> State:
         """The frozen copy's tensors, for a checkpoint."""
         return self._actor.state_dict()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """The inverse of `state_dict`."""
         self._actor.load_state_dict(state_dict)
 
 
-def as_box(space: gym.Space[Any]) -> gym.spaces.Box:
+def as_box(space: gym.Space) -> gym.spaces.Box:
     """The space itself, or the one that its observations have when flattened.
 
     Raises:
@@ -292,7 +291,7 @@ def as_box(space: gym.Space[Any]) -> gym.spaces.Box:
     return flat
 
 
-def vectors(env: gym.vector.VectorEnv, observations: Any) -> np.ndarray:
+def vectors(env: gym.vector.VectorEnv, observations: object) -> np.ndarray:
     """A vector environment's observations, (n, *shape) float32, flattened where they are not a Box."""
     if isinstance(env.single_observation_space, gym.spaces.Box):
         return np.array(observations, np.float32)
@@ -300,9 +299,9 @@ def vectors(env: gym.vector.VectorEnv, observations: Any) -> np.ndarray:
     return np.stack([flat_vector(env.single_observation_space, row) for row in rows]).astype(np.float32)
 
 
-def flat_vector(space: gym.Space[Any], observation: Any) -> Any:
+def flat_vector(space: gym.Space, observation: object) -> np.ndarray:
     """One observation, flattened if it is not a Box."""
-    return observation if isinstance(space, gym.spaces.Box) else gym.spaces.flatten(space, observation)
+    return np.asarray(observation if isinstance(space, gym.spaces.Box) else gym.spaces.flatten(space, observation))
 
 
 def _network(inputs: int, hidden: Sequence[int], outputs: int, last_scale: float) -> nn.Sequential:
@@ -317,14 +316,14 @@ def _network(inputs: int, hidden: Sequence[int], outputs: int, last_scale: float
     return nn.Sequential(*layers)
 
 
-def _describe(space: gym.Space[Any]) -> dict[str, Any]:
+def _describe(space: gym.Space) -> dict[str, object]:
     if isinstance(space, gym.spaces.Discrete):
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
     assert isinstance(space, gym.spaces.Box)
     return {"kind": "Box", "low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
 
 
-def _space(described: Mapping[str, Any]) -> gym.Space[Any]:
+def _space(described: Row) -> gym.Space:
     if described["kind"] == "Discrete":
         return gym.spaces.Discrete(described["n"], start=described["start"])
     low, high = (np.array(described[bound], described["dtype"]) for bound in ("low", "high"))

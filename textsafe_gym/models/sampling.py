@@ -5,15 +5,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models.encoding import encode_prompts
+from textsafe_gym.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Rows that have ended are dropped from the batch once they are this fraction of it.
 _COMPACT_AT = 0.25
@@ -28,7 +32,9 @@ class PreallocatedLayer(DynamicLayer):
         self.capacity = capacity
         self.length = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Writes (B, heads, new, head_dim) states and returns views of all that is written."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -56,7 +62,7 @@ class PreallocatedLayer(DynamicLayer):
         return picked
 
 
-def make_cache(model: Any, capacity: int) -> DynamicCache:
+def make_cache(model: "PreTrainedModel", capacity: int) -> DynamicCache:
     """An empty cache for `model`; layers that transformers treats specially (sliding, linear) stay its own."""
     empty = DynamicCache(config=model.config)
     empty.layers = [PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in empty.layers]
@@ -68,7 +74,7 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(1) - 1).clamp_min(0)
 
 
-def model_inputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+def model_inputs(model: "PreTrainedModel", input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
     """A forward pass's inputs: ids (B, L), the mask of all so far (B, >= L), and positions if it takes them.
 
     Without padding the ids alone say it all, and every layer is spared the mask.
@@ -82,11 +88,11 @@ def model_inputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> dict[
 
 
 @cache
-def _takes_positions(forward: Callable[..., Any]) -> bool:
+def _takes_positions(forward: Callable[..., object]) -> bool:
     return "position_ids" in inspect.signature(forward).parameters
 
 
-def logits_at(model: Any, where: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+def logits_at(model: "PreTrainedModel", where: Tensor, **inputs: object) -> tuple[Tensor, Tensor]:
     """A forward pass that computes logits only where they are needed.
 
     The hidden states are packed just before they enter the output embedding; whatever the architecture does to
@@ -105,7 +111,7 @@ def logits_at(model: Any, where: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]
         return model(**inputs).logits, packed[0]
 
 
-def states_at(model: Any, where: Tensor, **inputs: Any) -> Tensor:
+def states_at(model: "PreTrainedModel", where: Tensor, **inputs: object) -> Tensor:
     """`hidden` of `logits_at`, without computing any logits."""
     with packing(model, lambda states: states[where], logits=False) as packed:
         model(**inputs)
@@ -113,7 +119,7 @@ def states_at(model: Any, where: Tensor, **inputs: Any) -> Tensor:
 
 
 @contextmanager
-def packing(model: Any, pick: Callable[[Tensor], Tensor], logits: bool = True) -> Iterator[list[Tensor]]:
+def packing(model: "PreTrainedModel", pick: Callable[[Tensor], Tensor], logits: bool = True) -> Iterator[list[Tensor]]:
     """In the block, passes compute logits of what `pick` takes of the states (B, L, H) alone, or no logits at all.
 
     Yields:
@@ -121,7 +127,7 @@ def packing(model: Any, pick: Callable[[Tensor], Tensor], logits: bool = True) -
     """
     packed: list[Tensor] = []
 
-    def pack(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def pack(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         packed[:] = [pick(args[0])]
         return (packed[0] if logits else packed[0][:0], *args[1:])
 
@@ -194,7 +200,7 @@ class Generated:
 
 
 def generate(
-    model: Any,
+    model: "PreTrainedModel",
     input_ids: Tensor,
     attention_mask: Tensor,
     max_new_tokens: int,
@@ -235,7 +241,7 @@ def generate(
 
 
 def _generate(
-    model: Any,
+    model: "PreTrainedModel",
     packed: list[Tensor],
     input_ids: Tensor,
     attention_mask: Tensor,
@@ -247,7 +253,7 @@ def _generate(
     keep_states: bool,
     lockstep: bool,
 ) -> Generated:
-    device = model.get_input_embeddings().weight.device
+    device = model.device
     pad = int(attention_mask.any(0).int().argmax())
     ids, mask = input_ids[:, pad:].to(device), attention_mask[:, pad:].to(device).long()
     batch, prompt = ids.shape
@@ -310,8 +316,8 @@ def _in_any(so: bool, device: torch.device) -> bool:
 
 
 def sample_responses(
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     max_new_tokens: int,
     seeds: Sequence[int],

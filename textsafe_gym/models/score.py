@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ from textsafe_gym.models.files import load_config, load_pretrained, load_tokeniz
 from textsafe_gym.models.layers import fuse_norms
 from textsafe_gym.models.texts import pair_ids
 from textsafe_gym.models.trunk import AdapterClassifier
+from textsafe_gym.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 KINDS = ("reward", "cost")
 _KEY = "textsafe_score"
@@ -37,7 +41,14 @@ class ScoreModel:
         max_length: longer sequences lose tokens from the left; None where the model sets no limit.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, kind: str, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel | AdapterClassifier",
+        tokenizer: Tokenizer,
+        kind: str,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
         if kind not in KINDS:
             raise ModelError(f"unknown kind of score model '{kind}'; known: {', '.join(KINDS)}")
         head = getattr(model, "score", None)
@@ -46,13 +57,13 @@ class ScoreModel:
                 f"{type(model).__name__} has no scalar head 'score'; a {kind} model is a decoder such as Llama "
                 "or GPT-2 as sequence classifier with num_labels=1"
             )
-        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        if len(tokenizer) > (embeddings := len(next(model.get_input_embeddings().parameters()))):
             raise ModelError(
-                f"the {kind} model has {model.get_input_embeddings().weight.shape[0]} embeddings but its tokenizer "
+                f"the {kind} model has {embeddings} embeddings but its tokenizer "
                 f"has {len(tokenizer)} tokens; take the tokenizer that it was trained with"
             )
         fuse_norms(model)
-        self.model = model
+        self.model: Any = model  # nn.Module does not know the types of its parts
         self.tokenizer = tokenizer
         self.kind = kind
         self.set_normaliser(mean, std)
@@ -107,7 +118,7 @@ class ScoreModel:
             raise ModelError(f"cannot use {what} '{source}': {error}") from error
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, kind: str) -> "ScoreModel":
+    def of(cls, model: "PreTrainedModel | AdapterClassifier", tokenizer: Tokenizer, kind: str) -> "ScoreModel":
         """A loaded classifier with the normaliser that its config holds; the identity where it holds none.
 
         Raises:
@@ -125,7 +136,9 @@ class ScoreModel:
             raise ModelError(f"cannot use {what} '{source}': {error}") from error
 
     @classmethod
-    def _with_normaliser(cls, model: Any, tokenizer: Any, kind: str, saved: Any) -> "ScoreModel":
+    def _with_normaliser(
+        cls, model: "PreTrainedModel | AdapterClassifier", tokenizer: Tokenizer, kind: str, saved: object
+    ) -> "ScoreModel":
         if saved is None:
             return cls(model, tokenizer, kind)
         if not isinstance(saved, dict) or set(saved) != {"kind", "mean", "std"}:
@@ -145,7 +158,7 @@ class ScoreModel:
         """
         from transformers import AutoModelForSequenceClassification
 
-        model = load_pretrained(
+        model: Any = load_pretrained(
             AutoModelForSequenceClassification,
             source,
             f"{kind} model",

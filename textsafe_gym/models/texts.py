@@ -6,20 +6,20 @@ ends it, as published reward models do. transformers renders templates, in a san
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from textsafe_gym.errors import ModelError
+from textsafe_gym.protocols import Tokenizer
 
 _MARK = "textsafe"
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, without any special tokens of the tokenizer's own."""
     # "verbose" off: the tokenizer's warning about long texts says less than the errors here.
     return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
-def prompt_ids(tokenizer: Any, prompts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+def prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
     """What a policy reads of each prompt; with a chat template, up to where the assistant's message begins.
 
     A prompt longer than `max_length` keeps the last tokens of its text; the template stays whole.
@@ -47,7 +47,7 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[str], max_length: int | None = 
 
 
 def pair_ids(
-    tokenizer: Any, prompts: Sequence[str], responses: Sequence[str], max_length: int | None = None
+    tokenizer: Tokenizer, prompts: Sequence[str], responses: Sequence[str], max_length: int | None = None
 ) -> list[list[int]]:
     """What a score model reads: prompt, response and always an EOS; with a chat template, what that makes of the two.
 
@@ -76,7 +76,7 @@ def pair_ids(
     ]
 
 
-def answers_ids(tokenizer: Any, prompt: str, answers: Sequence[str], max_length: int) -> list[list[int]]:
+def answers_ids(tokenizer: Tokenizer, prompt: str, answers: Sequence[str], max_length: int) -> list[list[int]]:
     """The rows of `pair_ids` for several answers to one prompt, each at most `max_length` long.
 
     All lose equally many tokens from the beginning of the prompt's text, so that answers still differ from the same
@@ -93,7 +93,7 @@ def answers_ids(tokenizer: Any, prompt: str, answers: Sequence[str], max_length:
     return [row[-max_length:] for row in rows]
 
 
-def end_with_turn(tokenizer: Any) -> None:
+def end_with_turn(tokenizer: Tokenizer) -> None:
     """Makes the token that ends an assistant's turn in the chat template, if it has one, the tokenizer's EOS.
 
     They differ for some chat models: Gemma ends a turn with <end_of_turn> while its tokenizer's EOS is <eos>.
@@ -110,7 +110,7 @@ def end_with_turn(tokenizer: Any) -> None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
 
 
-def _has_template(tokenizer: Any) -> bool:
+def _has_template(tokenizer: Tokenizer) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
@@ -118,9 +118,15 @@ def _message(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text}
 
 
-def _texts(tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, str]]], **options: Any) -> list[str]:
+def _texts(
+    tokenizer: Tokenizer, conversations: Sequence[Sequence[Mapping[str, str]]], add_generation_prompt: bool = False
+) -> list[str]:
     try:
-        return tokenizer.apply_chat_template(conversations, tokenize=False, **options) if conversations else []
+        return (
+            tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=add_generation_prompt)
+            if conversations
+            else []
+        )
     except Exception as error:  # whatever the template's own code raises
         said = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -128,8 +134,10 @@ def _texts(tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, str]]],
         ) from error
 
 
-def _render(tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, str]]], **options: Any) -> list[list[int]]:
-    texts = _texts(tokenizer, conversations, **options)
+def _render(
+    tokenizer: Tokenizer, conversations: Sequence[Sequence[Mapping[str, str]]], add_generation_prompt: bool = False
+) -> list[list[int]]:
+    texts = _texts(tokenizer, conversations, add_generation_prompt)
     bos = tokenizer.bos_token
     if not bos:
         return encode(tokenizer, texts)
@@ -142,7 +150,7 @@ def _render(tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, str]]]
 
 
 def _shortened(
-    tokenizer: Any, text: str, max_length: int, rows_of: Callable[[str], list[list[int]]]
+    tokenizer: Tokenizer, text: str, max_length: int, rows_of: Callable[[str], list[list[int]]]
 ) -> list[list[int]]:
     """The rows that come of a text without as many of its first tokens as it takes for all of them to fit."""
     kept = encode(tokenizer, [text])[0]

@@ -1,14 +1,19 @@
 """A scalar head on the trunk of a causal language model that others use too, while an adapter of its own acts."""
 
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models import adapters
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.modeling_outputs import BaseModelOutput
 
 _numbers = count(1)
 
@@ -22,7 +27,7 @@ class AdapterClassifier(nn.Module):
         head: weight (1, hidden size) of `score`, which has no bias.
     """
 
-    def __init__(self, causal: Any, name: str, head: Tensor) -> None:
+    def __init__(self, causal: "PreTrainedModel", name: str, head: Tensor) -> None:
         super().__init__()
         self.causal = causal
         self.name = name
@@ -79,12 +84,12 @@ class AdapterClassifier(nn.Module):
         adapters.train(causal, name)
         return cls(causal, name, torch.zeros(1, causal.get_output_embeddings().weight.shape[1]))
 
-    def base_model(self, **inputs: Any) -> Any:
+    def base_model(self, **inputs: Tensor) -> "BaseModelOutput":
         """The trunk's output for the inputs of its forward; the states before the output embedding are in it."""
         with adapters.acting_as(self.causal, self.name):
             return self.causal.base_model(**inputs)
 
-    def save(self, directory: Path, settings: dict[str, Any]) -> None:
+    def save(self, directory: Path, settings: Mapping[str, object]) -> None:
         """Writes adapter, head and settings (see `adapters.settings_of`) into an existing folder.
 
         Raises:
@@ -99,7 +104,7 @@ class AdapterClassifier(nn.Module):
         return self.causal.get_input_embeddings()
 
     @property
-    def config(self) -> Any:
+    def config(self) -> "PretrainedConfig":
         """The causal LM's, which is not this classifier's alone."""
         return self.causal.config
 

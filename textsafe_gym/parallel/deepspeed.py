@@ -23,20 +23,23 @@ import torch
 import torch.distributed as td
 
 from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.files import Row
 from textsafe_gym.parallel.deepspeed_config import GATHER, choose_accelerator
-from textsafe_gym.parallel.zero_engine import ZeroEngine
+from textsafe_gym.parallel.process_group import Thing
+from textsafe_gym.parallel.zero_engine import Streamed, ZeroEngine
+from textsafe_gym.protocols import Actor
 from textsafe_gym.types import Agent
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _ROLL_CALL = 10.0  # seconds to answer after an exchange has failed
 
 
-def start(config: Mapping[str, Any], timeout: float = 600.0) -> "DeepSpeedProcesses":
+def start(config: Row, timeout: float = 600.0) -> "DeepSpeedProcesses":
     """Joins the processes that torchrun or deepspeed has started; a process started by neither is alone.
 
     Args:
         config: of DeepSpeed, as `read_config` gives it.
-        timeout: seconds after which a process that does not come to a meeting or an exchange is taken for lost; has to
+        timeout: seconds after which a process that does not come to a barrier or an exchange is taken for lost; has to
             be above the largest difference of the times that processes take for a rollout.
 
     Raises:
@@ -79,16 +82,16 @@ def start(config: Mapping[str, Any], timeout: float = 600.0) -> "DeepSpeedProces
 class DeepSpeedProcesses:
     """A `ProcessGroup` of processes that `torchrun` or `deepspeed` started, over torch.distributed."""
 
-    def __init__(self, config: Mapping[str, Any], timeout: float) -> None:
+    def __init__(self, config: Row, timeout: float) -> None:
         self.rank, self.world_size = td.get_rank(), td.get_world_size()
         self.config = config
         self.streams_layers = not config.get("textsafe", {}).get(GATHER, True)
         self.timeout = timeout
         # Through the store, which still answers when an exchange hangs, and names the missing in every process.
         self._store = td.PrefixStore("textsafe", td.distributed_c10d._get_default_store())
-        self._meetings = 0
+        self._barriers = 0
 
-    def check(self, actor: Any) -> None:
+    def check(self, actor: Actor) -> None:
         """Refuses an actor of which more than layers would be whole, or whose passes differ, where layers are gathered.
 
         Raises:
@@ -96,7 +99,7 @@ class DeepSpeedProcesses:
         """
         if not self.streams_layers:
             return
-        if not getattr(actor, "lora", False):
+        if not isinstance(actor, Streamed) or not actor.lora:
             raise ConfigError(
                 f"{GATHER} = false needs a language model whose reference is not a second model; set policy.lora_rank"
             )
@@ -110,7 +113,7 @@ class DeepSpeedProcesses:
         """Steps an agent's parameter groups; its weights are DeepSpeed's from now on."""
         return ZeroEngine(agent, rates, weight_decay, self)
 
-    def all_gather(self, mine: Any) -> list[Any]:
+    def all_gather(self, mine: Thing) -> list[Thing]:
         """What every process has, by rank."""
         found: list[Any] = [None] * self.world_size
         td.all_gather_object(found, mine)
@@ -128,8 +131,8 @@ class DeepSpeedProcesses:
         Raises:
             RunError: one has not come in time.
         """
-        self._meetings += 1
-        self._answer(f"meeting/{self._meetings}", where, self.timeout)
+        self._barriers += 1
+        self._answer(f"barrier/{self._barriers}", where, self.timeout)
 
     @contextmanager
     def guard(self, where: str) -> Iterator[None]:
@@ -144,7 +147,7 @@ class DeepSpeedProcesses:
             raise
         except RuntimeError as error:
             if re.search(r"gloo|nccl|connection|timed out|peer|socket", str(error), re.IGNORECASE):
-                self._answer(f"roll/{self._meetings}", f"the roll call after an exchange failed in {where}", _ROLL_CALL)
+                self._answer(f"roll/{self._barriers}", f"the roll call after an exchange failed in {where}", _ROLL_CALL)
             raise
 
     @contextmanager

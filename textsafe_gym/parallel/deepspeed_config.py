@@ -4,12 +4,12 @@ import logging
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from textsafe_gym.config import Faults, Settings, read_json, validate
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.files import Row
 from textsafe_gym.registry import nearest
 
 GATHER = "gather_for_generation"  # textsafe's own setting
@@ -24,7 +24,7 @@ _SECTIONS |= {"textsafe", "timers", "wall_clock_breakdown", "wandb", "zero_force
 _SECTIONS |= {"zero_optimization"}
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path) -> Row:
     """A DeepSpeed config file.
 
     Raises:

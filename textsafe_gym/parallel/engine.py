@@ -12,6 +12,7 @@ from textsafe_gym.errors import RunError
 from textsafe_gym.types import Agent, Evaluation
 
 BETAS = (0.9, 0.95)
+Group = dict[str, Any]  # a parameter group of a torch optimiser
 ADVICE = "no parameter was changed by this step; look at rewards and costs, or lower learning_rate"
 
 
@@ -19,14 +20,14 @@ class Engine(Protocol):
     """Steps an agent's parameters; in many processes each has a part of the work and all end with the same agent."""
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[Group]:
         """AdamW's, under the names of `Agent.parameter_groups`: "name", "rate" (given) and "lr" (to be set)."""
         ...
 
     def evaluate(
         self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor, last: bool = True
     ) -> Evaluation:
-        """`Agent.evaluate`; `last` tells that no further part of the minibatch comes before the step."""
+        """`Agent.evaluate`; `last` says that no further part of the minibatch comes before the step."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -85,7 +86,7 @@ class SingleProcessEngine:
         self.adam = torch.optim.AdamW(groups, betas=BETAS, weight_decay=weight_decay, fused=True)
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[Group]:
         """Adam's, each with its "name", "rate" and "lr"."""
         return self.adam.param_groups
 

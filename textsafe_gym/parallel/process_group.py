@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from textsafe_gym.parallel.engine import Engine, SingleProcessEngine
 from textsafe_gym.protocols import Actor
@@ -31,7 +31,7 @@ class ProcessGroup(Protocol):
         """Steps an agent's parameter groups with AdamW at the given rates."""
         ...
 
-    def all_gather(self, mine: Any) -> list[Any]:
+    def all_gather(self, mine: Thing) -> list[Thing]:
         """What every process has, by rank."""
         ...
 

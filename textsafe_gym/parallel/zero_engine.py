@@ -1,24 +1,43 @@
 """Steps a policy with DeepSpeed's ZeRO engine."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
 
 from textsafe_gym.errors import ConfigError, RunError
-from textsafe_gym.types import Evaluation
+from textsafe_gym.parallel.engine import Group
+from textsafe_gym.types import Agent, Evaluation
+
+if TYPE_CHECKING:
+    from textsafe_gym.parallel.deepspeed import DeepSpeedProcesses
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """A language model whose layers can be gathered one by one; see `textsafe_gym.models.causal_lm.CausalLMActor`.
+
+    Attributes:
+        lora: whether it trains a low-rank adapter of its model alone.
+        lockstep: whether all processes make the same passes.
+        model: a PEFT model.
+    """
+
+    lora: bool
+    lockstep: bool
+    model: Any
 
 
 class _GroupAdamW(torch.optim.AdamW):
     """AdamW that leaves groups that are "frozen" as they are: neither moments nor decay nor step count."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         """One step of the other groups."""
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group["frozen"]]
@@ -31,13 +50,13 @@ class _GroupAdamW(torch.optim.AdamW):
 class _Forward(nn.Module):
     """What DeepSpeed wraps: its hooks hang on a forward, and look for tensors in tuples."""
 
-    def __init__(self, agent: Any) -> None:
+    def __init__(self, agent: Agent) -> None:
         super().__init__()
         self.actor, self.critics = agent.actor, agent.critics
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, ...]:
+    def forward(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """`Agent.evaluate`, without what there is no critic for."""
-        new = self.actor.evaluate(*arguments, self.critics)
+        new = self.actor.evaluate(observations, actions, mask, self.critics)
         return tuple(x for x in vars(new).values() if x is not None)
 
 
@@ -49,7 +68,9 @@ class ZeroEngine:
             `DeepSpeedProcesses.check` refuses it.
     """
 
-    def __init__(self, agent: Any, rates: Mapping[str, float], weight_decay: float, processes: Any) -> None:
+    def __init__(
+        self, agent: Agent, rates: Mapping[str, float], weight_decay: float, processes: "DeepSpeedProcesses"
+    ) -> None:
         import deepspeed
 
         processes.check(agent.actor)
@@ -86,14 +107,15 @@ class ZeroEngine:
         self.kinds = [kind for kind in ("reward", "cost") if kind in kinds]  # as `Evaluation` orders them
         forward = _Forward(agent)
         if processes.streams_layers:
-            agent.actor.lockstep = True
+            if isinstance(agent.actor, Streamed):
+                agent.actor.lockstep = True
             self._distribute(forward, config, torch.bfloat16 if low else torch.float32)
         self.engine = deepspeed.initialize(model=forward, optimizer=self.adam, config=config)[0]
         self.zero = self.engine.optimizer
         self._begin_moments()
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[Group]:
         """Adam's, each with its "name", "rate", "lr" and "frozen"."""
         return self.adam.param_groups
 
@@ -140,7 +162,7 @@ class ZeroEngine:
         return norms
 
     def zero_grad(self) -> None:
-        """Forgets what has been gathered."""
+        """Forgets what has been accumulated."""
         self.engine.zero_grad()
 
     @contextmanager
@@ -184,7 +206,7 @@ class ZeroEngine:
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """As `whole`, or with hooks that gather each layer for each pass, which all processes have to make together."""
+        """As `gathered`, or with hooks that gather each layer for each pass, which all processes make together."""
         if not self.processes.streams_layers:
             with self.gathered():
                 yield
@@ -255,7 +277,7 @@ class ZeroEngine:
             self.adam.state[parameter][key].copy_(value)
 
     @staticmethod
-    def _distribute(forward: nn.Module, config: dict[str, Any], dtype: torch.dtype) -> None:
+    def _distribute(forward: nn.Module, config: dict[str, object], dtype: torch.dtype) -> None:
         """Splits each parameter before the next one comes to the device, where `initialize` would move all first."""
         import deepspeed
 
@@ -275,13 +297,13 @@ class ZeroEngine:
         if self.stage in (1, 2):
             self.zero._lazy_init_hp_params_optimizer_state()
 
-    def _group(self, name: str) -> dict[str, Any]:
+    def _group(self, name: str) -> Group:
         return next(group for group in self.param_groups if group["name"] == name)
 
-    def _steps(self, group: dict[str, Any]) -> float:
+    def _steps(self, group: Group) -> float:
         return float(self.adam.state[self._stepped(group)[0]]["step"])
 
-    def _stepped(self, group: dict[str, Any]) -> list[Tensor]:
+    def _stepped(self, group: Group) -> list[Tensor]:
         """The tensors that Adam steps: parameters at stage 0, this process's flat shares of them otherwise."""
         if self.stage < 3:
             return list(group["params"])
@@ -305,7 +327,7 @@ class ZeroEngine:
                 found[group["name"]] += [flat.grad] if self.zero.cpu_offload else self.zero.averaged_gradients[i]
         return {name: [x for x in gradients if x is not None] for name, gradients in found.items()}
 
-    def _freeze(self, groups: list[dict[str, Any]], parameters: list[Tensor], frozen: bool) -> None:
+    def _freeze(self, groups: list[Group], parameters: Sequence[Tensor], frozen: bool) -> None:
         for group in groups:
             group["frozen"] = frozen
         for parameter in parameters:

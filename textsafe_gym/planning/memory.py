@@ -17,12 +17,18 @@ conjugate gradients keep. Attention that is not fused ("eager") takes more. A la
 most what it would keep.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from textsafe_gym.errors import ModelError
+
+if TYPE_CHECKING:
+    pass
 
 PHASES = ("rollout", "scoring", "update")
 """When something takes memory: while responses are made, while they are judged, and in the update."""
@@ -369,11 +375,11 @@ def _output(module: Any) -> int:
     return int(module.out_features) if is_linear else 0
 
 
-def _count(parameters: Any) -> int:
+def _count(parameters: Iterable[Tensor]) -> int:
     return sum(x.numel() for x in parameters)
 
 
-def _on_meta() -> Any:
+def _on_meta() -> AbstractContextManager[object]:
     import torch
 
     return torch.device("meta")

@@ -7,10 +7,10 @@ Shares are exact up to padding, the gathered weights of a pass an upper bound.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from textsafe_gym.files import Row
 from textsafe_gym.planning.memory import PHASES, WIDTHS, Part, Size, of_critics
 
 
@@ -37,7 +37,7 @@ class Zero:
     whole: bool
 
 
-def zero_of(config: Mapping[str, Any], processes: int) -> Zero:
+def zero_of(config: Row, processes: int) -> Zero:
     """Reads a DeepSpeed config, whose defaults are filled in, for so many processes."""
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0)

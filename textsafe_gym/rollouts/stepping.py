@@ -1,5 +1,6 @@
 """Whole episodes of any actor in any vector environment, step by step."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +12,7 @@ from torch import Tensor
 from textsafe_gym.envs.infos import InfoReader, autoreset_mode, of_six_values
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.models.files import one_line
-from textsafe_gym.protocols import Actor, Critics, Reference
+from textsafe_gym.protocols import Actor, Critics, Info, Reference
 from textsafe_gym.types import Rollout, group_numbers
 
 
@@ -41,7 +42,7 @@ def play_steps(
             f"{read.name} takes no list of seeds: {one_line(error)}; make it with vectorization_mode='sync'"
         ) from None
     running, truncated = np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
-    infos: list[dict[str, Any]] = [{} for _ in running]
+    infos: list[Info] = [{} for _ in running]
     masks, rewards, costs = [], [], []
     named: list[list[dict[str, float]]] = []
     while running.any():
@@ -83,7 +84,7 @@ def play_steps(
         finals = {f"final_{kind}_values": x * cut for kind, x in player.final_values(critics).items()}
     names = sorted({name for parts in named for part in parts for name in part})
 
-    def column(values: Any) -> Tensor:
+    def column(values: Sequence[object]) -> Tensor:
         return torch.as_tensor(np.asarray(values)).T.float().to(mask.device) * mask
 
     return Rollout(
@@ -103,7 +104,7 @@ def play_steps(
     )
 
 
-def _row(observation: Any, i: int) -> Any:
+def _row(observation: Any, i: int) -> object:
     """One sub-environment's part of a batched observation."""
     if isinstance(observation, dict):
         return {name: _row(x, i) for name, x in observation.items()}

@@ -4,13 +4,12 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from textsafe_gym.tracking.base import Tracker
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 60.0  # seconds that the end of a run waits
-_HURRY = 10.0  # where the run was interrupted, whose continuation tells what did not get through
+_HURRY = 10.0  # where the run was interrupted, whose continuation reports what did not get through
 
 
 class Background:
@@ -31,7 +30,7 @@ class Background:
         """Queues the row for the tracker's thread and returns at once; see `Tracker.log`."""
         self._todo.put(lambda tracker: tracker.log(row))
 
-    def finish(self, evaluation: Mapping[str, Any] | None = None, complete: bool = True) -> None:
+    def finish(self, evaluation: Mapping[str, object] | None = None, complete: bool = True) -> None:
         """See `Tracker.finish`; waits a minute at most, and ten seconds if the run is not complete."""
         patience = _PATIENCE if complete else _HURRY
         self._todo.put(lambda tracker: tracker.finish(evaluation, complete))

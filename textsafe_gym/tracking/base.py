@@ -6,7 +6,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from textsafe_gym.errors import DataError
 from textsafe_gym.files import write_json
@@ -36,7 +35,7 @@ class Tracker(ABC):
         name: str | None = None,
         group: str | None = None,
         project: str = PROJECT,
-        config: Mapping[str, Any] | None = None,
+        config: Mapping[str, object] | None = None,
         kept: int = -1,
     ) -> None:
         self.directory = Path(directory)
@@ -56,7 +55,7 @@ class Tracker(ABC):
             self.last = step
             self._write(dict(numbers(row)), step)
 
-    def finish(self, evaluation: Mapping[str, Any] | None = None, complete: bool = True) -> None:
+    def finish(self, evaluation: Mapping[str, object] | None = None, complete: bool = True) -> None:
         """Takes the final measurements, under `evaluation/`, and closes the run.
 
         Args:
@@ -103,7 +102,7 @@ def step_of(row: Mapping[str, float | None]) -> int:
     return int(row["episodes"] or row.get("iteration") or 0)
 
 
-def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def numbers(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
     """The finite numbers in nested values, as ("prefix" + "outer/inner", number)."""
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -112,7 +111,7 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", float(value)
 
 
-def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def settings(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """The leaves of nested settings, as ("outer.inner", value)."""
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -39,7 +39,7 @@ class TensorBoard(Tracker):
         scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self._add(step=step, summary=Summary(value=scalars))
 
-    def _add(self, **event: Any) -> None:
+    def _add(self, **event: object) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
         self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())

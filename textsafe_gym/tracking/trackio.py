@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from textsafe_gym.tracking.base import Tracker
 
@@ -36,7 +36,7 @@ class Trackio(Tracker):
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
-        self.last = self._run._next_step - 1  # it asks its store and tells nobody
+        self.last = self._run._next_step - 1  # it asks its store and does not report it
 
     def _write(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
@@ -52,7 +52,7 @@ def _silent() -> Iterator[None]:
     if os.environ.get("TEXTSAFE_DEBUG"):
         yield
         return
-    before: Any = sys.stdout
+    before = sys.stdout
     sys.stdout = others = _OtherThreads(before)
     try:
         yield
@@ -64,11 +64,11 @@ def _silent() -> Iterator[None]:
 class _OtherThreads:
     """A stream without what the thread that makes it writes."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream, self._silent = stream, threading.get_ident()
 
     def write(self, text: str) -> int:
         return len(text) if threading.get_ident() == self._silent else int(self._stream.write(text))
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)

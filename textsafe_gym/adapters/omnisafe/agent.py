@@ -57,7 +57,7 @@ def _wrap() -> None:
     make_env = online_adapter.make
     opening: list[GymnasiumCMDP] = []
 
-    def made(env_id: str, **kwargs: Any) -> Any:
+    def made(env_id: str, **kwargs: object) -> object:
         # OmniSafe makes a second environment to evaluate in, which on-policy algorithms never step: the first one by
         # another name, so that no model is loaded twice.
         if opening:
@@ -69,7 +69,7 @@ def _wrap() -> None:
             opening.append(env)
         return env
 
-    def with_cost_limit(algo: str, env_id: str, algo_type: str) -> Any:
+    def with_cost_limit(algo: str, env_id: str, algo_type: str) -> Config:
         found = read(algo, env_id, algo_type)
         if env_id in GymnasiumCMDP._support_envs:
             if algo_type != "on-policy":
@@ -78,7 +78,7 @@ def _wrap() -> None:
             found.setdefault("env_cfgs", Config())
         return found
 
-    def opened(self: Any, env_id: str, num_envs: int, seed: int, cfgs: Any) -> None:
+    def opened(self: Any, env_id: str, num_envs: int, seed: int, cfgs: Config) -> None:
         opening.clear()
         if env_id in GymnasiumCMDP._support_envs:
             _check_saving(cfgs, env_id)
@@ -108,7 +108,7 @@ def _wrap() -> None:
     env_register(GymnasiumCMDP)
 
 
-def _place_limit(cfgs: Any, env: GymnasiumCMDP) -> None:
+def _place_limit(cfgs: Config, env: GymnasiumCMDP) -> None:
     """Puts the one limit wherever the algorithm looks for it, unless the user has set it there by that name.
 
     Raises:
@@ -134,7 +134,7 @@ def _place_limit(cfgs: Any, env: GymnasiumCMDP) -> None:
         cfgs.algo_cfgs.max_ep_len = env.longest
 
 
-def _check_saving(cfgs: Any, env_id: str) -> None:
+def _check_saving(cfgs: Config, env_id: str) -> None:
     """Refuses what a saved policy could not be played with again.
 
     Raises:

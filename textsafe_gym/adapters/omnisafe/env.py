@@ -12,11 +12,13 @@ from torch import Tensor
 
 from textsafe_gym.adapters.omnisafe.library import CMDP
 from textsafe_gym.adapters.omnisafe.rows import BoxRows, TokenRows
+from textsafe_gym.config import Values
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.envs.making import make_vec, own_cost_limit
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.models import make_actor, make_critics, reads_tokens
 from textsafe_gym.models.files import one_line
+from textsafe_gym.protocols import Info, TextTask
 from textsafe_gym.types import Agent
 
 given: ContextVar[tuple[gym.vector.VectorEnv, Agent] | None] = ContextVar("given", default=None)
@@ -48,12 +50,12 @@ class GymnasiumCMDP(CMDP):
         env_id: str,
         num_envs: int = 1,
         device: torch.device | str = "cpu",
-        policy: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        policy: Mapping[str, object] | None = None,
+        **kwargs: object,
     ) -> None:
         self._num_envs, self._device = num_envs, torch.device(device)
         self._seed: int | None = None
-        self._metadata: dict[str, Any] = {}
+        self._metadata: dict[str, object] = {}
         taken = given.get()
         self._own = taken is None
         if taken is None:
@@ -62,7 +64,7 @@ class GymnasiumCMDP(CMDP):
         self.env, self.agent = taken
         action = self.env.single_action_space
         self.discrete = isinstance(action, gym.spaces.Discrete)
-        self.rows: Any = TokenRows(self.env.unwrapped) if reads_tokens(self.env) else BoxRows(self.env)
+        self.rows = TokenRows(self.env.unwrapped) if reads_tokens(self.env) else BoxRows(self.env)
         self._observation_space = gym.spaces.Box(-np.inf, np.inf, (self.rows.columns,), np.float32)
         self._action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32) if self.discrete else action
 
@@ -75,24 +77,26 @@ class GymnasiumCMDP(CMDP):
     def longest(self) -> int:
         """Steps of the longest episode, where it is known, else 1000."""
         spec = self.env.spec.max_episode_steps if self.env.spec else None
-        return int(getattr(self.env.unwrapped, "max_response_length", None) or spec or 1000)
+        task = self.env.unwrapped
+        return task.max_response_length if isinstance(task, TextTask) else spec or 1000
 
-    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+    def reset(self, seed: int | None = None, options: Info | None = None) -> tuple[Tensor, Info]:
         """Starts an episode in each sub-environment."""
         seed, self._seed = self._seed if seed is None else seed, None
         observation, _ = self.env.reset(seed=seed, options=options)
         return self._rows(observation), {}
 
-    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Info]:
         """Observation, reward, cost, terminated, truncated, info; an episode that is over begins anew at once."""
         chosen = action.detach().cpu().numpy().reshape(self._num_envs, -1)
-        space: Any = self.env.single_action_space
-        if self.discrete:
+        space = self.env.single_action_space
+        if isinstance(space, gym.spaces.Discrete):
             moves = chosen[:, 0].astype(np.int64) + int(space.start)
         else:
+            assert isinstance(space, gym.spaces.Box)
             moves = np.clip(chosen, space.low, space.high).astype(space.dtype)
         observation, reward, over, cut, found = self.env.step(moves)
-        info: dict[str, Any] = {}
+        info: Info = {}
         done = np.asarray(over) | np.asarray(cut)
         cost = _costs(found, ~done, self.env)
         if done.any():
@@ -110,7 +114,7 @@ class GymnasiumCMDP(CMDP):
         """Seeds the next reset."""
         self._seed = seed
 
-    def render(self) -> Any:
+    def render(self) -> object:
         """As the environment does."""
         return self.env.render()
 
@@ -127,7 +131,7 @@ class GymnasiumCMDP(CMDP):
         return x[0] if self._num_envs == 1 else x
 
 
-def _costs(info: Mapping[str, Any], rows: np.ndarray, env: gym.vector.VectorEnv) -> np.ndarray:
+def _costs(info: Mapping[str, object], rows: np.ndarray, env: gym.vector.VectorEnv) -> np.ndarray:
     """(n,) what those rows, (n,) bool, have paid; the others mean nothing."""
     if "cost" in info:
         return np.array(info["cost"], np.float32)
@@ -137,7 +141,7 @@ def _costs(info: Mapping[str, Any], rows: np.ndarray, env: gym.vector.VectorEnv)
     return np.zeros(len(rows), np.float32)
 
 
-def _agent(env: gym.vector.VectorEnv, options: Any) -> Agent:
+def _agent(env: gym.vector.VectorEnv, options: object) -> Agent:
     if not isinstance(options, Mapping):
         raise ConfigError(f"env_cfgs.policy: expected options by name, got {options!r:.60}")
     of_critics = {name: options[name] for name in ("critics", "reward_critic", "cost_critic") if name in options}
@@ -148,13 +152,13 @@ def _agent(env: gym.vector.VectorEnv, options: Any) -> Agent:
         raise ConfigError(f"env_cfgs.policy: {one_line(error)}") from error
 
 
-def _vectorised(env_id: str, num_envs: int, kwargs: Mapping[str, Any]) -> gym.vector.VectorEnv:
-    mode: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+def _vectorised(env_id: str, num_envs: int, kwargs: Values) -> gym.vector.VectorEnv:
+    mode = AutoresetMode.SAME_STEP
     ours, spec = {vector for _, vector in ENVIRONMENTS.values()}, gym.registry.get(env_id)
     try:
         if spec is not None and spec.vector_entry_point in ours:  # under whatever id
-            return gym.make_vec(env_id, num_envs=num_envs, **mode, **kwargs)
-        return make_vec(env_id, num_envs, vectorization_mode="sync", vector_kwargs=mode, **kwargs)
+            return gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=mode, **kwargs)
+        return make_vec(env_id, num_envs, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, **kwargs)
     except gym.error.Error as error:
         raise ConfigError(f"env {env_id}: {' '.join(str(error).split())}") from None
 

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from textsafe_gym.data.prompts import Prompt
 from textsafe_gym.envs.text import episode_text, outcome_line
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.models.files import one_line
-from textsafe_gym.protocols import Actor, TextTask
+from textsafe_gym.protocols import Actor, Info, TextTask
 from textsafe_gym.rollouts import collect
 
 
@@ -33,7 +32,7 @@ class Evaluator(library.Evaluator):
 
     policy: Actor
 
-    def load_saved(self, save_dir: str, model_name: str, *args: Any, **kwargs: Any) -> None:
+    def load_saved(self, save_dir: str, model_name: str, *args: object, **kwargs: object) -> None:
         """Takes the policy of a saved epoch.
 
         Args:
@@ -82,7 +81,7 @@ class Evaluator(library.Evaluator):
         print(f"{self._model_name}: means of {num_episodes} episodes: {', '.join(means)}")
         return rewards, costs
 
-    def render(self, num_episodes: int = 1, *args: Any, **kwargs: Any) -> None:
+    def render(self, num_episodes: int = 1, *args: object, **kwargs: object) -> None:
         """Prints what the loaded policy wrote, in the environment's "ansi" form.
 
         Raises:
@@ -98,7 +97,7 @@ class Evaluator(library.Evaluator):
             outcome = outcome_line(info["finish_reason"], reward, float(costs.sum()))
             print(episode_text(Prompt(info["prompt"]), info["response"], outcome), end="\n\n")
 
-    def _episodes(self, number: int) -> Iterator[tuple[float, Tensor, Any]]:
+    def _episodes(self, number: int) -> Iterator[tuple[float, Tensor, Info]]:
         """Reward, costs step by step, and last info of episodes."""
         rollouts = (collect(self.policy, self._env.env, seed) for seed in itertools.count(self._seed))
         episodes = (

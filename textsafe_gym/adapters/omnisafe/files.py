@@ -2,10 +2,10 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 from textsafe_gym.config import Settings, read_yaml
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.files import Row
 
 INSTALL = (
     'install it with the two commands: pip install "textsafe-gym[omnisafe]"; pip install --no-deps omnisafe==0.5.0'
@@ -29,7 +29,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml")) if folder else []
 
 
-def defaults(name: str) -> dict[str, Any]:
+def defaults(name: str) -> Row:
     """OmniSafe's settings of an algorithm by section, but for those that are decided elsewhere here.
 
     Raises:
@@ -81,7 +81,7 @@ def _folder() -> Path | None:
     )
 
 
-def _without(values: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+def _without(values: Row, path: tuple[str, ...]) -> Row:
     # A rate without a value is that of an actor that takes trust-region steps, which has none.
     kept = {key: x for key, x in values.items() if x is not None and key not in _DECIDED.get(path, ())}
     return {key: _without(x, (*path, key)) if isinstance(x, dict) else x for key, x in kept.items()}

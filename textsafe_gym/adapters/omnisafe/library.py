@@ -2,7 +2,6 @@
 
 import sys
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 from textsafe_gym.adapters.omnisafe.files import INSTALL
 from textsafe_gym.errors import ConfigError
@@ -11,7 +10,7 @@ from textsafe_gym.errors import ConfigError
 def _stub() -> None:
     """Puts a module in the place of safety_gymnasium, which OmniSafe imports and whose pins cannot be met."""
 
-    def absent(*_: Any, **__: Any) -> None:
+    def absent(*_: object, **__: object) -> None:
         raise ImportError("safety_gymnasium is not installed, so its environments cannot be made")
 
     module = ModuleType("safety_gymnasium")

@@ -1,13 +1,18 @@
 """An agent's actor and critics in the form that OmniSafe's algorithms train."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal, kl_divergence, register_kl
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from textsafe_gym.adapters.omnisafe.library import Config
+from textsafe_gym.adapters.omnisafe.rows import Rows
 from textsafe_gym.types import Agent
+
+if TYPE_CHECKING:
+    from textsafe_gym.adapters.omnisafe.env import GymnasiumCMDP
 
 _KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH)
 
@@ -45,15 +50,15 @@ class PolicyActor(nn.Module):
     until then the column is constant, and a language model loses nothing by not reading it.
     """
 
-    def __init__(self, agent: Agent, rows: Any, discrete: bool, twice: bool) -> None:
+    def __init__(self, agent: Agent, rows: Rows, discrete: bool, twice: bool) -> None:
         super().__init__()
         self.own = nn.ParameterList(agent.actor.trained_parameters())
         # A Fisher-vector product differentiates twice, which only the plain attention can.
         self.kernels = [SDPBackend.MATH] if twice else list(_KERNELS)
         self._agent, self._rows, self.discrete = agent, rows, discrete
-        self._current: Any = None
+        self._current: Tokens | Normal
 
-    def forward(self, obs: Tensor) -> Any:
+    def forward(self, obs: Tensor) -> Tokens | Normal:
         """The distribution of the action for each row of `obs`, (N, D) or (D,)."""
         observations, actions, mask, order = self._rows.episodes(obs.reshape(-1, obs.shape[-1]))
         with sdpa_kernel(self.kernels):
@@ -90,7 +95,7 @@ class PolicyCritic(nn.Module):
     optimiser of its own, and the trunk is the actor's.
     """
 
-    def __init__(self, agent: Agent, rows: Any, kind: str) -> None:
+    def __init__(self, agent: Agent, rows: Rows, kind: str) -> None:
         super().__init__()
         groups = agent.parameter_groups()
         self.own = nn.ParameterList(groups.pop(f"{kind}_critic"))
@@ -107,7 +112,7 @@ class PolicyCritic(nn.Module):
         finally:
             for other in self._others:
                 other.requires_grad_(True)
-        values = getattr(found, self._kind)
+        values = vars(found)[self._kind]
         values = values[mask.to(values.device)][order.to(values.device)]
         return [values.to(obs.device).reshape(obs.shape[:-1])]
 
@@ -115,7 +120,7 @@ class PolicyCritic(nn.Module):
 class PolicyActorCritic(nn.Module):
     """Stands where OmniSafe has its `ConstraintActorCritic`, with the same optimisers and schedule."""
 
-    def __init__(self, env: Any, model_cfgs: Any, epochs: int, twice: bool) -> None:
+    def __init__(self, env: "GymnasiumCMDP", model_cfgs: Config, epochs: int, twice: bool) -> None:
         super().__init__()
         agent, rows = env.agent, env.rows
         self.actor = PolicyActor(agent, rows, env.discrete, twice)

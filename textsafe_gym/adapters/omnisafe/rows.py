@@ -19,12 +19,12 @@ class TokenRows:
         self.prompt, self.width = task.max_prompt_length, task.max_prompt_length + task.max_response_length
         self.columns = 2 * self.width
 
-    def flat(self, observation: Mapping[str, Any]) -> Tensor:
+    def flat(self, observation: Mapping[str, object]) -> Tensor:
         """Rows of a vector environment's observation."""
         parts = [np.asarray(observation[name], dtype=np.float32) for name in ("input_ids", "attention_mask")]
         return torch.as_tensor(np.concatenate(parts, axis=-1))
 
-    def one(self, observation: Mapping[str, Any]) -> Tensor:
+    def one(self, observation: Mapping[str, object]) -> Tensor:
         """The row (2·W,) of one observation."""
         return self.flat(observation)
 
@@ -68,11 +68,11 @@ class BoxRows:
         self.columns = int(np.prod(as_box(env.single_observation_space).shape))
         self.action_shape = env.single_action_space.shape or ()
 
-    def flat(self, observation: Any) -> Tensor:
+    def flat(self, observation: object) -> Tensor:
         """Rows of a vector environment's observation."""
         return torch.as_tensor(vectors(self.env, observation)).reshape(self.env.num_envs, -1)
 
-    def one(self, observation: Any) -> Tensor:
+    def one(self, observation: object) -> Tensor:
         """The row (D,) of one observation."""
         flat = flat_vector(self.env.single_observation_space, observation)
         return torch.as_tensor(np.asarray(flat, dtype=np.float32)).reshape(-1)
@@ -88,3 +88,6 @@ class BoxRows:
         actions = torch.zeros((n, 1, *self.action_shape), dtype=dtype)
         observations = {"observation": rows[:, None, : self.columns]}
         return observations, actions, torch.ones((n, 1), dtype=torch.bool), torch.arange(n)
+
+
+Rows = TokenRows | BoxRows

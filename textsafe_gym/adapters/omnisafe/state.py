@@ -2,17 +2,18 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from textsafe_gym.protocols import State
+
 _FLEETING = {"_fvp_obs"}  # made anew by each update
 
 
-def state_of(holders: Mapping[str, Any]) -> dict[str, Any]:
+def state_of(holders: Mapping[str, object]) -> State:
     """Numbers, tensors, queues, optimisers and schedules that objects hold, under "HOLDER.NAME"."""
-    state: dict[str, Any] = {}
+    state: State = {}
     for holder, name, value in _held(holders):
         key = f"{holder}.{name}"
         if isinstance(value, torch.optim.Optimizer):
@@ -29,7 +30,7 @@ def state_of(holders: Mapping[str, Any]) -> dict[str, Any]:
     return state
 
 
-def restore(holders: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def restore(holders: Mapping[str, object], state: State) -> None:
     """Gives them back what `state_of` found."""
     for holder, name, value in _held(holders):
         key = f"{holder}.{name}"
@@ -53,7 +54,7 @@ def restore(holders: Mapping[str, Any], state: Mapping[str, Any]) -> None:
             setattr(holders[holder], name, state[key])
 
 
-def _held(holders: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _held(holders: Mapping[str, object]) -> Iterator[tuple[str, str, object]]:
     kinds = (bool, int, float, Tensor, deque, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
     for holder, thing in holders.items():
         values = thing if isinstance(thing, dict) else vars(thing)

@@ -15,8 +15,10 @@ from textsafe_gym.adapters.omnisafe.agent import PLAIN
 from textsafe_gym.adapters.omnisafe.env import GymnasiumCMDP, base_of, given
 from textsafe_gym.adapters.omnisafe.files import BUDGETS
 from textsafe_gym.adapters.omnisafe.library import PolicyGradient, env_register, library
+from textsafe_gym.adapters.omnisafe.rows import Rows
 from textsafe_gym.adapters.omnisafe.state import restore, state_of
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.protocols import Info, State
 from textsafe_gym.types import Agent, Rollout
 
 
@@ -29,13 +31,13 @@ class Record:
         rewards, costs: (B, T), what is to be learned from.
     """
 
-    def __init__(self, rows: Any, rollout: Rollout, rewards: Tensor, costs: Tensor) -> None:
+    def __init__(self, rows: Rows, rollout: Rollout, rewards: Tensor, costs: Tensor) -> None:
         mask = rollout.mask
         self.obs = rows.of(rollout).cpu()
         actions = rollout.actions[mask].float()
         self.actions = (actions if actions.ndim > 1 else actions[:, None]).cpu()
         names = ("reward_values", "cost_values", "log_probs")
-        self.values_r, self.values_c, self.log_probs = (getattr(rollout, name)[mask].cpu() for name in names)
+        self.values_r, self.values_c, self.log_probs = (vars(rollout)[name][mask].cpu() for name in names)
         self.rewards, self.costs = rewards[mask].cpu(), costs[mask].cpu()
         ends = rollout.lengths.cumsum(0).cpu() - 1
         self.last = torch.zeros(len(self.obs), dtype=torch.bool)
@@ -64,10 +66,10 @@ class _Replayed(GymnasiumCMDP):
     _support_envs = ["textsafe-replay"]  # noqa: RUF012 (OmniSafe's own form)
     record: Record
 
-    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+    def reset(self, seed: int | None = None, options: Info | None = None) -> tuple[Tensor, Info]:
         return self.record.obs[self.record.at % len(self.record)], {}
 
-    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Info]:
         record, now = self.record, self.record.at
         record.at += 1
         cut = torch.tensor(now in record.finals)
@@ -100,7 +102,7 @@ class Updater:
     def __init__(
         self,
         name: str,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         env: gym.vector.VectorEnv,
         agent: Agent,
         *,
@@ -190,17 +192,17 @@ class Updater:
             raise ConfigError(f"cost_limit = {limit!r}: expected a finite number")
         self._place(float(limit))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """All that the next update depends on besides the policy: tensors and JSON values."""
         limits = [getattr(holder, key) for holder, key in self._limits()]
         return state_of(self._remembering()) | {"limit": limits[0] if limits else None}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`."""
         restore(self._remembering(), state)
         self._place(state["limit"])
 
-    def _limits(self) -> list[tuple[Any, str]]:
+    def _limits(self) -> list[tuple[object, str]]:
         """Where the algorithm looks for its limit at each update: objects, and attributes of theirs."""
         algorithm = self.algorithm
         holders = (algorithm._cfgs.algo_cfgs, getattr(algorithm, "_lagrange", None), algorithm._env)
@@ -210,7 +212,7 @@ class Updater:
         for holder, key in self._limits():
             setattr(holder, key, limit)
 
-    def _remembering(self) -> dict[str, Any]:
+    def _remembering(self) -> dict[str, object]:
         algorithm = self.algorithm
         windows = {key: x for key, x in algorithm._logger._data.items() if key.startswith("Metrics/Ep")}
         found = {"algorithm": algorithm, "env": algorithm._env, "models": algorithm._actor_critic, "windows": windows}
