@@ -124,7 +124,7 @@ def test_the_settings_are_the_class_s_own_or_its_module_s(here: Path, monkeypatc
             "cost_model: 'own_judges:number' is 3; it must",
         ),
         (["train", "ppo", "--set", "env.cost_model=own_judges:Judge"], "cost_model: 'own_judges:Judge' is <class"),
-        (["train", "ppo", "--set", "env.reward_model=own_judges:first"], "reward model returned shape (1,) for 2"),
+        (["train", "ppo", "--set", "env.reward_model=own_judges:first"], "reward model returned shape (1,) for 4"),
         (
             ["train", "rloo", "--set", "env.cost_model={a: own_judges:broken}"],
             "cost model 'a': own_judges:broken raised KeyError: 'score' (own_judges.py:7)",

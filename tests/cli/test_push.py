@@ -87,7 +87,7 @@ def test_what_was_pushed_is_trained_on_and_evaluated_by_its_id(hub: hub_server.H
     assert second.returncode == 0, second.stderr
     found, wanted = (
         [json.loads(line) for line in path.read_text().splitlines()]
-        for path in (tmp_path / "online/careful-3/evaluation.jsonl", world / "run/evaluation.jsonl")
+        for path in (tmp_path / "online/careful-0/evaluation.jsonl", world / "run/evaluation.jsonl")
     )
     for key in ("prompt", "response", "reward", "cost"):
         assert [row[key] for row in found] == [row[key] for row in wanted]

@@ -75,7 +75,7 @@ def check(spec: RunSpec, played: set[str] | None = None, processes: "ProcessGrou
 def _try_out(spec: RunSpec, played: set[str] | None, processes: "ProcessGroup | None") -> None:
     # Several episodes, as a judge may be right for one alone, and a part of an iteration, as the algorithm wants.
     group, batch = int(spec.config.get("group_size", 1)), spec.num_envs
-    env = make_env(spec, next((n for n in range(max(2, group), batch) if not (n % group or batch % n)), batch))
+    env = make_env(spec, next((n for n in range(max(4, group), batch) if not (n % group or batch % n)), batch))
     try:
         actor = make_actor(spec, env, processes)
         if processes is not None:
@@ -252,7 +252,8 @@ def _execute(spec: RunSpec, directory: Path, report: Report, processes: "Process
     task, exactly = env.unwrapped, {}
     if isinstance(task, Enumerable) and isinstance(actor, CausalLMActor) and actor.temperature == 1:
         exactly = {"exact": task.evaluate(actor.model)._asdict()}
-    judged.close()
+    if judged is not env:
+        judged.close()
     env.close()
     speeds = [row["tokens_per_second"] for row in metrics if row.get("tokens_per_second")]
     summary = {
