@@ -102,7 +102,7 @@ def test_a_run_without_data_says_what_it_learns_from_and_states_both_budgets(tmp
         "note: dpo samples no responses; it learns from simulated:4096 (pairs that the environment labels itself; "
         "--data FILE for others)"
     )
-    table = [line.split("┃") for line in result.stdout.splitlines() if line.startswith("┃")][0]
+    table = next(line.split("┃") for line in result.stdout.splitlines() if line.startswith("┃"))
     assert [cell.strip() for cell in table[1:4]] == ["algorithm", "responses", "pairs"]
     row = next(line.split("│") for line in result.stdout.splitlines() if line.startswith("│ dpo"))
     assert [cell.strip() for cell in row[1:4]] == ["dpo", "0", "4096"]
