@@ -115,8 +115,8 @@ def run_options(command: Command) -> Command:
                 multiple=True,
                 metavar="FILE",
                 shell_complete=values.files,
-                help="Labelled pairs for a method that learns from them, or simulated:N, the environment's own. "
-                "Repeatable. [simulated:4096]",
+                help="Pairs or demonstrations for a method that samples nothing, or simulated:N, pairs of the "
+                "environment's own. Repeatable. [simulated:4096]",
             ),
         ]
     ):
