@@ -131,7 +131,7 @@ def _iteration(sizes: Sizes, algorithm: str, device: str, dtype: str, compile: b
     env, actor = env_of(sizes, device, dtype), actor_of(sizes, device, dtype, compile)
     kinds = algos.critics_of(algorithm)
     separate = kinds if critics == "separate" else ()
-    sources: dict[str, Any] = {f"{kind}_critic": score_model_of(sizes, kind, device, dtype) for kind in separate}
+    sources = {f"{kind}_critic": score_model_of(sizes, kind, device, dtype) for kind in separate}
     trainer = algos.make(
         algorithm,
         env,

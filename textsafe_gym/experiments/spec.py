@@ -121,11 +121,7 @@ class RunSpec:
 
 
 def call(
-    make: Callable[..., Made],
-    what: str,
-    options: Mapping[str, object],
-    *args: object,
-    known: Callable[[], list[str]] = list,
+    make: Callable[..., Made], what: str, options: Values, *args: object, known: Callable[[], list[str]] = list
 ) -> Made:
     """`make(*args, **options)`, with an unknown option reported as the user's error.
 
@@ -361,10 +357,7 @@ def _applicable(
     left_out: list[str] = []
 
     def kept(
-        values: Mapping[str, object],
-        own: type[BaseModel] | None,
-        theirs: Sequence[type[BaseModel]],
-        path: tuple[str, ...],
+        values: Values, own: type[BaseModel] | None, theirs: Sequence[type[BaseModel]], path: tuple[str, ...]
     ) -> Values:
         found: Values = {}
         for key, value in values.items():
