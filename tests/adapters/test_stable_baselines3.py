@@ -107,9 +107,9 @@ def test_named_costs_and_options(task_options: dict[str, Any]) -> None:
     assert logged["rollout/ep_cost_b_mean"] == 1.0
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("policy_kwargs", [WINDOW, {}], ids=["window", "out of the box"])
 def test_ppo_learns(policy_kwargs: dict[str, Any], tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     env = make_vec_env("SafeRLHF-Exact-v0", 16)
     model = PPO("MultiInputPolicy", env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **FAST)
     before, _ = evaluate_policy(model, env, 200, deterministic=False)

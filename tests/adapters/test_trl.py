@@ -19,7 +19,10 @@ from textsafe_gym.adapters.trl import prompt_dataset, reward_functions
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, DataError
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 UNTIL = 5  # the budget of a response
 
 
@@ -30,7 +33,6 @@ def make(tokenizer: Any, **more: Any) -> Any:
 
 
 def trainer(env: Any, folder: Path, model: Any, steps: int, leave_one_out: bool = False, **more: Any) -> Any:
-    torch.set_num_threads(1)
     task = env.unwrapped
     settings = {"max_steps": steps, "learning_rate": 3e-3, "lr_scheduler_type": "constant", "beta": 0.0, **more}
     peft_config = settings.pop("peft_config", None)

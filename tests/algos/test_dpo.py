@@ -19,6 +19,8 @@ from textsafe_gym.models import make_actor
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.types import Preferences
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KL = 1.0  # large enough that the optimum without the reference would be another one
 WORLD: dict[str, Any] = {"vocabulary": 5, "max_response_length": 2, "prompts": 2, "seed": 10, "kl_coefficient": KL}
 SETTINGS: dict[str, Any] = {
@@ -31,14 +33,6 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 0.0,
 }
 TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def start(count: int, seed: int = 0) -> tuple[Any, Any, Preferences]:

@@ -25,6 +25,8 @@ from textsafe_gym.evaluation.study import Score, score
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.types import Agent
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KL, LIMIT = 0.3, 0.2
 WORLD: dict[str, int] = {"vocabulary": 6, "max_response_length": 3, "prompts": 2, "seed": 10}
 SHORT = {
@@ -56,14 +58,6 @@ OWN: dict[str, dict[str, Any]] = {
 }
 PROBLEMS = {"ppo_lagrangian": "kl_in_cost", "repo": "per_prompt"}
 PROBLEMS |= dict.fromkeys(["ppo", "reward_shaping", "rloo", "grpo"], "weighted")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(name: str, seed: int = 0, **changes: Any) -> Score:

@@ -17,6 +17,8 @@ from tests.helpers.algorithms import SAMPLING
 from tests.helpers.cmdps import Bandit, Crossing, Tracking, vector
 from textsafe_gym.models import make_actor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAST = {
     "preset": "paper",
     "learning_rate": 3e-3,
@@ -28,16 +30,6 @@ FAST = {
     "episodes": 1600,
 }
 DUAL = {"multiplier_update": "projected", "multiplier_init": 0.0, "multiplier_learning_rate": 0.05, "cost_window": 64}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 SEEDS = (0, 1, 2)
 
 

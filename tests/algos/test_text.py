@@ -15,6 +15,8 @@ from textsafe_gym import embedded_world
 from textsafe_gym.experiments.spec import build_spec
 from textsafe_gym.models import make_actor, make_critics
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL: dict[str, Any] = {
     "preset": "paper",
     "episodes": 32,
@@ -28,14 +30,6 @@ SEPARATE = {
     "cost_critic": embedded_world.ASSETS / "cost",
 }
 TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
