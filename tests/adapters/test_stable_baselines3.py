@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMoni
 
 import textsafe_gym  # noqa: F401  registers the environments
 from tests.helpers import cmdps
+from tests.helpers.rounding import FLOAT32
 from textsafe_gym.adapters.stable_baselines3 import CostCallback, CostVecEnv, WindowExtractor, make_vec_env
 from textsafe_gym.errors import ConfigError
 
@@ -66,7 +67,7 @@ def test_the_same_steps_as_their_own_vector_environment(kind: str) -> None:
             assert plain(info) == plain(expected[3][i])
             assert (episode is not None) == dones[i]
             if episode is not None:
-                assert [episode[key] for key in "rcl"] == pytest.approx(returns[i].tolist(), abs=1e-6)
+                assert [episode[key] for key in "rcl"] == pytest.approx(returns[i].tolist(), rel=FLOAT32)
                 assert episode["t"] >= 0
                 assert "final_obs" not in ours.reset_infos[i]
                 assert ours.reset_infos[i].get("prompt") == theirs.reset_infos[i].get("prompt")
