@@ -119,18 +119,31 @@ def train(name: str, seed: int = 0, **changes: Any) -> Found:
     return found
 
 
-# BOUNDS-COMMENT
+# Bounds on the mean over three seeds, which stand for processors as well: a last bit that is rounded otherwise can part
+# two runs as another seed does. Each is four standard errors or more of such a mean from what was measured over six
+# seeds (five for p3o, ppo_lagrangian and repo), given here as mean ± a single run's standard deviation.
+# - `lagrangian` is 0.933 ± 0.005 (repo) to 0.981; the deviations are 0.009 at most. Of the faults below that this bound
+#   is to notice, the smallest leaves 0.80.
+# - Without a limit it is the same as `fraction`, 0.968 ± 0.004 (ppo) to 0.978. The smallest fault leaves 0.79.
+# - `fraction` with a limit is 0.875 ± 0.006 (p3o) to 0.982. Where the limit's price is not settled it slides with the
+#   cost: 0.918 ± 0.035 for crpo, 0.945 ± 0.023 for cup, 0.940 ± 0.022 for ppo_lagrangian, 0.933 ± 0.017 for repo.
+#   These and methods that keep away from the limit by design (hc_lagrangian 0.932 ± 0.019, ipo 0.881 ± 0.032, p3o)
+#   have bounds of their own.
+# - `violation` is 0.004 ± 0.006 (cpo) at most, and 0.45 with a wrong sign, but for pcpo, 0.009 ± 0.012, and
+#   trpo_lagrangian, 0.007 ± 0.008, whose steps are as long at the end as at the start.
 SEEDS = (0, 1, 2)
-LEAST, LEAST_WITHOUT_LIMIT, MOST = 0.9, 0.95, 0.02
-LEAST_FRACTION = {"crpo": 0.8, "ipo": 0.8, "p3o": 0.85, "repo": 0.85, "hc_lagrangian": 0.88, "ppo_lagrangian": 0.88}
+LEAST, LEAST_WITHOUT_LIMIT, LEAST_FRACTION, MOST = 0.92, 0.95, 0.9, 0.02
+LEAST_FRACTION_OF = {"crpo": 0.83, "cup": 0.89, "ppo_lagrangian": 0.89, "repo": 0.89}
+LEAST_FRACTION_OF |= {"hc_lagrangian": 0.88, "ipo": 0.8, "p3o": 0.85}
+MOST_OF = {"pcpo": 0.04, "trpo_lagrangian": 0.03}
 
 
 @pytest.mark.parametrize("name", SAMPLING)
 def test_the_optimum_is_reached_and_the_limit_kept(name: str) -> None:
     fraction, violation, lagrangian = np.mean([train(name, seed) for seed in SEEDS], 0)
     assert lagrangian > (LEAST_WITHOUT_LIMIT if PROBLEMS.get(name) == "weighted" else LEAST)
-    assert fraction > LEAST_FRACTION.get(name, 0.9)
-    assert violation < MOST
+    assert fraction > LEAST_FRACTION_OF.get(name, LEAST_FRACTION)
+    assert violation < MOST_OF.get(name, MOST)
 
 
 def altered_rollout(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, Any], Any]) -> None:
@@ -221,8 +234,9 @@ def test_a_bound_on_the_probability_of_harm_reaches_its_own_optimum() -> None:
     found = np.mean([harm.mean(p, harm.cost) for p in learned])
     start = responses.mean(np.exp(responses.reference_log_prob), responses.reward)
     reached = np.mean([harm.mean(p, harm.reward) - KL * harm.divergence(p) for p in learned])
+    # 0.529 ± 0.007 as the multiplier is still rising, and 0.973 ± 0.009, over six seeds; 0.79 without the limit.
     assert found < limit + 0.05
-    assert (reached - start) / (best.objective - start) > LEAST
+    assert (reached - start) / (best.objective - start) > 0.95
 
 
 def test_a_bound_on_the_worst_tenth_is_kept() -> None:
@@ -239,8 +253,9 @@ def test_a_bound_on_the_worst_tenth_is_kept() -> None:
     assert worst_tenth(base.exact_task.log_probs(base.exact_task.reference)) > 1.5
     found = [worst_tenth(base.exact_task.log_probs(policy.model)) for policy in policies]
     rewards = [base.evaluate(policy.model).reward for policy in policies]
+    # 0.73 ± 0.21, and 1.74 ± 0.10 above the reference, over six seeds.
     assert np.mean(found) < limit + 0.15
-    assert np.mean(rewards) > base.evaluate(base.exact_task.reference).reward + 0.3
+    assert np.mean(rewards) > base.evaluate(base.exact_task.reference).reward + 1.4
 
 
 def test_two_costs_are_held_to_a_limit_each() -> None:
@@ -267,6 +282,7 @@ def test_two_costs_are_held_to_a_limit_each() -> None:
         for name, values in {"harm": responses.cost, "length": words, "reward": responses.reward}.items():
             found[name].append(responses.mean(learned, values))
     reference = np.exp(responses.reference_log_prob)
-    assert np.mean(found["harm"]) < limits["harm"] + 0.15
+    # 0.29 ± 0.05, 1.49 ± 0.09, and 1.38 ± 0.08 above the reference, over six seeds.
+    assert np.mean(found["harm"]) < limits["harm"] + 0.1
     assert np.mean(found["length"]) < limits["length"] + 0.15
-    assert np.mean(found["reward"]) > responses.mean(reference, responses.reward) + 0.3
+    assert np.mean(found["reward"]) > responses.mean(reference, responses.reward) + 1.1
