@@ -1,8 +1,9 @@
 """The algorithms solve problems whose constrained optimum is known.
 
 What is held is the mean over three seeds, which stand for processors as well: a last bit that is rounded otherwise can
-part two runs as another seed does. Measured faults are those of PPO-Lagrangian with the cost's advantages added, not
-subtracted ("sign"), or with reward and cost exchanged ("exchanged").
+part two runs as another seed does. What was measured is given as mean ± a single run's standard deviation, and a bound
+is four or more of this over √3 away, unless it says so. Measured faults are those of PPO-Lagrangian with the cost's
+advantages added, not subtracted ("sign"), or with reward and cost exchanged ("exchanged").
 """
 
 import importlib
@@ -72,27 +73,30 @@ def test_the_bandit_is_solved_and_its_limit_met(rule: str) -> None:
     dual |= {"multiplier_learning_rate": 0.08}
     metrics = train("ppo_lagrangian", Bandit, episodes=5600, kl_coefficient=0.2, **dual)
     probabilities, multiplier = Bandit.optimum(kl=0.2)
-    # Measured: within 0.03, 0.05 and 0.03; both faults end at the forbidden arm: cost 1, multiplier 4.
+    # Over four seeds and 4800 episodes: 0.008 ± 0.005 off, a cost of -0.013 ± 0.009 and a multiplier 0.008 ± 0.005 off;
+    # both faults end at the forbidden arm: cost 1, multiplier 4.
     assert np.abs(metrics["probabilities"] - probabilities).max() < 0.05
-    assert metrics["cost"] == pytest.approx(Bandit.COST_LIMIT, abs=0.1)
-    assert metrics["multiplier"] == pytest.approx(multiplier, abs=0.1)
+    assert metrics["cost"] == pytest.approx(Bandit.COST_LIMIT, abs=0.03)
+    assert metrics["multiplier"] == pytest.approx(multiplier, abs=0.05)
 
 
 def test_ppo_lagrangian_on_box_actions() -> None:
-    metrics = train("ppo_lagrangian", Tracking, kl_coefficient=0.0, **DUAL)
-    # Measured: 0.55, -1.67 and 0.82; a wrong sign has a cost of 12, exchanged signals a reward of -21.
-    assert metrics["cost"] <= Tracking.COST_LIMIT + 0.3
-    assert metrics["reward"] > Tracking.REWARD - 0.7  # the rest is the noise of the Gaussian, -8·σ², and slack
-    assert metrics["multiplier"] == pytest.approx(Tracking.MULTIPLIER, abs=0.15)
+    metrics = train("ppo_lagrangian", Tracking, episodes=3200, kl_coefficient=0.0, **DUAL)
+    # Over three seeds: 0.84 ± 0.05, about the limit and not below it; -1.40 ± 0.05, of which a part is the noise of the
+    # Gaussian, -8·σ²; and 1.10 ± 0.19, as the multiplier goes to and fro. A wrong sign has a cost of 12, whose multiplier
+    # grows by 0.5 an iteration, exchanged signals a reward of -21.
+    assert metrics["cost"] <= Tracking.COST_LIMIT + 0.2
+    assert metrics["reward"] > Tracking.REWARD - 0.3
+    assert metrics["multiplier"] == pytest.approx(Tracking.MULTIPLIER, abs=0.75)
 
 
 def test_ppo_lagrangian_on_discrete_actions() -> None:
     reward, multiplier = Crossing.optimum(kl=0.1)
-    metrics = train("ppo_lagrangian", Crossing, kl_coefficient=0.1, **DUAL)
-    # Measured: 0.44, 0.05 below the optimum's 4.22, and 0.01 off; a wrong sign has a cost of 3.1, exchanged signals a
-    # reward of 1.8.
-    assert metrics["cost"] <= Crossing.COST_LIMIT + 0.2
-    assert metrics["reward"] == pytest.approx(reward, abs=0.25)
+    metrics = train("ppo_lagrangian", Crossing, episodes=3200, kl_coefficient=0.1, **DUAL)
+    # Over three seeds: 0.435 ± 0.041; 4.19 ± 0.015 of the optimum's 4.22; 0.948 ± 0.001 of 1.03. A wrong sign has a
+    # cost of 3.1, exchanged signals a reward of 1.8.
+    assert metrics["cost"] <= Crossing.COST_LIMIT + 0.05
+    assert metrics["reward"] == pytest.approx(reward, abs=0.1)
     assert metrics["multiplier"] == pytest.approx(multiplier, abs=0.15)
 
 
@@ -121,26 +125,38 @@ def test_the_kl_holds_the_policy_at_the_known_optimum(name: str, price: float) -
     metrics = train(name, Bandit, kl_coefficient=kl, **priced)
     weights = np.exp((Bandit.REWARDS - price * Bandit.COSTS) / kl)  # π ∝ π_ref·exp((R - νC) / kl)
     best = weights / weights.sum()
-    assert np.abs(metrics["probabilities"] - best).max() < 0.1  # measured: 0.06; the other price's optimum is 0.37 away
-    assert metrics["kl"] == pytest.approx(best @ np.log(3 * best), abs=0.1)  # 0.03; and 0.2 away
+    # Over four seeds: 0.004 ± 0.007 and 0.007 ± 0.010 off; the other price's optimum is 0.37 and 0.2 away.
+    assert np.abs(metrics["probabilities"] - best).max() < 0.03
+    assert metrics["kl"] == pytest.approx(best @ np.log(3 * best), abs=0.03)
 
 
 CONSTRAINED = sorted(set(SAMPLING) - {"ppo", "reward_shaping", "rloo", "grpo"})
 WINDOW = {"cost_window": 64, "multiplier_learning_rate": 0.05}
+LONG: dict[Any, set[str]] = {
+    Tracking: {"cup", "p3o", "ppo_lagrangian", "trpo_lagrangian"},
+    Crossing: {"grpo_lagrangian", "ppo_lagrangian", "repo"},
+}
+# Without a constraint the cost is 4 in Tracking and 3.4 in Crossing, a wrong sign's 12 and 3.1. Above the limit it is,
+# over four seeds (three where runs are long), at most 0.04 ± 0.03 (cpo) in Tracking and 0.01 ± 0.02 (pcpo) in Crossing.
+# Some go to and fro about the limit with more noise: crpo -0.01 ± 0.10, cup -0.11 ± 0.18, focops -0.31 ± 0.21,
+# grpo_lagrangian -0.15 ± 0.18, p3o 0.01 ± 0.09, ppo_lagrangian 0.05 ± 0.06, repo 0.11 ± 0.07, rloo_lagrangian
+# 0.00 ± 0.12; in Crossing grpo_lagrangian 0.04 ± 0.18, from which 0.3 is 2.5 standard errors away.
+WALKING = ["crpo", "cup", "focops", "grpo_lagrangian", "p3o", "ppo_lagrangian", "repo", "rloo_lagrangian"]
+ABOVE: dict[Any, dict[str, float]] = {Tracking: dict.fromkeys(WALKING, 0.3), Crossing: {"grpo_lagrangian": 0.3}}
+# Keeping still earns Σ -s² = -2.7 in Tracking and 0.3 a step, 1.8, in Crossing, exchanged signals -21 and 1.8; the
+# optima are -1.28 and 4.28. Measured: -1.68 ± 0.13 (cup) at least in Tracking, but crpo -1.76 ± 0.12, focops
+# -1.80 ± 0.15 and p3o -2.09 ± 0.05, whose spread is still large; 3.93 ± 0.02 in Crossing: to wait whenever it is busy.
+LOWEST: dict[Any, dict[str, float]] = {Tracking: {"crpo": -2.1, "focops": -2.2, "p3o": -2.3}, Crossing: {}}
 
 
 @pytest.mark.parametrize("env", [Tracking, Crossing])
 @pytest.mark.parametrize("name", CONSTRAINED)
 def test_every_constrained_algorithm_keeps_the_limit_and_earns(name: str, env: Any) -> None:
     fields = importlib.import_module(f"algos.{name}").Config.model_fields
-    config = {key: value for key, value in WINDOW.items() if key in fields}
+    config: dict[str, Any] = {key: value for key, value in WINDOW.items() if key in fields}
     config |= {"multiplier_learning_rate": 0.15} if name == "grpo_lagrangian" else {}
-    if env is Tracking and name in {"cup", "p3o"}:  # whose steps at a small spread lead to and fro
-        config |= {"log_std": 0.0, "episodes": 3200}
+    config |= {"episodes": 3200} if name in LONG[env] else {}
+    config |= {"log_std": 0.0} if env is Tracking and name in {"cup", "p3o"} else {}  # whose steps lead to and fro else
     metrics = train(name, env, kl_coefficient=0.0, **config)
-    # Without a constraint the cost is 4 in Tracking and 3.4 in Crossing, a wrong sign's 12 and 3.1. Measured: at most
-    # 0.11 above the limit in Tracking, where three seeds have a standard deviation of 0.1, and 0.05 in Crossing.
-    assert metrics["cost"] <= env.COST_LIMIT + 0.3
-    # Keeping still earns Σ -s² = -2.7 in Tracking and 0.3 a step, 2.0, in Crossing, exchanged signals -21 and 1.8; the
-    # optima are -1.28 and 5.1. Measured: at least -2.01 and 3.92.
-    assert metrics["reward"] > (-2.3 if env is Tracking else 3.2)
+    assert metrics["cost"] <= env.COST_LIMIT + ABOVE[env].get(name, 0.15)
+    assert metrics["reward"] > LOWEST[env].get(name, -2.0 if env is Tracking else 3.7)
