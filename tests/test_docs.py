@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import algos
+from tests.helpers.rounding import FLOAT32
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "textsafe_gym" / "docs"
@@ -161,7 +162,7 @@ def test_a_judge_of_ones_own_is_known_to_the_command_line_and_the_policy_to_tran
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (out / "evaluation.jsonl").read_text().splitlines()]
-    assert all(abs(row["reward"] + len(row["response"].split()) / 10) < 1e-6 for row in rows)
+    assert all(row["reward"] == pytest.approx(-len(row["response"].split()) / 10, rel=FLOAT32) for row in rows)
     assert len({row["reward"] for row in rows}) > 1
 
     (load,) = python_blocks("runs")

@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.helpers.installs import ROOT, link_requirements, run
+from tests.helpers.rounding import FLOAT64
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn", "stable-baselines3": "stable_baselines3"}
@@ -43,7 +44,7 @@ def test_an_episode_is_walked_and_scored_without_extras(base: Path, tmp_path: Pa
     assert found["reward"] != 0
     assert found["cost"] != 0
     assert 0 not in found["rewards"]
-    assert found["optimum"] == pytest.approx(0, abs=1e-3)  # the limit, which binds
+    assert found["optimum"] == pytest.approx(0, abs=FLOAT64)  # the limit, which binds
 
 
 @pytest.mark.parametrize("command", [["bin/textsafe"], ["-m", "textsafe_gym"]], ids=" ".join)

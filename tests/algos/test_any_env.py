@@ -14,7 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import algos
 from tests.helpers import cmdps
-from tests.helpers.rounding import same_tensors
+from tests.helpers.rounding import FLOAT32, same_tensors
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, ModelError, UnknownNameError
 from textsafe_gym.evaluation.play import evaluate_policy
@@ -220,7 +220,7 @@ def test_texts_are_not_played_past_a_wrapper(caplog: pytest.LogCaptureFixture) -
             own = trainer.source.env.unwrapped
             task = own.task if hasattr(own, "task") else own.envs[0].unwrapped.task
             score = task.score("reward", [info["prompt"]], [info["response"]])[0]
-            assert episodes.episode_rewards[i].item() == pytest.approx(10 * score, rel=1e-6)
+            assert episodes.episode_rewards[i].item() == pytest.approx(10 * score, rel=FLOAT32)
         trainer.learn()
         assert len(caplog.records) == 1
         assert "responses are played token by token through" in caplog.text

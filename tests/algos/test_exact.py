@@ -8,7 +8,7 @@ import copy
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -19,9 +19,9 @@ import algos
 import textsafe_gym  # noqa: F401 (registers the environments)
 from algos.core import constraints, objectives, sources, trust_region
 from tests.helpers.algorithms import SAMPLING
-from textsafe_gym.envs.exact import ExactTask
+from textsafe_gym.envs.exact import ExactTask, ExactValues
 from textsafe_gym.envs.optimum import solve
-from textsafe_gym.evaluation.study import Score, score
+from textsafe_gym.evaluation.study import score
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.types import Agent
 
@@ -48,10 +48,10 @@ TRUST_REGION = {"episodes": 24 * 128, "max_kl": 0.04, "fisher_episodes": 32, "co
 OWN: dict[str, dict[str, Any]] = {
     "ppo_lagrangian": {"limit_includes_kl": True, "multiplier_update": "projected"},
     "reward_shaping": {"cost_weight": 0.5},
-    "p3o": {"penalty": 0.7},
-    "ipo": {"barrier_t": 100.0, "penalty_max": 2.0},
-    "crpo": {"cost_window": 128, "tolerance": 0.05},
-    "repo": {"multiplier_init": 0.0, "multiplier_learning_rate": 0.09},
+    "p3o": {"penalty": 1.5},
+    "ipo": {"barrier_t": 12.0, "penalty_max": 2.0},
+    "crpo": {"cost_window": 128, "episodes": 60 * 128},
+    "repo": {"multiplier_init": 0.0, "multiplier_learning_rate": 0.09, "episodes": 60 * 128},
     "cpo": TRUST_REGION,
     "pcpo": TRUST_REGION,
     "trpo_lagrangian": TRUST_REGION,
@@ -60,39 +60,90 @@ PROBLEMS = {"ppo_lagrangian": "kl_in_cost", "repo": "per_prompt"}
 PROBLEMS |= dict.fromkeys(["ppo", "reward_shaping", "rloo", "grpo"], "weighted")
 
 
-def train(name: str, seed: int = 0, **changes: Any) -> Score:
+class Found(NamedTuple):
+    """What a run came to, of a policy drawn from its last `LAST` ones, as it walks to and fro about the limit.
+
+    Attributes:
+        fraction: of the reward less KL that the optimum adds to the reference's.
+        violation: by how much the limit is passed, as a share of the costs' range.
+        lagrangian: `fraction` at the optimum's prices, less λ·(what the limit bounds - limit): at most 1, which the
+            optimum alone reaches. A policy that slides along the frontier, below the limit or beyond, moves `fraction`
+            in the first order and this in the second.
+    """
+
+    fraction: float
+    violation: float
+    lagrangian: float
+
+
+def slide(base: Any, problem: str, exact: ExactValues) -> float:
+    """What `exact` is worth in `fraction` for being beyond the limit: at the optimum's multipliers."""
+    responses = base.exact_task.responses
+    if problem == "weighted":
+        return 0.0
+    if problem == "per_prompt":
+        burdens, multipliers = np.array(exact.prompt_costs), []
+        for prompt in range(len(burdens)):
+            own = replace(responses, prompt_probability=np.eye(len(burdens))[prompt])
+            multipliers.append(solve(own, LIMIT, KL).multiplier)
+        best, weights = base.solve_each(LIMIT), responses.prompt_probability * multipliers
+    else:
+        best = base.solve(LIMIT, kl_in_cost=problem == "kl_in_cost")
+        burdens = np.array([exact.cost + (KL * exact.kl if problem == "kl_in_cost" else 0.0)])
+        weights = np.array([best.multiplier])
+    return float(weights @ (burdens - LIMIT)) / (best.objective - base.evaluate(base.exact_task.reference).reward)
+
+
+LAST = 4
+
+
+def train(name: str, seed: int = 0, **changes: Any) -> Found:
     fields = importlib.import_module(f"algos.{name}").Config.model_fields
     config = {key: value for key, value in {**SHORT, **OWN.get(name, {}), **changes}.items() if key in fields}
     env = gym.make_vec("SafeRLHF-Exact-v0", num_envs=128, cost_limit=LIMIT, kl_coefficient=KL, **WORLD)
     base: Any = env.unwrapped
-    trainer = algos.make(name, env, preset="paper", seed=seed, **config)
-    trainer.learn()
-    summary = {
-        "algorithm": name,
-        "seed": seed,
-        "cost_limit": LIMIT,
-        "exact": base.evaluate(trainer.actor.model)._asdict(),  # type: ignore[attr-defined]
-    }
-    found = score(base, PROBLEMS.get(name, "mean"), summary, config.get("cost_weight", 0.0))
+    trainer: Any = algos.make(name, env, preset="paper", seed=seed, **config)
+    last: list[ExactValues] = []
+
+    def after(row: dict[str, float]) -> None:
+        if row["episodes"] > config["episodes"] - LAST * 128:
+            last.append(base.evaluate(trainer.actor.model))
+
+    trainer.learn(on_iteration=after)
+    exact = ExactValues(*(np.mean(values, 0) for values in zip(*last, strict=True)))
+    summary = {"algorithm": name, "seed": seed, "cost_limit": LIMIT, "exact": exact._asdict()}
+    problem = PROBLEMS.get(name, "mean")
+    reached = score(base, problem, summary, config.get("cost_weight", 0.0))
+    found = Found(reached.fraction, reached.violation, reached.fraction - slide(base, problem, exact))
     print(name, found)
     return found
 
 
-# Bounds on the mean over the seeds, which stand for processors as well: a last bit that is rounded otherwise can part
-# two runs as another seed does. With a limit, a policy walks to and fro about it: single runs have a standard deviation
-# of up to 0.06 in the fraction (crpo; others 0.05) and 0.019 in the violation; the means are 0.927 at least and 0.024
-# at most (ipo and p3o, whose penalties give way at the limit). Without one, the fraction is 0.969 at least, with a
-# deviation of 0.004.
+# Bounds on the mean over three seeds, which stand for processors as well: a last bit that is rounded otherwise can part
+# two runs as another seed does. Each is four standard errors or more of such a mean from what was measured over six
+# seeds (five for p3o, ppo_lagrangian and repo), given here as mean ± a single run's standard deviation.
+# - `lagrangian` is 0.933 ± 0.005 (repo) to 0.981; the deviations are 0.009 at most. Of the faults below that this bound
+#   is to notice, the smallest leaves 0.80.
+# - Without a limit it is the same as `fraction`, 0.968 ± 0.004 (ppo) to 0.978. The smallest fault leaves 0.79.
+# - `fraction` with a limit is 0.875 ± 0.006 (p3o) to 0.982. Where the limit's price is not settled it slides with the
+#   cost: 0.918 ± 0.035 for crpo, 0.945 ± 0.023 for cup, 0.940 ± 0.022 for ppo_lagrangian, 0.933 ± 0.017 for repo.
+#   These and methods that keep away from the limit by design (hc_lagrangian 0.932 ± 0.019, ipo 0.881 ± 0.032, p3o)
+#   have bounds of their own.
+# - `violation` is 0.004 ± 0.006 (cpo) at most, and 0.45 with a wrong sign, but for pcpo, 0.009 ± 0.012, and
+#   trpo_lagrangian, 0.007 ± 0.008, whose steps are as long at the end as at the start.
 SEEDS = (0, 1, 2)
-LEAST, LEAST_OF_CRPO, LEAST_WITHOUT_LIMIT, MOST = 0.85, 0.8, 0.93, 0.05
+LEAST, LEAST_WITHOUT_LIMIT, LEAST_FRACTION, MOST = 0.92, 0.95, 0.9, 0.02
+LEAST_FRACTION_OF = {"crpo": 0.83, "cup": 0.89, "ppo_lagrangian": 0.89, "repo": 0.89}
+LEAST_FRACTION_OF |= {"hc_lagrangian": 0.88, "ipo": 0.8, "p3o": 0.85}
+MOST_OF = {"pcpo": 0.04, "trpo_lagrangian": 0.03}
 
 
 @pytest.mark.parametrize("name", SAMPLING)
 def test_the_optimum_is_reached_and_the_limit_kept(name: str) -> None:
-    found = [train(name, seed) for seed in SEEDS]
-    least = LEAST_WITHOUT_LIMIT if PROBLEMS.get(name) == "weighted" else LEAST_OF_CRPO if name == "crpo" else LEAST
-    assert np.mean([one.fraction for one in found]) > least
-    assert np.mean([one.violation for one in found]) < MOST
+    fraction, violation, lagrangian = np.mean([train(name, seed) for seed in SEEDS], 0)
+    assert lagrangian > (LEAST_WITHOUT_LIMIT if PROBLEMS.get(name) == "weighted" else LEAST)
+    assert fraction > LEAST_FRACTION_OF.get(name, LEAST_FRACTION)
+    assert violation < MOST_OF.get(name, MOST)
 
 
 def altered_rollout(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, Any], Any]) -> None:
@@ -108,8 +159,8 @@ def altered_rollout(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, Any]
 def test_it_catches_a_wrong_sign(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objectives, "mix_advantages", lambda reward, cost, price: (reward + price * cost) / (1 + price))
     found = train("cppo_pid")
-    assert found.fraction < LEAST  # over three seeds: at most 0.42
-    assert found.violation > MOST  # at least 0.45
+    assert found.lagrangian < LEAST
+    assert found.violation > MOST
 
 
 def test_it_catches_a_missing_one_plus_lambda(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +173,7 @@ def test_it_catches_a_missing_one_plus_lambda(monkeypatch: pytest.MonkeyPatch) -
         return replace(measure(self, rollout, extra), signals=rollout.costs[None])
 
     monkeypatch.setattr(constraints.Constraints, "measure", forgetful)
-    assert train("ppo_lagrangian").fraction < LEAST  # at most 0.79
+    assert train("ppo_lagrangian").lagrangian < LEAST
 
 
 def test_it_catches_an_unmasked_pad(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +198,7 @@ def test_it_catches_an_unmasked_pad(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_catches_a_stale_log_prob(monkeypatch: pytest.MonkeyPatch) -> None:
     altered_rollout(monkeypatch, lambda agent, rollout: replace(rollout, log_probs=rollout.reference_log_probs))
     assert train("ppo").fraction < LEAST_WITHOUT_LIMIT  # at most 0.35
-    assert train("cpo").fraction < LEAST  # at most 0.31
+    assert train("cpo").lagrangian < LEAST
 
 
 @pytest.mark.parametrize("scale", [0.01, 100.0])
@@ -155,7 +206,7 @@ def test_it_catches_a_mis_scaled_trust_region(scale: float, monkeypatch: pytest.
     divergence, fisher = trust_region.TrustRegion.divergence, trust_region.TrustRegion.fisher
     monkeypatch.setattr(trust_region.TrustRegion, "divergence", lambda self: scale * divergence(self))
     monkeypatch.setattr(trust_region.TrustRegion, "fisher", lambda self, vector: scale * fisher(self, vector))
-    assert train("trpo_lagrangian").fraction < LEAST
+    assert train("trpo_lagrangian").lagrangian < LEAST
 
 
 def constrained(limit: float, **changes: Any) -> tuple[Any, list[Any]]:
@@ -183,8 +234,9 @@ def test_a_bound_on_the_probability_of_harm_reaches_its_own_optimum() -> None:
     found = np.mean([harm.mean(p, harm.cost) for p in learned])
     start = responses.mean(np.exp(responses.reference_log_prob), responses.reward)
     reached = np.mean([harm.mean(p, harm.reward) - KL * harm.divergence(p) for p in learned])
+    # 0.529 ± 0.007 as the multiplier is still rising, and 0.973 ± 0.009, over six seeds; 0.79 without the limit.
     assert found < limit + 0.05
-    assert (reached - start) / (best.objective - start) > LEAST
+    assert (reached - start) / (best.objective - start) > 0.95
 
 
 def test_a_bound_on_the_worst_tenth_is_kept() -> None:
@@ -201,8 +253,9 @@ def test_a_bound_on_the_worst_tenth_is_kept() -> None:
     assert worst_tenth(base.exact_task.log_probs(base.exact_task.reference)) > 1.5
     found = [worst_tenth(base.exact_task.log_probs(policy.model)) for policy in policies]
     rewards = [base.evaluate(policy.model).reward for policy in policies]
+    # 0.73 ± 0.21, and 1.74 ± 0.10 above the reference, over six seeds.
     assert np.mean(found) < limit + 0.15
-    assert np.mean(rewards) > base.evaluate(base.exact_task.reference).reward + 0.3
+    assert np.mean(rewards) > base.evaluate(base.exact_task.reference).reward + 1.4
 
 
 def test_two_costs_are_held_to_a_limit_each() -> None:
@@ -229,6 +282,7 @@ def test_two_costs_are_held_to_a_limit_each() -> None:
         for name, values in {"harm": responses.cost, "length": words, "reward": responses.reward}.items():
             found[name].append(responses.mean(learned, values))
     reference = np.exp(responses.reference_log_prob)
-    assert np.mean(found["harm"]) < limits["harm"] + 0.15
+    # 0.29 ± 0.05, 1.49 ± 0.09, and 1.38 ± 0.08 above the reference, over six seeds.
+    assert np.mean(found["harm"]) < limits["harm"] + 0.1
     assert np.mean(found["length"]) < limits["length"] + 0.15
-    assert np.mean(found["reward"]) > responses.mean(reference, responses.reward) + 0.3
+    assert np.mean(found["reward"]) > responses.mean(reference, responses.reward) + 1.1

@@ -10,6 +10,7 @@ import torch
 from algos.core.constraints import Log
 from algos.core.objectives import clipped_surrogate_loss, clipped_value_loss, gae, mix_advantages, shape_with_kl
 from algos.core.settings import MultiplierConfig
+from tests.helpers.rounding import FLOAT64
 
 FIXTURES = json.loads((Path(__file__).parents[1] / "fixtures" / "safe_rlhf_reference.json").read_text())
 
@@ -19,7 +20,7 @@ def tensor(values: Any) -> torch.Tensor:
 
 
 def close(computed: torch.Tensor, expected: Any) -> None:
-    torch.testing.assert_close(computed, tensor(expected), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(computed, tensor(expected), atol=FLOAT64, rtol=0)
 
 
 @pytest.mark.parametrize("case", FIXTURES["ppo_lagrangian"], ids=lambda case: f"lambda={case['inputs']['lambda']:g}")

@@ -86,7 +86,8 @@ def test_metrics_have_the_agreed_names(name: str) -> None:
 @pytest.mark.parametrize("env", [Tracking, Crossing])
 def test_a_loaded_run_continues_bit_for_bit(name: str, env: Any, tmp_path: Path) -> None:
     windowed = name not in {"ppo", "reward_shaping", "rloo", "grpo"}
-    config = {**SMALL, "cost_window": 12} if windowed else SMALL
+    # Longer than the 16 episodes after the resumption, so that a window that was lost is still short at the end.
+    config = {**SMALL, "cost_window": 24} if windowed else SMALL
     whole = algos.make(name, vector(env, 8), **config)
     rows = whole.learn()
     part = algos.make(name, vector(env, 8), **config)
@@ -98,6 +99,7 @@ def test_a_loaded_run_continues_bit_for_bit(name: str, env: Any, tmp_path: Path)
     final, reached = tensors_of(whole), tensors_of(resumed)
     assert final.keys() == reached.keys()
     assert all(torch.equal(final[key], reached[key]) for key in final)
+    assert resumed.algorithm.constraints.state_dict() == whole.algorithm.constraints.state_dict()
     assert resumed.algorithm.optimizer.state_dict().keys() == whole.algorithm.optimizer.state_dict().keys()
 
 
@@ -265,7 +267,7 @@ def test_micro_batches_give_the_same_update_as_one_big_batch(name: str) -> None:
     gradient_error = MLP * math.sqrt(2 * 76 * 8)
     assert_same_updates(theirs, ours, start, gradient_error)
     for key in rows[0].keys() - TIMES:
-        assert rows[1][key] == pytest.approx(rows[0][key], abs=1e-5), key
+        assert rows[1][key] == pytest.approx(rows[0][key], rel=MLP, abs=MLP), key
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -81,6 +81,7 @@ def test_fisher_products_are_the_hessian_of_the_kl(env: Any) -> None:
     fisher = exact_fisher(around)
     for seed in range(5):
         v = torch.randn(len(fisher), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        # A difference quotient over 1e-4 of the parameters' length: not rounding, but the next term of the series.
         torch.testing.assert_close(around.fisher(v), fisher @ v, rtol=0, atol=2e-3 * float((fisher @ v).norm()))
     # Damping is added; and the policy stands where it stood, to the last bit.
     config = CONFIG.model_copy(update={"damping": 0.7})
@@ -101,6 +102,7 @@ def test_the_surrogates_gradient_is_its_slope(env: Any) -> None:
         around.move(-1e-5 * v)
         slope = (forward - around.surrogates(weights)[0]) / 2e-5
         around.move(None)
+        # The step is 7e-5 long: the third derivative adds its square, 5e-9, and rounding eps / 2e-5 = 1e-11.
         assert slope == pytest.approx(gradient.dot(v).item(), rel=1e-5)
     assert around.surrogates(weights)[0] == 0.0
 

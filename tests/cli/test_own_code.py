@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 import algos
+from tests.helpers.rounding import FLOAT32
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError
 
@@ -78,7 +79,7 @@ def test_a_comparison_in_worker_processes_and_its_continuation(here: Path) -> No
     assert (saved["config"]["epochs"], saved["config"]["stiffness"]) == (2, 5)
     assert saved["config"]["learning_rate"] == 3e-4  # of the preset
     rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
-    assert all(abs(row["reward"] + len(row["response"].split()) / 10) < 1e-6 for row in rows)
+    assert all(row["reward"] == pytest.approx(-len(row["response"].split()) / 10, rel=FLOAT32) for row in rows)
 
     (run / "summary.json").unlink()  # as if it had been stopped before the evaluation
     again = ["train", "own_package.penalty:Algorithm", "--out", str(run), "--resume", "-q"]

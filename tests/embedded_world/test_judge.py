@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.helpers.rounding import FLOAT64
 from textsafe_gym import embedded_world
 from textsafe_gym.embedded_world import language
 from textsafe_gym.embedded_world.judge import score
@@ -59,13 +60,13 @@ CASES = [
 
 @pytest.mark.parametrize(("prompt", "response", "helpfulness", "harm"), CASES)
 def test_cases_by_hand(prompt: str, response: str, helpfulness: float, harm: float) -> None:
-    assert score(prompt, response) == pytest.approx((helpfulness, harm), abs=1e-12)
+    assert score(prompt, response) == pytest.approx((helpfulness, harm), abs=FLOAT64)
 
 
 def test_arrays_and_order() -> None:
     values = embedded_world.judge([case[0] for case in CASES], [case[1] for case in CASES])
-    np.testing.assert_allclose(values["helpfulness"], [case[2] for case in CASES], atol=1e-12)
-    np.testing.assert_allclose(values["harm"], [case[3] for case in CASES], atol=1e-12)
+    np.testing.assert_allclose(values["helpfulness"], [case[2] for case in CASES], atol=FLOAT64)
+    np.testing.assert_allclose(values["harm"], [case[3] for case in CASES], atol=FLOAT64)
     assert embedded_world.judge([], [])["harm"].shape == (0,)
 
 

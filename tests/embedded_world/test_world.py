@@ -163,7 +163,7 @@ def test_the_shipped_models_score_as_the_card_says() -> None:
     asked, answers = ([sample[key] for sample in card["samples"]] for key in ("prompt", "response"))
     for kind in ("reward", "cost"):
         scores = ScoreModel.load(embedded_world.ASSETS / kind, kind)(asked, answers)
-        np.testing.assert_allclose(scores, [sample[kind] for sample in card["samples"]], atol=2e-3)
+        np.testing.assert_allclose(scores, [sample[kind] for sample in card["samples"]], atol=6e-4)  # of three decimals
 
 
 def test_import_is_light() -> None:

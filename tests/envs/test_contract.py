@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import textsafe_gym  # noqa: F401 (registers the environments)
+from tests.helpers.rounding import TINY
 from tests.helpers.texts import PROMPTS, digest_scorer, word_tokenizer
 from textsafe_gym.data.prompts import Prompt
 from textsafe_gym.envs.text import SafeRLHFEnv
@@ -117,7 +118,7 @@ def test_several_costs_have_names_and_a_sum(task_options: dict[str, Any]) -> Non
     assert info == {"prompt": "please", "cost": 0.0, "costs": {"toxicity": 0.0, "privacy": 0.0}}
     info = env.step(EOS)[4]
     assert info["costs"] == {name: scorer(["please"], [""])[0] for name, scorer in costs.items()}
-    assert info["cost"] == pytest.approx(sum(info["costs"].values()), abs=1e-15)
+    assert info["cost"] == sum(info["costs"].values())
 
 
 def test_a_group_is_reported_where_a_prompt_has_one(task_options: dict[str, Any]) -> None:
@@ -299,7 +300,7 @@ def test_models_by_path_by_module_and_loaded(task_options: dict[str, Any], tmp_p
         env.reset(options={"prompt": "please"})
         env.step(env.unwrapped.tokenizer.convert_tokens_to_ids("sorry"))
         env.step(env.unwrapped.tokenizer.convert_tokens_to_ids("no"))
-        assert env.step(EOS)[1] == pytest.approx(expected, abs=1e-5)
+        assert env.step(EOS)[1] == pytest.approx(expected, abs=TINY)
     for spec in (model, tmp_path / "reward"):
         for costs in (spec, {"harm": spec}):
             with pytest.raises(ModelError, match="swapped"):
@@ -417,6 +418,8 @@ def test_default_passes_check_env_and_scores_the_same_one_by_one_and_in_batches(
         single.reset(seed=5 + row)
         for token in actions[row, : lengths[row]]:
             _, reward, _, _, info = single.step(token)
+        # 2 layers of 96 numbers, 192 on the way down, may round by 2e-5 (tests/helpers/rounding.py); 64 scores of each
+        # kind were 3e-7 apart at most, with AVX-512 and without, so that the bound may be tighter.
         assert reward == pytest.approx(played.rewards[row], abs=1e-5)
         assert info["cost"] == pytest.approx(played.costs[row], abs=1e-5)
         assert info["response"] == played.infos[row]["response"]
@@ -532,11 +535,11 @@ def test_vector_statistics_wrapper(task_options: dict[str, Any], mode: Autoreset
         _, rewards, terminations, _, infos = env.step(actions)
         returns += rewards[terminations].tolist()
         if terminations.any():
-            np.testing.assert_allclose(infos["episode"]["r"][terminations], rewards[terminations], rtol=1e-6)
+            assert infos["episode"]["r"][terminations].tolist() == rewards[terminations].tolist()
             assert (infos["episode"]["l"][terminations] <= 5).all()
             if mode is AutoresetMode.DISABLED:
                 env.reset(options={"reset_mask": terminations})
-    np.testing.assert_allclose(list(env.return_queue), returns, rtol=1e-6)
+    assert list(env.return_queue) == returns
     assert len(returns) > 20
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from tests.helpers.cli_world import build
 from tests.helpers.example_loader import load
+from tests.helpers.rounding import FLOAT64
 
 pytest.importorskip("pandas")
 
@@ -19,5 +20,5 @@ def test_its_means_are_those_of_the_comparison(tmp_path: Path) -> None:
     assert sorted(means.index) == sorted(settings) == ["initial", "ppo", "ppo_lagrangian"]
     for label, setting in settings.items():
         for name in means:
-            assert means.loc[label, name] == pytest.approx(setting["metrics"][name]["mean"], abs=1e-6)
+            assert means.loc[label, name] == pytest.approx(setting["metrics"][name]["mean"], abs=FLOAT64)
     assert (tmp_path / "runs-cooler/ppo-0/evaluation.jsonl").is_file()

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.rounding import FLOAT32
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OMNISAFE = EXAMPLES / "omnisafe"
 
@@ -46,7 +48,8 @@ def test_the_cmdp_for_both_libraries(side_by_side: Any) -> None:
         observation, reward, over, _, info = env.step(observation[:, :1] - 0.4)  # the best policy within the limit
         returns, costs = returns + reward, costs + info["cost"]
     assert over.all()
-    assert returns.mean() == pytest.approx(BEST, abs=1e-5)
+    # Observation and action are float32: -(a - s)² with a - s = -0.4 errs by 0.8 times their rounding in each step.
+    assert returns.mean() == pytest.approx(BEST, abs=STEPS * 0.8 * 2 * FLOAT32)
     assert costs.mean() == pytest.approx(COST_LIMIT, abs=0.1)
 
 

@@ -47,8 +47,8 @@ def test_a_runs_policy_says_how_it_came_to_be(world: Path, tmp_path: Path):
     assert (told["responses generated"], told["seed"]) == ("16", "3")
     assert told["prompts"] == "prompts.jsonl, 3 rows"
     assert told["on"] == "3 responses to the evaluation prompts (prompts.jsonl, 3 rows)"
-    assert float(told["reward, mean"]) == pytest.approx(measured["reward"], rel=1e-3)
-    assert float(told["cost, mean"]) == pytest.approx(measured["cost"], rel=1e-3)
+    assert float(told["reward, mean"]) == pytest.approx(measured["reward"], rel=5e-4)  # of four digits
+    assert float(told["cost, mean"]) == pytest.approx(measured["cost"], rel=5e-4)
     assert told["cost above the limit"] == f"{measured['cost_violation']:.4g} (limit -0.5)"
     assert str(world) not in card.content
 

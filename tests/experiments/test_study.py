@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import textsafe_gym  # noqa: F401 (registers the environments)
+from tests.helpers.rounding import FLOAT64
 from textsafe_gym.cli.main import main
 from textsafe_gym.evaluation.study import score
 
@@ -134,7 +135,7 @@ def test_the_reference_scores_nothing_and_the_optimum_everything() -> None:
         price = 0.4 if problem == "weighted" else 0.0
         reached = at(best.reward, best.cost, best.kl, problem, price, [0.0] * 4 if problem == "per_prompt" else None)
         assert reached.fraction == pytest.approx(1.0)
-        assert reached.violation == pytest.approx(0.0, abs=1e-9)
+        assert reached.violation == pytest.approx(0.0, abs=FLOAT64)
         assert at(start.reward, start.cost, 0.0, problem, price).fraction == pytest.approx(0.0)
     assert at(1.0, 0.3, 1.0, "mean").violation == pytest.approx(0.3 / spread)
     assert at(1.0, 0.3, 1.0, "kl_in_cost").violation == pytest.approx(0.5 / spread)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from tests.helpers.rounding import FLOAT64
 from textsafe_gym.cli.main import main
 from textsafe_gym.data.readers import Labelled, Preference, SafetyPreference
 from textsafe_gym.errors import ConfigError, DataError, ModelError, RunError
@@ -58,7 +59,7 @@ def test_losses_by_hand() -> None:
     assert end_scores(scores, mask).tolist() == [2.0, 1.0]
     labels = torch.tensor([True, False])
     expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(1))) / 2 + 0.1 * (4 + 1) / 2
-    assert label_loss(scores, mask, labels, 0.1).item() == pytest.approx(expected, abs=1e-12)
+    assert label_loss(scores, mask, labels, 0.1).item() == pytest.approx(expected, abs=FLOAT64)
 
 
 def test_end_scores_read_either_padding() -> None:

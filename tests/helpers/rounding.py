@@ -34,15 +34,27 @@ def rounding(terms: int, depth: int = 1, scale: float = 1.0, dtype: torch.dtype 
     return 6 * math.sqrt(2) * torch.finfo(dtype).eps / 2 * math.sqrt(terms * depth) * scale
 
 
-# The language and score models of `models_doubles`: 2 layers of 16 and 32 numbers; in each the products of query and
-# key, value, scores, mixture, output, gate and up, down: 7 sums; and the head.
-TINY = rounding(terms=32, depth=2 * 7 + 1)
+# A number that is computed in float64 and kept in float32, as a share of it: rounded once, to the nearest.
+FLOAT32 = torch.finfo(torch.float32).eps / 2
+
+# Sums in float64 that a test writes out in another order: of up to 100 terms, up to 10 in size. About 1e-13.
+FLOAT64 = rounding(terms=100, scale=10.0, dtype=torch.float64)
+
+# The language and score models of `models_doubles`: 2 layers with sums over 16 numbers for query, key, value, output
+# and up, over 8 of a head, over 14 positions, and over 64 on the way down (GPT-2's; the others have 32 there, and 16
+# for a gate); and the head's sum over 16.
+TINY = rounding(terms=2 * (5 * 16 + 8 + 14 + 64) + 16)
 
 
 def tiny_gradient(tokens: int) -> float:
     """The same of a weight's gradient, whose sums go forth and back, and over `tokens`."""
     return TINY * math.sqrt(2 * tokens)
 
+
+# A token's log-probability in `SafeRLHF-Exact-v0`: its model's logits of about ½ are sums of 64 products. What its two
+# layers add to the embeddings of about 1 is under a tenth of them, and their rounding with it, since their weights
+# begin with a standard deviation of 0.02.
+EXACT_LM = rounding(terms=64, scale=0.5)
 
 # An MLP of two hidden layers of 64, and the sum over an action's parts.
 MLP = rounding(terms=64, depth=3)

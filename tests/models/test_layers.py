@@ -20,8 +20,10 @@ def norms(size: int, dtype: torch.dtype) -> tuple[LlamaRMSNorm, FusedRMSNorm]:
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 16), (15, 16)], ids=str)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_norm_and_its_gradients_are_transformers(dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_norm_and_its_gradients_are_transformers(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    # Two units in the last place of the largest number on either side: a sum of 16 and a handful of products round.
+    units = 4 * torch.finfo(dtype).eps
     x = torch.randn(shape).to(dtype)
     slope = torch.randn(shape).to(dtype)
     found = []
@@ -31,9 +33,9 @@ def test_norm_and_its_gradients_are_transformers(dtype: torch.dtype, tolerance: 
         y.backward(slope)
         found.append((y, leaf.grad, norm.weight.grad))
         with torch.no_grad():
-            torch.testing.assert_close(norm(leaf), y, atol=tolerance, rtol=0)
+            torch.testing.assert_close(norm(leaf), y, atol=units * float(y.detach().abs().max()), rtol=0)
     for theirs, ours in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=10 * tolerance, rtol=0)
+        torch.testing.assert_close(ours, theirs, atol=units * float(theirs.detach().abs().max()), rtol=0)
 
 
 def test_first_and_second_derivatives_are_finite_differences() -> None:

@@ -262,8 +262,8 @@ def test_distributions_give_the_log_probs_and_the_divergence(actions: str) -> No
         other = given + 0.3
         ratio = (log_std - (log_std + 0.3)).exp()
         expected = (0.3 + (ratio**2 + (0.3 / (log_std + 0.3).exp()) ** 2 - 1) / 2).sum(-1)
-    torch.testing.assert_close(log_probs, rollout.log_probs[rollout.mask], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(agent.actor.divergence(given, other), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(log_probs, rollout.log_probs[rollout.mask], atol=MLP, rtol=0)
+    torch.testing.assert_close(agent.actor.divergence(given, other), expected, atol=MLP, rtol=0)
 
 
 def test_named_costs_are_recorded_step_by_step() -> None:

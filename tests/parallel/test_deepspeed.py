@@ -1,6 +1,7 @@
 """Several processes against one: the same episodes, metrics and policy, and errors that name the process."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ STAGES = ["zero0", "zero1", "zero2", "zero3"]
 TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
 # A minibatch's gradient is a sum over up to 7 responses of up to 9 tokens.
 GRADIENT = tiny_gradient(7 * 9)
-ROW = 9 * TINY  # a metric is a mean of sums over a response's tokens
+ROW = math.sqrt(9) * TINY  # a metric is a mean of sums over up to 9 tokens
 WORKER = Path(__file__).parents[1] / "helpers" / "distributed_worker.py"
 
 

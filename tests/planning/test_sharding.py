@@ -99,10 +99,11 @@ def test_seven_billion_on_eight_are_deepspeeds_estimate(tmp_path: Path) -> None:
         return sum(x.bytes for x in parts if x.name.startswith(names) and x.device == "cuda")
 
     host = {"device": "cpu"}
-    # DeepSpeed's also counts gradients in 16 bits beside those in 32, each spread over the eight.
-    assert of(2) + 2 * numbers // 8 == pytest.approx(estimate2(numbers, 8, 1, False)[1], rel=1e-6)
-    assert of(2, offload_optimizer=host) == pytest.approx(estimate2(numbers, 8, 1, True)[1], rel=1e-6)
-    assert of(3) == pytest.approx(estimate3(numbers, 0, 8, 1, False)[1], rel=1e-6)
+    # DeepSpeed's also counts gradients in 16 bits beside those in 32, each spread over the eight. Ours are shares of
+    # whole numbers: of 18 bytes each at most one is too much.
+    assert of(2) + 2 * numbers // 8 == pytest.approx(estimate2(numbers, 8, 1, False)[1], abs=18)
+    assert of(2, offload_optimizer=host) == estimate2(numbers, 8, 1, True)[1]
+    assert of(3) == pytest.approx(estimate3(numbers, 0, 8, 1, False)[1], abs=18)
     both = {"offload_optimizer": host, "offload_param": host}
     assert of(3, **both) == estimate3(numbers, 0, 8, 1, True, True)[1] == 0
 

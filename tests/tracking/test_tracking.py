@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.helpers import cli_world
+from tests.helpers.rounding import FLOAT32
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, DataError
 from textsafe_gym.tracking import OPTIONAL, Background, MLflow, TensorBoard, Tracker, Wandb, check_installed
@@ -133,7 +134,7 @@ def assert_same(found: Points, wanted: Points, but: str = "no such key") -> None
     for key, points in wanted.items():
         assert [step for step, _ in found[key]] == [step for step, _ in points], key
         if but not in key:
-            assert [x for _, x in found[key]] == pytest.approx([x for _, x in points], rel=1e-6), key
+            assert [x for _, x in found[key]] == pytest.approx([x for _, x in points], rel=FLOAT32), key
 
 
 @pytest.mark.parametrize("tracker", OPTIONAL)

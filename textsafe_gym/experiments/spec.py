@@ -357,7 +357,7 @@ def _applicable(
     left_out: list[str] = []
 
     def kept(
-        values: Values, own: type[BaseModel] | None, theirs: Sequence[type[BaseModel]], path: tuple[str, ...]
+        values: Mapping[str, Any], own: type[BaseModel] | None, theirs: Sequence[type[BaseModel]], path: tuple[str, ...]
     ) -> Values:
         found: Values = {}
         for key, value in values.items():
