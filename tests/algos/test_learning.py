@@ -83,8 +83,8 @@ def test_the_bandit_is_solved_and_its_limit_met(rule: str) -> None:
 def test_ppo_lagrangian_on_box_actions() -> None:
     metrics = train("ppo_lagrangian", Tracking, episodes=3200, kl_coefficient=0.0, **DUAL)
     # Over three seeds: 0.84 ± 0.05, about the limit and not below it; -1.40 ± 0.05, of which a part is the noise of the
-    # Gaussian, -8·σ²; and 1.10 ± 0.19, as the multiplier goes to and fro. A wrong sign has a cost of 12, whose multiplier
-    # grows by 0.5 an iteration, exchanged signals a reward of -21.
+    # Gaussian, -8·σ²; and 1.10 ± 0.19, as the multiplier goes to and fro. A wrong sign has a cost of 12, and its
+    # multiplier grows by 0.5 an iteration; exchanged signals have a reward of -21.
     assert metrics["cost"] <= Tracking.COST_LIMIT + 0.2
     assert metrics["reward"] > Tracking.REWARD - 0.3
     assert metrics["multiplier"] == pytest.approx(Tracking.MULTIPLIER, abs=0.75)
