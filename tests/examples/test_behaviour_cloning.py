@@ -45,7 +45,7 @@ def test_the_command_trains_it_from_a_file(tmp_path: Path) -> None:
     assert f"{len(rows)}: {root / 'demonstrations.jsonl'}" in card
     refused = CliRunner().invoke(command, [*request[:-3], "--out", str(tmp_path / "never"), "-q"])
     assert refused.exit_code == 2
-    assert "--data simulated:4096: this environment simulates no demonstrations; give --data FILE" in refused.stderr
+    assert "--data simulated:4096: no environment simulates demonstrations; give --data FILE" in refused.stderr
 
 
 def test_pairs_are_no_demonstrations() -> None:

@@ -2,8 +2,8 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from textsafe_gym.experiments.spec import build_spec, config_class
 from textsafe_gym.models import sampling
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.models.score import ScoreModel
+from textsafe_gym.parallel.deepspeed import DeepSpeedProcesses
 from textsafe_gym.parallel.process_group import SingleProcess
 from textsafe_gym.planning.memory import PHASES, Batch, capacity, peak, plan, policy_size, score_size
 from textsafe_gym.types import Agent
@@ -256,7 +257,7 @@ def test_processes_together_have_the_critics_that_the_algorithm_makes() -> None:
     weights = {}
     for algorithm, name in (("ppo_lagrangian", "weights: policy and critics"), ("grpo", "weights: policy")):
         spec = build_spec(algorithm, env=None, config=None, assignments=[], episodes=None, seed=None)
-        processes = SimpleNamespace(world_size=2, config={"zero_optimization": {"stage": 3}})
+        processes = Mock(DeepSpeedProcesses, world_size=2, config={"zero_optimization": {"stage": 3}})
         found = {part["name"]: part["bytes"] for part in run_memory.memory_plan(spec, processes)["parts"]}
         weights[algorithm] = found[name]
     size = policy_size(ASSETS / "policy")
