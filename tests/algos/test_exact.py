@@ -1,7 +1,7 @@
 """Every algorithm reaches the exact optimum of the problem that it states, on a text CMDP small enough to enumerate.
 
-A short form of `textsafe study exact`: 312 responses, 40 updates, three seeds. The bugs that it catches are planted
-below.
+A short form of `textsafe study exact`: 312 responses, 40 updates or 60, three seeds. The bugs that it catches are
+planted below.
 """
 
 import copy
@@ -253,7 +253,7 @@ def test_a_bound_on_the_worst_tenth_is_kept() -> None:
     assert worst_tenth(base.exact_task.log_probs(base.exact_task.reference)) > 1.5
     found = [worst_tenth(base.exact_task.log_probs(policy.model)) for policy in policies]
     rewards = [base.evaluate(policy.model).reward for policy in policies]
-    # 0.73 ± 0.21, and 1.74 ± 0.10 above the reference, over six seeds.
+    # 0.73 ± 0.21, from which the bound is 3.5 standard errors away, and 1.74 ± 0.10 above the reference; six seeds.
     assert np.mean(found) < limit + 0.15
     assert np.mean(rewards) > base.evaluate(base.exact_task.reference).reward + 1.4
 
@@ -282,7 +282,8 @@ def test_two_costs_are_held_to_a_limit_each() -> None:
         for name, values in {"harm": responses.cost, "length": words, "reward": responses.reward}.items():
             found[name].append(responses.mean(learned, values))
     reference = np.exp(responses.reference_log_prob)
-    # 0.29 ± 0.05, 1.49 ± 0.09, and 1.38 ± 0.08 above the reference, over six seeds.
+    # 0.29 ± 0.05, 1.49 ± 0.09, and 1.38 ± 0.08 above the reference, over six seeds: the bounds on the costs are 3.8 and
+    # 3.1 standard errors away.
     assert np.mean(found["harm"]) < limits["harm"] + 0.1
     assert np.mean(found["length"]) < limits["length"] + 0.15
     assert np.mean(found["reward"]) > responses.mean(reference, responses.reward) + 1.1
