@@ -37,5 +37,5 @@ def quiet_libraries(handler: type[logging.Handler]) -> None:
     logging.getLogger().addHandler(_NOBODY)  # or Python prints what no handler takes, such as matplotlib's
     for name in ("textsafe_gym", "algos"):
         logger = logging.getLogger(name)
-        if not logger.handlers:
-            logger.addHandler(handler())
+        if all(isinstance(own, handler) for own in logger.handlers):
+            logger.handlers = [handler()]  # a new one for each command, as it remembers what it has said

@@ -11,7 +11,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.envs.infos import InfoReader, autoreset_mode, info_row
@@ -25,6 +24,7 @@ try:
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
     from stable_baselines3.common.utils import safe_mean
     from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 except ModuleNotFoundError as error:
     raise ConfigError(
         f'Stable-Baselines3 cannot be imported ({error}); install it with: pip install "textsafe-gym[sb3]"'
