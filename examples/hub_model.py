@@ -16,8 +16,8 @@ from typing import Any
 import gymnasium as gym
 
 import textsafe_gym  # noqa: F401 (registers the environments)
-from textsafe_gym.evaluation.play import evaluate_policy
 from textsafe_gym.evaluation.records import summarise
+from textsafe_gym.experiments.play import evaluate_policy
 from textsafe_gym.files import write_rows
 from textsafe_gym.models import make_actor
 

@@ -68,7 +68,7 @@ def test_modules_name_the_extra(module: str, base: Path, tmp_path: Path) -> None
 
 
 def test_low_rank_adapters_name_the_extra(base: Path, tmp_path: Path) -> None:
-    program = "from textsafe_gym.models.adapters import add_new; add_new(None, 'actor', 2, 4)"
+    program = "from textsafe_gym.models.lora import add_new; add_new(None, 'actor', 2, 4)"
     done = run(base, tmp_path, "-c", program, alone=True)
     assert done.stderr.splitlines()[-1].endswith(MISSING)
 

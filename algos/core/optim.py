@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from algos.core.objectives import approximate_kl, masked_mean
-from algos.core.settings import StepConfig
+from algos.core.settings import CriticConfig, StepConfig
 from textsafe_gym.protocols import State
 from textsafe_gym.types import Demonstrations, Evaluation, Preferences, Rollout
 
@@ -54,7 +54,8 @@ class Optimizer:
         self.iteration = 0
         self.processes = setup.processes
         groups = setup.agent.parameter_groups()
-        rates = {name: config.critic_learning_rate if name in CRITICS else config.learning_rate for name in groups}
+        critics = config.critic_learning_rate if isinstance(config, CriticConfig) else config.learning_rate
+        rates = {name: critics if name in CRITICS else config.learning_rate for name in groups}
         self.engine = setup.processes.engine(setup.agent, rates, config.weight_decay)
 
     def train(

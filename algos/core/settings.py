@@ -37,7 +37,6 @@ class TrainingConfig(StepConfig):
     episodes_per_iteration: int = Field(128, gt=0, description="episodes collected before each update")
     epochs: int = Field(1, gt=0, description="passes over an iteration's episodes")
     group_size: int = Field(1, gt=0, description="episodes that begin in the same state, as answers to one prompt")
-    critic_learning_rate: float = Field(5e-6, ge=0, description="AdamW's, for critics, be they models or heads")
     ptx_coefficient: float = Field(16.0, ge=0, description="weight of the cross-entropy on demonstrations, where given")
     kl_coefficient: float = Field(0.02, ge=0, description="weight of each step's KL, taken off the reward")
     clip_range_score: float = Field(50.0, gt=0, description="bound on each step's shaped reward and cost")
@@ -73,6 +72,7 @@ class ClipConfig(BaseModel):
 class CriticConfig(BaseModel):
     """Advantages from critics, and how critics learn; the defaults are the official Safe RLHF script's."""
 
+    critic_learning_rate: float = Field(5e-6, ge=0, description="AdamW's, for critics, be they models or heads")
     gamma: float = Field(1.0, ge=0, le=1, description="discount")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of generalised advantage estimation")
     clip_range_value: float = Field(5.0, gt=0, description="how far a value may move from the old one in an update")

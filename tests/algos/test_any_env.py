@@ -17,7 +17,7 @@ from tests.helpers import cmdps
 from tests.helpers.rounding import FLOAT32, same_tensors
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, ModelError, UnknownNameError
-from textsafe_gym.evaluation.play import evaluate_policy
+from textsafe_gym.experiments.play import evaluate_policy
 from textsafe_gym.models import load_policy, make_actor, make_critics
 from textsafe_gym.rollouts import _say_that_tokens_are_stepped, collect
 

@@ -8,12 +8,12 @@ import pytest
 
 from tests.helpers.rounding import FLOAT64
 from textsafe_gym.errors import DataError, RunError, ScoreError
-from textsafe_gym.evaluation import play
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse, hypervolume, on_front
 from textsafe_gym.evaluation.records import read_evaluation, summarise
 from textsafe_gym.evaluation.report import cell
 from textsafe_gym.evaluation.summaries import Run, budget_of, compare_runs, load_runs, points_of, tables_of
+from textsafe_gym.experiments import play
 from textsafe_gym.files import read_rows, write_json, write_rows
 
 

@@ -20,7 +20,7 @@ import algos
 import textsafe_gym  # noqa: F401 (registers the environment)
 from algos.core import sources
 from textsafe_gym.data.readers import Preference
-from textsafe_gym.evaluation import play
+from textsafe_gym.experiments import play
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.parallel.process_group import ProcessGroup
 

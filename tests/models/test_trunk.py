@@ -20,7 +20,7 @@ from textsafe_gym.cli.main import main
 from textsafe_gym.data.readers import Preference
 from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.fitting.fit import fit_reward, fit_sft
-from textsafe_gym.models import adapters
+from textsafe_gym.models import lora
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.models.score import ScoreModel
 from textsafe_gym.types import Agent
@@ -283,8 +283,8 @@ def test_a_run_on_one_trunk_resumes_to_the_same_result(
     policy = {"model": str(folders["base"]), "lora_rank": 2}
     (tmp_path / "env.yaml").write_text(json.dumps({"id": "SafeRLHF-v0", "kwargs": kwargs, "policy": policy}))
     loads = []
-    plain = adapters.load_pretrained
-    monkeypatch.setattr(adapters, "load_pretrained", lambda *a, **k: loads.append(a[1]) or plain(*a, **k))
+    plain = lora.load_pretrained
+    monkeypatch.setattr(lora, "load_pretrained", lambda *a, **k: loads.append(a[1]) or plain(*a, **k))
 
     def train(name: str, *more: str) -> None:
         options = ["--env", str(tmp_path / "env.yaml"), "--set", "episodes_per_iteration=8", "--set"]

@@ -20,7 +20,7 @@ from tests.helpers.models_doubles import make_lm, make_tokenizer
 from tests.helpers.rounding import TINY, assert_same_updates, tiny_gradient
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.models import adapters
+from textsafe_gym.models import lora
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.models.mlp import MLPActor
 
@@ -234,7 +234,7 @@ def test_what_would_need_a_whole_model_is_refused(plain: tuple[Path, dict[str, A
             DeepSpeedProcesses.check(streaming, actor)
     actor = CausalLMActor.load(plain[0] / "model", lora_rank=2)
     DeepSpeedProcesses.check(streaming, actor)
-    adapters.add_new(actor.model, "scores", 2, 4)
+    lora.add_new(actor.model, "scores", 2, 4)
     with pytest.raises(ConfigError, match="not adapters of the policy's base model"):
         DeepSpeedProcesses.check(streaming, actor)
 

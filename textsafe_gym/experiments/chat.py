@@ -32,7 +32,7 @@ class Chat:
         settings: Mapping[str, object] | Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
-        from textsafe_gym.evaluation.play import GivenPrompts
+        from textsafe_gym.experiments.play import GivenPrompts
         from textsafe_gym.protocols import PromptTask
 
         saved = saved_policy(str(source), env, settings_or_assignments(settings))

@@ -45,11 +45,11 @@ def evaluate(
     """
     from rich.progress import Progress
 
-    from textsafe_gym.evaluation.play import evaluate_policy
     from textsafe_gym.evaluation.records import summarise
     from textsafe_gym.evaluation.summaries import compare_runs, load_runs, tables_of
     from textsafe_gym.experiments.build import cost_limit_of
     from textsafe_gym.experiments.directory import CONFIG, check_out, make_directory
+    from textsafe_gym.experiments.play import evaluate_policy
     from textsafe_gym.experiments.saved import open_saved, saved_policy
     from textsafe_gym.experiments.spec import folder_of
 

@@ -223,8 +223,8 @@ def _train(
 
 
 def _execute(spec: RunSpec, directory: Path, report: Report, processes: "ProcessGroup", tracking: Tracking) -> Row:
-    from textsafe_gym.evaluation.play import evaluate_policy
     from textsafe_gym.evaluation.records import summarise
+    from textsafe_gym.experiments.play import evaluate_policy
     from textsafe_gym.models.causal_lm import CausalLMActor
 
     started = time.perf_counter()

@@ -25,7 +25,7 @@ from textsafe_gym.fitting.output import (
 )
 from textsafe_gym.fitting.start import causal_model
 from textsafe_gym.fitting.training import chunks_by_length, train
-from textsafe_gym.models import adapters
+from textsafe_gym.models import lora
 from textsafe_gym.models.encoding import pad
 from textsafe_gym.models.files import new_directory, quiet
 from textsafe_gym.models.sampling import logits_at
@@ -99,8 +99,8 @@ def fit_sft(
             model, tokenizer, [text for row in train_rows for text in row], default_device(device)
         )
         if lora_rank is not None:
-            adapters.add_new(network, _ADAPTER, lora_rank, 2 * lora_rank)
-            adapters.train(network, _ADAPTER)
+            lora.add_new(network, _ADAPTER, lora_rank, 2 * lora_rank)
+            lora.train(network, _ADAPTER)
         limit = min(max_length, getattr(network.config, "max_position_embeddings", None) or max_length)
         encoded = [encode_demonstration(tokenizer, *row, limit) for row in train_rows]
         held_out = [encode_demonstration(tokenizer, *row, limit) for row in test_rows]
@@ -152,7 +152,7 @@ def fit_sft(
         if lora_rank is None:
             network.save_pretrained(scratch)
         else:
-            adapters.save_adapter(network, _ADAPTER, scratch, "CAUSAL_LM", {})
+            lora.save_adapter(network, _ADAPTER, scratch, "CAUSAL_LM", {})
         tokenizer.save_pretrained(scratch)
         write_metrics(scratch, metrics)
         write_fit_card(scratch, metrics, model, data)

@@ -9,7 +9,7 @@ from torch import nn
 
 from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.fitting.output import is_tiny
-from textsafe_gym.models import adapters
+from textsafe_gym.models import lora
 from textsafe_gym.models.score import ScoreModel
 from textsafe_gym.protocols import Tokenizer
 from textsafe_gym.registry import nearest
@@ -44,8 +44,8 @@ def causal_model(
         return given.to(device), tokenizer
     if is_tiny(model):
         return _tiny(str(model), tokenizer, texts, device)
-    tokenizer = tokenizer or adapters.tokenizer_of(model, "language model")
-    return adapters.load_causal_lm(model, "language model", device, "float32"), tokenizer
+    tokenizer = tokenizer or lora.tokenizer_of(model, "language model")
+    return lora.load_causal_lm(model, "language model", device, "float32"), tokenizer
 
 
 def score_model(
@@ -63,7 +63,7 @@ def score_model(
     if lora_rank is not None:
         assert isinstance(model, str | Path)  # see `check_lora`
         return ScoreModel.on_adapter(model, kind, lora_rank, device)
-    if isinstance(model, str | Path) and not is_tiny(model) and not adapters.is_adapter(model):
+    if isinstance(model, str | Path) and not is_tiny(model) and not lora.is_adapter(model):
         return ScoreModel.on_trunk(model, kind, device)
     from transformers import AutoModelForSequenceClassification
 

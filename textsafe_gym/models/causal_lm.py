@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from textsafe_gym.data.readers import Preference
 from textsafe_gym.errors import ModelError
-from textsafe_gym.models import adapters
+from textsafe_gym.models import lora
 from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.critics import LanguageCritics
 from textsafe_gym.models.encoding import encode_prompts, pad, rows_at_once
@@ -87,8 +87,8 @@ class CausalLMActor(nn.Module):
         if lora_rank is not None:
             if not model.name_or_path:
                 raise ModelError("lora_rank needs a policy that was loaded from a folder or the hub: it is saved apart")
-            adapters.add_new(model, _ADAPTER, lora_rank, 2 * lora_rank if lora_alpha is None else lora_alpha)
-            adapters.train(model, _ADAPTER)
+            lora.add_new(model, _ADAPTER, lora_rank, 2 * lora_rank if lora_alpha is None else lora_alpha)
+            lora.train(model, _ADAPTER)
         elif lora_alpha is not None:
             raise ModelError("lora_alpha means something with lora_rank only; set that too")
         elif last_layers is not None:
@@ -130,15 +130,15 @@ class CausalLMActor(nn.Module):
             ModelError: missing, corrupt or not fitting.
         """
         if options.get("lora_rank") is not None:
-            model = adapters.shared_base(source, "policy", device, dtype)
-            if _ADAPTER in adapters.adapters_of(model):  # another policy's
-                model = adapters.load_causal_lm(source, "policy", device, dtype)
+            model = lora.shared_base(source, "policy", device, dtype)
+            if _ADAPTER in lora.adapters_of(model):  # another policy's
+                model = lora.load_causal_lm(source, "policy", device, dtype)
         else:
-            model = adapters.load_causal_lm(source, "policy", device, dtype)
-        saved = adapters.settings_of(source) if adapters.is_adapter(source) else getattr(model.config, _KEY, None)
+            model = lora.load_causal_lm(source, "policy", device, dtype)
+        saved = lora.settings_of(source) if lora.is_adapter(source) else getattr(model.config, _KEY, None)
         if temperature is None:
             temperature = saved.get("temperature", 1.0) if isinstance(saved, dict) else 1.0
-        return cls(model, adapters.tokenizer_of(source, "policy"), temperature, **options)
+        return cls(model, lora.tokenizer_of(source, "policy"), temperature, **options)
 
     @property
     def device(self) -> torch.device:
@@ -262,7 +262,7 @@ class CausalLMActor(nn.Module):
         settings = {"temperature": self.temperature}
         with new_directory(directory) as scratch, quiet():
             if self.lora:
-                adapters.save_adapter(self.model, _ADAPTER, scratch, "CAUSAL_LM", settings)
+                lora.save_adapter(self.model, _ADAPTER, scratch, "CAUSAL_LM", settings)
             else:
                 setattr(self.model.config, _KEY, settings)
                 self.model.save_pretrained(scratch)
@@ -276,10 +276,10 @@ class CausalLMActor(nn.Module):
             ModelError: they are missing or damaged, or of another shape.
         """
         if self.lora:
-            adapters.load_saved(self.model, _ADAPTER, source, "policy")
+            lora.load_saved(self.model, _ADAPTER, source, "policy")
             return
         dtype = str(self.model.dtype).removeprefix("torch.")
-        saved = adapters.load_causal_lm(source, "policy", str(self.device), dtype)
+        saved = lora.load_causal_lm(source, "policy", str(self.device), dtype)
         try:
             self.model.load_state_dict(saved.state_dict())
         except RuntimeError as error:
@@ -395,7 +395,7 @@ class CausalLMReference:
         actor, trained = self._actor, self._actor.model
         without: AbstractContextManager[None] = nullcontext()
         if self._model is None:
-            without = adapters.acting_as(trained, None)
+            without = lora.acting_as(trained, None)
         else:
             actor.model = self._model
         try:

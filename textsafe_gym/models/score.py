@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from textsafe_gym.errors import ModelError
-from textsafe_gym.models import adapters
+from textsafe_gym.models import lora
 from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.encoding import pad, rows_at_once
 from textsafe_gym.models.files import load_config, load_pretrained, load_tokenizer, new_directory, quiet
@@ -101,7 +101,7 @@ class ScoreModel:
         from textsafe_gym.models import beaver
 
         what = f"{kind} model"
-        if adapters.is_adapter(source):
+        if lora.is_adapter(source):
             return cls._load_adapter(source, kind, what, device, dtype)
         config = load_config(source, what)
         official = not beaver.ARCHITECTURES.isdisjoint(config.architectures or [])
@@ -128,10 +128,10 @@ class ScoreModel:
 
     @classmethod
     def _load_adapter(cls, source: str | Path, kind: str, what: str, device: str, dtype: str) -> "ScoreModel":
-        saved = adapters.settings_of(source).get(_KEY)
+        saved = lora.settings_of(source).get(_KEY)
         model = AdapterClassifier.load(source, what, device, dtype)
         try:
-            return cls._with_normaliser(model, adapters.tokenizer_of(source, what), kind, saved)
+            return cls._with_normaliser(model, lora.tokenizer_of(source, what), kind, saved)
         except ModelError as error:
             raise ModelError(f"cannot use {what} '{source}': {error}") from error
 
@@ -179,7 +179,7 @@ class ScoreModel:
             ModelError: missing or corrupt.
         """
         what = f"{kind} model"
-        return cls(AdapterClassifier.new(source, what, device, rank), adapters.tokenizer_of(source, what), kind)
+        return cls(AdapterClassifier.new(source, what, device, rank), lora.tokenizer_of(source, what), kind)
 
     def save(self, directory: str | Path) -> None:
         """Writes model, tokenizer and normaliser; the folder appears whole or not at all.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from textsafe_gym.errors import ModelError
-from textsafe_gym.models import adapters
+from textsafe_gym.models import lora
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -49,9 +49,9 @@ class AdapterClassifier(nn.Module):
         Raises:
             ModelError: it is damaged, or holds no such head, or more than adapter and head.
         """
-        causal = adapters.shared_base(adapters.base_of(directory, what), what, device, dtype)
+        causal = lora.shared_base(lora.base_of(directory, what), what, device, dtype)
         name = _new_name()
-        others = adapters.add_saved(causal, name, directory, what)
+        others = lora.add_saved(causal, name, directory, what)
         # PEFT keeps a head's old weight next to the one that was trained, and some of its versions write both.
         heads = [x for key, x in others.items() if _is_head(key)]
         odd = [key for key in others if not _is_head(key) and "original_module" not in key]
@@ -78,26 +78,24 @@ class AdapterClassifier(nn.Module):
         Raises:
             ModelError: the model is missing or corrupt, or has no layers to adapt.
         """
-        causal = adapters.load_causal_lm(source, what, device, "float32")
+        causal = lora.load_causal_lm(source, what, device, "float32")
         name = _new_name()
-        adapters.add_new(causal, name, rank, 2 * rank)
-        adapters.train(causal, name)
+        lora.add_new(causal, name, rank, 2 * rank)
+        lora.train(causal, name)
         return cls(causal, name, torch.zeros(1, causal.get_output_embeddings().weight.shape[1]))
 
     def base_model(self, **inputs: Tensor) -> "BaseModelOutput":
         """The trunk's output for the inputs of its forward; the states before the output embedding are in it."""
-        with adapters.acting_as(self.causal, self.name):
+        with lora.acting_as(self.causal, self.name):
             return self.causal.base_model(**inputs)
 
     def save(self, directory: Path, settings: Mapping[str, object]) -> None:
-        """Writes adapter, head and settings (see `adapters.settings_of`) into an existing folder.
+        """Writes adapter, head and settings (see `lora.settings_of`) into an existing folder.
 
         Raises:
             ModelError: the base model has no folder or hub id to refer to.
         """
-        adapters.save_adapter(
-            self.causal, self.name, directory, "SEQ_CLS", settings, {"score.weight": self.score.weight}
-        )
+        lora.save_adapter(self.causal, self.name, directory, "SEQ_CLS", settings, {"score.weight": self.score.weight})
 
     def get_input_embeddings(self) -> nn.Module:
         """The trunk's embeddings, which PEFT and transformers ask for."""

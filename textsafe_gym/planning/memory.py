@@ -130,7 +130,7 @@ def policy_size(source: str | Path, lora_rank: int | None = None, last_layers: i
     """
     from transformers import AutoModelForCausalLM
 
-    from textsafe_gym.models import adapters
+    from textsafe_gym.models import lora
     from textsafe_gym.models.files import without_weights
     from textsafe_gym.models.layers import train_last
 
@@ -139,11 +139,11 @@ def policy_size(source: str | Path, lora_rank: int | None = None, last_layers: i
     base = _count(model.parameters())
     if lora_rank is not None:
         with _on_meta():
-            adapters.add_new(model, "policy", lora_rank, 1)
-        adapters.train(model, "policy")
+            lora.add_new(model, "policy", lora_rank, 1)
+        lora.train(model, "policy")
     elif last_layers is not None:
         train_last(model, last_layers)
-    return _size(model, base, 0, adapters.place_of(source) if lora_rank is not None else None, "policy")
+    return _size(model, base, 0, lora.place_of(source) if lora_rank is not None else None, "policy")
 
 
 def score_size(source: str | Path, what: str) -> Size:
@@ -154,19 +154,19 @@ def score_size(source: str | Path, what: str) -> Size:
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from textsafe_gym.models import adapters
+    from textsafe_gym.models import lora
     from textsafe_gym.models.files import without_weights
 
-    if not adapters.is_adapter(source):
+    if not lora.is_adapter(source):
         model = without_weights(AutoModelForSequenceClassification, source, what, num_labels=1)
         return _size(model, _count(model.parameters()), 0, None, what)
-    below = adapters.base_of(source, what)
+    below = lora.base_of(source, what)
     model = without_weights(AutoModelForCausalLM, _root(below, what), what)
     base = _count(model.parameters())
     with _on_meta():
-        adapters.add_empty(model, "scores", source, what)
+        lora.add_empty(model, "scores", source, what)
     head = model.get_output_embeddings().weight.shape[1]
-    return _size(model, base, head, adapters.place_of(below), what)
+    return _size(model, base, head, lora.place_of(below), what)
 
 
 def plan(
@@ -387,9 +387,9 @@ def _on_meta() -> AbstractContextManager[object]:
 
 def _root(source: str | Path, what: str) -> str | Path:
     """The whole model at the bottom of an adapter, of an adapter of an adapter, and so on."""
-    from textsafe_gym.models import adapters
+    from textsafe_gym.models import lora
 
-    return _root(adapters.base_of(source, what), what) if adapters.is_adapter(source) else source
+    return _root(lora.base_of(source, what), what) if lora.is_adapter(source) else source
 
 
 def _weights_note(size: Size) -> str:
