@@ -1,6 +1,6 @@
 """A task in Safety-Gymnasium's form, whose `step` returns six values, under PPO and PPO-Lagrangian.
 
-A road of ten stretches; children play beside half of them, and the driver sees where. Speed pays, and next to children
+A road of ten stretches; children play along half of them, and the driver sees where. Speed pays, and next to children
 it costs. PPO drives on, PPO-Lagrangian slows down there. The best that keeps the limit pays 6.5.
 
     python examples/safety_gymnasium_task.py

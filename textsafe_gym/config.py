@@ -324,7 +324,12 @@ def explain(
         place = f" ({settings.where(path)})" if settings is not None and settings.origin else ""
         name = ".".join(path)
         if fault["type"] == "extra_forbidden":
-            known = [*_keys_at(config_class, path[:-1]), *(sections if len(path) == 1 else ())]
+            others = sections if len(path) == 1 else ()
+            if name in others:  # which is not to be offered for itself
+                hint = f"; '{listed}' lists all" if listed else ""
+                faults.append(f"there is no setting '{name}' here{place}{hint}")
+                continue
+            known = [*_keys_at(config_class, path[:-1]), *others]
             faults.append(f"unknown key '{name}'{place}; {nearest(path[-1], known, listed)}")
         elif fault["type"] == "missing":
             faults.append(f"the key '{name}' is missing{place}")

@@ -184,7 +184,7 @@ class Constraints:
         for name in sorted(self.unseen):
             logging.getLogger("algos").warning(
                 f"cost_limits: no episode of the first iteration had a cost '{name}', which counts as 0 until one "
-                f"has; named costs so far: {', '.join(known) or 'none'} {did_you_mean(name, known)}"
+                f"has; named costs so far: {', '.join(known) or 'none'}; {did_you_mean(name, known)}".rstrip("; ")
             )
         self.slack = all(over < 0 for over in excess.values())
         if self.slack:

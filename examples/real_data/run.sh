@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fits three models to public data and compares three algorithms on them; see README.md beside it.
+# Fits three models to public data and compares three algorithms on them; see README.md next to it.
 #   sh examples/real_data/run.sh DATA        from the repository's root; writes runs/real_data
 set -eu
 data=${1:?usage: sh examples/real_data/run.sh DATA}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# SmolLM2-135M-Instruct with a LoRA adapter and PPO-Lagrangian; see README.md beside it.
+# SmolLM2-135M-Instruct with a LoRA adapter and PPO-Lagrangian; see README.md next to it.
 #   sh examples/smollm2/run.sh DATA        from the repository's root; writes runs/smollm2
 set -eu
 data=${1:?usage: sh examples/smollm2/run.sh DATA}

@@ -215,6 +215,18 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["train", "ppo", "--resume", "--out", "{w}/run", "--set", "epochs=3"],
         ["{w}/run/config.yaml", "config.epochs"],
     ),
+    "another preset than the run's whose settings are given": (
+        ["train", "ppo", "--config", "{w}/run/config.yaml", "--preset", "paper", "--out", "out"],
+        ["--preset paper: {w}/run/config.yaml is of a run with the preset 'small'", "leave --preset out"],
+    ),
+    "a setting of another algorithm": (
+        ["compare", "ppo", "ppo_lagrangian", "--set", "ppo.multiplier_init=3"],
+        ["ppo: there is no setting 'multiplier_init' here (--set ppo.multiplier_init=3); 'textsafe algos ppo' lists"],
+    ),
+    "limit on a cost nearly named so": (
+        setting("cost_limits={haarm: 0}", "env.cost_model={harm: {w}/cost, rude: {w}/cost}", algorithm="ppo_lagrangian"),
+        ["'haarm' is not a cost of the environment; its named costs: harm, rude; did you mean 'harm'?"],
+    ),
     "vary without values": (["compare", "ppo", "--vary", "ppo.epochs="], ["ppo.epochs", "ALGO.KEY=V1,V2"]),
     "vary without a key": (["compare", "ppo", "--vary", "ppo=1,2"], ["ppo=1,2", "ALGO.KEY=V1,V2"]),
     "vary of another algorithm": (["compare", "ppo", "--vary", "cpo.epochs=1,2"], ["cpo"]),

@@ -27,7 +27,7 @@ def test_reports_speed_and_sizes(job: str) -> None:
     assert row["tokens_per_second"] == pytest.approx(4 * 5 / row["seconds"])
     low, high = row["tokens_per_second_range"]
     assert low <= row["tokens_per_second"] <= high
-    assert len(row["beside"]) == (job != "iteration")
+    assert len(row["compared_with"]) == (job != "iteration")
     assert (row["bandwidth_bound"] is None) == (job != "rollout")
     assert row["threads"] == 1
 

@@ -233,3 +233,21 @@ def test_importing_the_package_loads_no_model_library() -> None:
     program = "import sys, textsafe_gym.experiments; print({'torch', 'transformers', 'click'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_runs_settings_go_with_its_own_preset_alone(
+    environment: dict[str, Any], compared: tuple[Any, Path], tmp_path: Path
+) -> None:
+    config = compared[0].directory / "ppo/seed_0/config.yaml"
+    with pytest.raises(ConfigError, match="is of a run with the preset 'small'"):
+        experiments.train("ppo", config=config, preset="paper", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    again = experiments.train("ppo", config=config, preset="small", out=tmp_path / "out", quiet=True)
+    assert yaml.safe_load((again.directory / "config.yaml").read_text()) == yaml.safe_load(config.read_text())
+
+
+def test_the_setting_that_was_changed_is_named_first(environment: dict[str, Any], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"episodes": 16, "seeds": 1, "out": tmp_path, "quiet": True}
+    experiments.compare("rloo", environment, settings=FAST, **options)
+    with pytest.raises(ConfigError, match=r"other settings: config.episodes_per_iteration was 8, now 16; "):
+        experiments.compare("rloo", environment, settings={**FAST, "episodes_per_iteration": 16}, resume=True, **options)

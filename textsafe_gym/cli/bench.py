@@ -110,7 +110,7 @@ def _print(row: Row, first: bool) -> None:
         f"batch {sizes['batch']:4d}, prompt {sizes['prompt_length']:4d}, response {sizes['response_length']:4d}: "
         f"{row['seconds']:.3f} s, {row['tokens_per_second']:.0f} tokens/s [{low:.0f}, {high:.0f}]"
     )
-    for name, value in row["beside"].items():
+    for name, value in row["compared_with"].items():
         text += f"; {name} {value:.0f} tokens/s, ratio {row['tokens_per_second'] / value:.2f}"
     if row["bandwidth_bound"]:
         text += f"; {row['tokens_per_second'] / row['bandwidth_bound']:.0%} of what memory's bandwidth allows"

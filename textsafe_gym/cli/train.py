@@ -25,7 +25,7 @@ Examples:
   textsafe train dpo --data pairs.jsonl --set kl_coefficient=0.05
   textsafe train my_package:MyAlgorithm --env my_package:MyTask-v0 --out runs/mine
   textsafe train ppo_lagrangian --out runs/lagrangian --track wandb
-  torchrun --nproc_per_node 8 -m textsafe_gym.cli.main train ppo_lagrangian --deepspeed configs/deepspeed/zero2.json
+  torchrun --nproc_per_node 8 -m textsafe_gym.cli.main train ppo_lagrangian --deepspeed zero2
   textsafe train ppo_lagrangian --env mine.yaml --set policy.lora_rank=8 --memory
 """
 

@@ -52,8 +52,8 @@ def measure(
         critics: of an iteration whose algorithm has any: "heads" on the policy's trunk, or "separate" models.
 
     Returns:
-        For JSON: `tokens_per_second` and `seconds`, medians; their range; `beside`, tokens per second of what the
-        job is compared with; `fractions` of the time by phase; `bandwidth_bound` of a rollout, see there; and all that
+        For JSON: `tokens_per_second` and `seconds`, medians; their range; `compared_with`, tokens per second of
+        each that the job is compared with; `fractions` of the time by phase; `bandwidth_bound` of a rollout, see there; and all that
         the job was.
     """
     import algos
@@ -83,7 +83,7 @@ def measure(
         "tokens_per_second": sizes.new_tokens / statistics.median(seconds[own]),
         "tokens_per_second_range": [sizes.new_tokens / f(seconds[own]) for f in (max, min)],
         "seconds": statistics.median(seconds[own]),
-        "beside": {name: sizes.new_tokens / statistics.median(seconds[name]) for name in others},
+        "compared_with": {name: sizes.new_tokens / statistics.median(seconds[name]) for name in others},
         "fractions": {key: statistics.median(row[key] for row in fractions) for key in (fractions or [{}])[0]},
         "bandwidth_bound": bandwidth_bound(sizes, device, dtype) if job == "rollout" else None,
         "sizes": asdict(sizes),

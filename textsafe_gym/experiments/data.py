@@ -31,13 +31,17 @@ def load_data(
         TextsafeError: there is none, or a file is wrong.
     """
     import algos
+    from textsafe_gym.models import task_of
     from textsafe_gym.models.causal_lm import CausalLMActor
 
     if not spec.data:
         return None
-    task = env.unwrapped
-    if not isinstance(task, PromptTask) or not isinstance(actor, CausalLMActor):
-        raise ConfigError(f"{spec.algorithm} learns from pairs of texts; {spec.env['id']} has no text environment's")
+    task, what = env.unwrapped, f"{spec.algorithm} learns from texts, but {spec.env['id']}"
+    if not isinstance(task, PromptTask):
+        wrapped = isinstance(task_of(env), PromptTask)
+        raise ConfigError(f"{what} is {'wrapped; unwrap it' if wrapped else 'not a text environment'}")
+    if not isinstance(actor, CausalLMActor):
+        raise ConfigError(f"{what} was given a {type(actor).__name__} for a policy, not a language model")
     budgets, first = (task.max_prompt_length, task.max_response_length), slice(2 if few else None)
     if algos.definition(spec.algorithm).source == "demonstrations":
         shown = [row for source in spec.data for row in _demonstrations(source)]

@@ -66,7 +66,8 @@ def jobs_of(
         for seed in seeds
         for spec in specs
     ]
-    for job in jobs:
+    # The untrained policy's batch follows from an iteration's, so that what was changed is a setting of the others.
+    for job in sorted(jobs, key=lambda job: "episodes_per_iteration" not in job.spec.config):
         if (job.directory / CONFIG).exists():
             same_request(job.spec, job.directory)
     return jobs

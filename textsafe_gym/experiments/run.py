@@ -94,7 +94,7 @@ def _try_out(spec: RunSpec, played: set[str] | None, processes: "ProcessGroup | 
                 known = list(rollout.named_costs)
                 raise ConfigError(
                     f"cost_limits: '{unknown[0]}' is not a cost of the environment; its named costs: "
-                    f"{', '.join(known) or 'none'} {did_you_mean(unknown[0], known)}".rstrip()
+                    f"{', '.join(known) or 'none'}; {did_you_mean(unknown[0], known)}".rstrip("; ")
                 )
             if played is not None:
                 played.add(key)

@@ -262,7 +262,7 @@ def build_spec(
         assignments: `--set`, or the same as settings.
         episodes: `--episodes`.
         seed: `--seed`.
-        preset: `--preset`; by default that of the run that `config` is of, else "small".
+        preset: `--preset`, "small" by default; where `config` is of a run, no other than that run's.
         varied: from key ("nu", "env.cost_limit") to the value that this variant has.
         compared: names of all algorithms that the settings are given for; what this one does not have and another has
             is left out.
@@ -282,7 +282,13 @@ def build_spec(
         data = data or from_file.values.get("data", ())
         if isinstance(data, str) or not all(isinstance(source, str | Path) for source in data):
             raise ConfigError(f"data: expected a list of files, got {data!r:.60} ({from_file.where(('data',))})")
-        preset = preset or from_file.values.get("preset")
+        ran = from_file.values.get("preset", SMALL)
+        if preset not in (None, ran):
+            raise ConfigError(
+                f"--preset {preset}: {config} is of a run with the preset '{ran}', and has all its settings; leave "
+                "--preset out"
+            )
+        preset = ran
         batch = from_file.values.get("evaluation_batch")
         if batch is not None and (not isinstance(batch, int) or batch < 1):
             raise ConfigError(

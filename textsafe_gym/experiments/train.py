@@ -43,6 +43,7 @@ def train(
         config: a YAML file of settings, a preset of the paper, or a run's `config.yaml`.
         settings: the algorithm's, and below "env" and "policy" those of both; nested or dotted keys, as --set has them.
         preset: settings to begin with: "small", the default, suits small models; "paper" has the official script's.
+            A run's `config.yaml` has all of its own, and goes with no other preset.
         episodes: responses to generate (or episodes to play) in all.
         data: of a method that samples nothing, what it learns from: files, "hub:NAME[:SPLIT]" or "simulated:N", the
             environment's own labelled pairs; by default 4096 of them.
