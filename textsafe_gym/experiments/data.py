@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from textsafe_gym.data.readers import read_demonstrations, read_preferences
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.spec import SIMULATED, RunSpec
+from textsafe_gym.models import task_of
 from textsafe_gym.protocols import PreferenceTask, PromptTask
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def load_data(
 
     if not spec.data:
         return None
-    task = env.unwrapped
+    task = task_of(env)
     if not isinstance(task, PromptTask) or not isinstance(actor, CausalLMActor):
         raise ConfigError(f"{spec.algorithm} learns from pairs of texts; {spec.env['id']} has no text environment's")
     budgets, first = (task.max_prompt_length, task.max_response_length), slice(2 if few else None)
