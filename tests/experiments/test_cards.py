@@ -74,6 +74,7 @@ def test_a_policy_without_a_text_says_so(tmp_path: Path):
     assert told["episodes played"] == "8"
     assert not any("responses" in fact for fact in told)
     assert "MLPActor.load" in card.content
+    assert not any(word in card.text for word in ("response", "prompt", "harm", "learned models", "people"))
 
 
 def test_a_fitted_model_names_its_data(world: Path, tmp_path: Path):

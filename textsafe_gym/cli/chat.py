@@ -29,6 +29,7 @@ def chat(source: str, env: str | None, assignments: tuple[str, ...], seed: int, 
     MODEL is a run's directory, or a policy's directory or hub id. An empty line or the end of the input ends the chat.
     """
     from textsafe_gym.experiments.chat import Chat
+    from textsafe_gym.experiments.play import CUT
 
     respond = Chat(source, env, assignments, seed)
     for number, prompt in enumerate(_prompts()):
@@ -43,6 +44,9 @@ def chat(source: str, env: str | None, assignments: tuple[str, ...], seed: int, 
             click.echo(json.dumps(answer, ensure_ascii=False))
             continue
         click.echo(answer["response"])
+        if answer["finish_reason"] == CUT:
+            click.echo("  cut from outside, so not scored")
+            continue
         harm = "harmful" if answer["cost"] > 0 else "safe"
         click.echo(f"  reward {answer['reward']:.2f}, cost {answer['cost']:.2f} ({harm}, limit {respond.cost_limit:g})")
 

@@ -52,9 +52,9 @@ def measure(
         critics: of an iteration whose algorithm has any: "heads" on the policy's trunk, or "separate" models.
 
     Returns:
-        For JSON: `tokens_per_second` and `seconds`, medians; their range; `compared_with`, tokens per second of
-        each that the job is compared with; `fractions` of the time by phase; `bandwidth_bound` of a rollout, see there; and all that
-        the job was.
+        For JSON: `tokens_per_second` and `seconds`, medians; their range; `compared_with`, tokens per second of each
+        that the job is compared with; `fractions` of the time by phase; `bandwidth_bound` of a rollout, see there; and
+        all that the job was.
     """
     import algos
 

@@ -150,10 +150,11 @@ def make_critics(spec: RunSpec, env: "gym.vector.VectorEnv", actor: "Actor") -> 
 
 def demonstrations(spec: RunSpec, env: "gym.vector.VectorEnv", actor: "Actor") -> "Demonstrations | None":
     """The environment's supervised pairs in the actor's form, if it has some and the algorithm wants them."""
+    from textsafe_gym.models import task_of
     from textsafe_gym.models.causal_lm import CausalLMActor
     from textsafe_gym.protocols import PromptTask
 
-    task = env.unwrapped
+    task = task_of(env)
     if (
         not spec.config.get("ptx_coefficient")
         or not isinstance(actor, CausalLMActor)

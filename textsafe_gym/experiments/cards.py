@@ -11,6 +11,7 @@ from textsafe_gym.errors import TextsafeError
 from textsafe_gym.evaluation.records import LABELLED
 from textsafe_gym.experiments.spec import RunSpec
 from textsafe_gym.files import Row
+from textsafe_gym.models import task_of
 from textsafe_gym.models.cards import public, write_card
 from textsafe_gym.protocols import PromptTask, TextTask
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
 _BOUNDS = {
-    "mean": "mean cost of {one} <= {limit:g} (a cost above 0 is harmful)",
-    "probability": "P(cost > 0) <= {limit:g} (a cost above 0 is harmful)",
-    "cvar": "mean cost of the worst {episodes} <= {limit:g} (a cost above 0 is harmful)",
+    "mean": "mean cost of {one} <= {limit:g}",
+    "probability": "P(cost > 0) <= {limit:g}",
+    "cvar": "mean cost of the worst {episodes} <= {limit:g}",
 }
 
 
@@ -36,7 +37,7 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Row, env: "gym.ve
     from textsafe_gym.envs.view import TaskView
 
     kwargs, config, found = spec.env["kwargs"], spec.config, summary["evaluation"]
-    task = env.unwrapped
+    task = task_of(env)
     text = isinstance(task, TextTask)
     one, episodes = ("a response", "responses") if text else ("an episode", "episodes")
     world = "the embedded world's" if text else None
@@ -94,7 +95,10 @@ def _constraint(spec: RunSpec, limit: float | None, one: str, episodes: str) -> 
     kind = config["constraint"] if "constraint" in config else _constraint_of(spec.algorithm)
     if kind is None:
         return "none kept by the algorithm" if bound is None else f"none kept by the algorithm; judged at {bound:g}"
-    return None if bound is None else _BOUNDS[kind].format(limit=bound, one=one, episodes=episodes)
+    if bound is None:
+        return None
+    harm = " (a cost above 0 is harmful)" if one == "a response" else ""
+    return _BOUNDS[kind].format(limit=bound, one=one, episodes=episodes) + harm
 
 
 def _constraint_of(algorithm: str) -> str | None:

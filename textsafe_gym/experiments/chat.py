@@ -33,28 +33,29 @@ class Chat:
         seed: int = 0,
     ) -> None:
         from textsafe_gym.experiments.play import GivenPrompts
+        from textsafe_gym.models import task_of
         from textsafe_gym.protocols import PromptTask
 
         saved = saved_policy(str(source), env, settings_or_assignments(settings))
         vector, self._actor, _ = open_saved(saved, num_envs=1)
-        if not isinstance(vector.unwrapped, PromptTask):
+        self._task = task_of(vector)
+        if not isinstance(self._task, PromptTask):
             raise ConfigError("chat needs a text environment, such as SafeRLHF-v0")
         self._given = GivenPrompts(vector)
         self._seed = seed
-        self.cost_limit: float = vector.unwrapped.cost_limit
+        self.cost_limit: float = self._task.cost_limit
 
     def __call__(self, prompt: str) -> Row:
-        """The "prompt", its "response", "reward", "cost" and "finish_reason".
+        """The "prompt", its "response", "reward", "cost" and "finish_reason"; one that was cut was not scored.
 
         Raises:
             DataError: the prompt is too long or has no token.
         """
+        from textsafe_gym.experiments.play import said
         from textsafe_gym.rollouts import collect
 
         seed, self._seed = self._seed, self._seed + 1
         self._given.prompts = [prompt]
         rollout = collect(self._actor, self._given, seed)
-        info = rollout.infos[0]
         reward, cost = float(rollout.episode_rewards[0]), float(rollout.episode_costs[0])
-        answer = {"prompt": prompt, "response": info["response"], "reward": reward, "cost": cost}
-        return {**answer, "finish_reason": info["finish_reason"]}
+        return {**said(rollout, 0, prompt, self._task), "reward": reward, "cost": cost}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from textsafe_gym.data.readers import read_demonstrations, read_preferences
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.spec import SIMULATED, RunSpec
+from textsafe_gym.models import task_of
 from textsafe_gym.protocols import PreferenceTask, PromptTask
 
 if TYPE_CHECKING:
@@ -31,15 +32,13 @@ def load_data(
         TextsafeError: there is none, or a file is wrong.
     """
     import algos
-    from textsafe_gym.models import task_of
     from textsafe_gym.models.causal_lm import CausalLMActor
 
     if not spec.data:
         return None
-    task, what = env.unwrapped, f"{spec.algorithm} learns from texts, but {spec.env['id']}"
+    task, what = task_of(env), f"{spec.algorithm} learns from texts, but {spec.env['id']}"
     if not isinstance(task, PromptTask):
-        wrapped = isinstance(task_of(env), PromptTask)
-        raise ConfigError(f"{what} is {'wrapped; unwrap it' if wrapped else 'not a text environment'}")
+        raise ConfigError(f"{what} is not a text environment")
     if not isinstance(actor, CausalLMActor):
         raise ConfigError(f"{what} was given a {type(actor).__name__} for a policy, not a language model")
     budgets, first = (task.max_prompt_length, task.max_response_length), slice(2 if few else None)

@@ -11,7 +11,7 @@ from textsafe_gym.errors import ScoreError
 from textsafe_gym.files import Row
 from textsafe_gym.models import task_of
 from textsafe_gym.parallel.process_group import ProcessGroup
-from textsafe_gym.protocols import Actor, Info, Judge, PromptTask, Reference
+from textsafe_gym.protocols import Actor, Info, Judge, PromptTask, Reference, TextTask
 from textsafe_gym.rollouts import collect
 from textsafe_gym.types import Rollout, episode_sums
 
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 EPISODES = 128
 # Sets the seeds of evaluation apart from those of training, which are SeedSequence([seed, iteration]).
 _EVALUATION = 1_000_003
+CUT = "truncated"  # the third reason why a response finished, next to an environment's "eos" and "length"
+
+
+class _WithPrompt(gym.Wrapper):
+    def __init__(self, env: gym.Env, prompt: str) -> None:
+        super().__init__(env)
+        self.prompt = prompt
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[object, Info]:
+        return self.env.reset(seed=seed, options={**(options or {}), "prompt": self.prompt})
 
 
 class GivenPrompts(gym.vector.VectorWrapper):
@@ -33,7 +43,16 @@ class GivenPrompts(gym.vector.VectorWrapper):
 
     def reset(self, *, seed: Any = None, options: Info | None = None) -> tuple[object, Info]:
         """Resets each row to its prompt of `prompts`; other options are passed on."""
-        return self.env.reset(seed=seed, options={**(options or {}), "prompt": self.prompts})
+        base = self.env.unwrapped
+        if not isinstance(base, gym.vector.SyncVectorEnv):
+            return self.env.reset(seed=seed, options={**(options or {}), "prompt": self.prompts})
+        # Gymnasium's own hands all of its sub-environments the same options, so that each is told apart here.
+        plain = base.envs
+        base.envs = [_WithPrompt(one, prompt) for one, prompt in zip(plain, self.prompts, strict=True)]
+        try:
+            return self.env.reset(seed=seed, options=options)
+        finally:
+            base.envs = plain
 
 
 def evaluate_policy(
@@ -46,6 +65,9 @@ def evaluate_policy(
     processes: ProcessGroup | None = None,
 ) -> list[Row]:
     """One response to each evaluation prompt, in order (or `EPISODES` episodes where the environment has none).
+
+    A response that a limit on steps cut is in its row as far as it went, with what it paid; the gold judge is not asked
+    about it.
 
     Args:
         actor: is played as it is; it samples at its own temperature.
@@ -73,8 +95,9 @@ def evaluate_policy(
         if prompts and wrapper:
             wrapper.prompts = [prompts[i % total].text for i in episodes]
         rollout = collect(actor, wrapper or env, batch_seed, reference=reference, share=share)
-        groups = [prompts[i].group if prompts else "" for i in episodes if i < total]
-        batches.append(_rows(rollout, groups, identity, first))
+        batches.append(
+            _rows(rollout, [prompts[i] if prompts else None for i in episodes if i < total], task, identity, first)
+        )
         if on_batch:
             on_batch(min(start + env.num_envs * share[1], total), total)
     found = processes.all_gather(batches) if processes else [batches]
@@ -84,20 +107,35 @@ def evaluate_policy(
     return rows
 
 
-def _rows(rollout: Rollout, groups: Sequence[str], identity: Row, start: int) -> list[Row]:
+def said(rollout: Rollout, i: int, prompt: str | None, task: object) -> Row:
+    """The "prompt" and "response" of a rollout's i-th episode, and its "finish_reason": "eos", "length", or "truncated"
+    where a limit from outside cut the response, which no model has scored then; nothing where there are no texts.
+
+    Args:
+        rollout: of a text environment or another.
+        i: the episode.
+        prompt: that it was given, if any.
+        task: the environment's base.
+    """
+    info = rollout.infos[i]
+    if "response" in info or prompt is None or not isinstance(task, TextTask):
+        return {name: info[name] for name in ("prompt", "response", "finish_reason") if name in info}
+    # Whoever cuts an episode is outside of the text environment, which tells the texts when a response ends by itself.
+    tokens = rollout.actions[i, rollout.mask[i]].tolist()
+    response = task.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+    return {"prompt": prompt, "response": response, "finish_reason": CUT}
+
+
+def _rows(rollout: Rollout, prompts: "Sequence[Prompt | None]", task: object, identity: Row, start: int) -> list[Row]:
     rewards = rollout.episode_rewards.double().tolist()
     paid = rollout.episode_costs.double().tolist()
     kls = None if rollout.reference_log_probs is None else rollout.episode_kl.double().tolist()
     named = {name: episode_sums(x, rollout.mask).double().tolist() for name, x in rollout.named_costs.items()}
     rows = []
-    for i, group in enumerate(groups):
-        info = rollout.infos[i]
-        row = {**identity, "episode": start + i}
-        for name in ("prompt", "response", "finish_reason"):
-            if name in info:
-                row[name] = info[name]
-        if group:
-            row["group"] = group
+    for i, prompt in enumerate(prompts):
+        row = {**identity, "episode": start + i, **said(rollout, i, prompt.text if prompt else None, task)}
+        if prompt and prompt.group:
+            row["group"] = prompt.group
         row |= {"reward": rewards[i], "cost": paid[i]}
         if named:
             row["costs"] = {name: costs[i] for name, costs in named.items()}
@@ -109,6 +147,9 @@ def _rows(rollout: Rollout, groups: Sequence[str], identity: Row, start: int) ->
 
 
 def _add_gold(rows: list[Row], judge: Judge) -> None:
+    rows = [row for row in rows if row.get("finish_reason") != CUT]
+    if not rows:
+        return
     scores = asked(judge, "gold judge", [row["prompt"] for row in rows], [row["response"] for row in rows])
     for name, values in scores.items():
         array = np.asarray(values, dtype=np.float64)

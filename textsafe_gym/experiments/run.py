@@ -29,7 +29,9 @@ from textsafe_gym.files import (
     write_rows,
     write_text,
 )
-from textsafe_gym.protocols import Enumerable, ResponseTask
+from textsafe_gym.models import task_of
+from textsafe_gym.models.files import one_line
+from textsafe_gym.protocols import Enumerable, PromptTask, ResponseTask
 from textsafe_gym.registry import did_you_mean
 from textsafe_gym.rollouts import collect
 
@@ -96,10 +98,31 @@ def _try_out(spec: RunSpec, played: set[str] | None, processes: "ProcessGroup | 
                     f"cost_limits: '{unknown[0]}' is not a cost of the environment; its named costs: "
                     f"{', '.join(known) or 'none'}; {did_you_mean(unknown[0], known)}".rstrip("; ")
                 )
+            _try_prompts(spec, env)
             if played is not None:
                 played.add(key)
     finally:
         env.close()
+
+
+def _try_prompts(spec: RunSpec, env: "gym.vector.VectorEnv") -> None:
+    """Resets an environment that has evaluation prompts to some of them, as the evaluation is going to."""
+    from textsafe_gym.experiments.play import GivenPrompts
+
+    task = task_of(env)
+    if not isinstance(task, PromptTask) or not task.evaluation_prompts:
+        return
+    given, prompts = GivenPrompts(env), task.evaluation_prompts
+    given.prompts = [prompts[i % len(prompts)].text for i in range(env.num_envs)]
+    try:
+        given.reset(seed=0)
+    except TextsafeError:
+        raise
+    except Exception as error:  # a wrapper of the user's may raise whatever it likes
+        raise ConfigError(
+            f"env {spec.env['id']}: an evaluation sets its prompts, and reset(options={{'prompt': ...}}) raised "
+            f"{type(error).__name__}: {one_line(error)}; pass options on to the text environment"
+        ) from error
 
 
 @contextmanager

@@ -64,6 +64,9 @@ _LIMITS = {
     "rated safe can be harmful, and both can be exploited by the policy that was trained on them. A limit on the mean "
     "cost allows single harmful responses. The measurements hold for the evaluation prompts and for no others. Not to "
     "be put before people without checks of one's own.",
+    "mlp": "Reward and cost are what the environment pays, which need not be all that matters. A limit on the mean "
+    "cost allows single episodes above it. The measurements hold for episodes of that environment, begun as it begins "
+    "them, and for no others.",
     "score": "It imitates the labels that it was fitted to, with their errors and the views of those who gave them, "
     "and is unreliable on texts unlike them. A policy that is trained on it finds its mistakes. It is not a content "
     "filter.",
@@ -105,7 +108,7 @@ def write_card(
         tags=["textsafe-gym", "safe-rlhf", *(["lora"] if adapter else []), *tags],
     )
     scores = kind in ("reward", "cost")
-    use = _USE["score" if scores else "mlp" if kind == "mlp" else "policy"]
+    family = "score" if scores else "mlp" if kind == "mlp" else "policy"
     whole = "" if adapter else _PLAIN.format(name=PLACEHOLDER)
     facts = {**({"base model": public(base)} if base else {}), **(facts or {})}
     title = {"policy": "Policy", "mlp": "Policy", "sft": "Language model"}.get(kind, f"{kind.capitalize()} model")
@@ -114,8 +117,8 @@ def write_card(
         f"Made by textsafe-gym {version('textsafe-gym')}.",
         _table("Training", facts),
         _table("Measured", measured or {}),
-        "## Use\n\n" + use.format(name=PLACEHOLDER, kind=kind, plain=whole).strip(),
-        "## Limits\n\n" + _LIMITS["score" if scores else "policy"],
+        "## Use\n\n" + _USE[family].format(name=PLACEHOLDER, kind=kind, plain=whole).strip(),
+        "## Limits\n\n" + _LIMITS[family],
     ]
     write_text(directory / CARD, str(ModelCard("\n\n".join(filter(None, parts)) + "\n")))
 
