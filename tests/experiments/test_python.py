@@ -250,4 +250,6 @@ def test_the_setting_that_was_changed_is_named_first(environment: dict[str, Any]
     options: dict[str, Any] = {"episodes": 16, "seeds": 1, "out": tmp_path, "quiet": True}
     experiments.compare("rloo", environment, settings=FAST, **options)
     with pytest.raises(ConfigError, match=r"other settings: config.episodes_per_iteration was 8, now 16; "):
-        experiments.compare("rloo", environment, settings={**FAST, "episodes_per_iteration": 16}, resume=True, **options)
+        experiments.compare(
+            "rloo", environment, settings={**FAST, "episodes_per_iteration": 16}, resume=True, **options
+        )

@@ -53,8 +53,8 @@ def measure(
 
     Returns:
         For JSON: `tokens_per_second` and `seconds`, medians; their range; `compared_with`, tokens per second of
-        each that the job is compared with; `fractions` of the time by phase; `bandwidth_bound` of a rollout, see there; and all that
-        the job was.
+        each that the job is compared with; `fractions` of the time by phase; `bandwidth_bound` of a rollout, see there;
+        and all that the job was.
     """
     import algos
 
