@@ -110,14 +110,18 @@ FAMILIES: Registry[Family] = Registry(
 
 
 @cache
-def _algorithms() -> Registry[Definition]:
-    """Classes, or the `Definition`s that `register` was given."""
-    found: Registry[Definition] = Registry("algorithm")
+def _algorithms() -> Registry[Definition | ConfigError]:
+    """Classes, or the `Definition`s that `register` was given; an error under a name that several have."""
+    found: Registry[Definition | ConfigError] = Registry("algorithm")
     for name, about in _of_this_folder().items():
         found.register(name, Lazy(f"algos.{name}:Algorithm"), about)
     # A package that lies in two places of Python's path is listed twice.
     for name, value in dict.fromkeys((point.name, point.value) for point in entry_points(group=GROUP)):
-        found.register(name, Lazy(value), value)
+        try:
+            found.register(name, Lazy(value), value)
+        except ConfigError as taken:  # another package's fault, for which the other names are not to pay
+            found.remove(name)
+            found.register(name, taken, str(taken))
     return found
 
 
@@ -159,7 +163,8 @@ def register(name: str, config: type, algorithm: type) -> None:
     if ":" in name:
         raise ConfigError(f"'{name}': a name with a colon stands for MODULE:CLASS; register it under another")
     known = _algorithms()
-    before = known[name].algorithm if name in known and isinstance(known[name], Definition) else None
+    held = known.get(name)
+    before = held.algorithm if isinstance(held, Definition) else None
     if before is not None and (before.__module__, before.__qualname__) == (
         algorithm.__module__,
         algorithm.__qualname__,
@@ -176,7 +181,7 @@ def config_class(name: str) -> type[BaseModel]:
 
     Raises:
         UnknownNameError: no such algorithm; the message offers the nearest.
-        ConfigError: what it names cannot be imported, or is not an algorithm.
+        ConfigError: what it names cannot be imported, or is not an algorithm; or two packages have the name.
     """
     return definition(name).config
 
@@ -198,6 +203,8 @@ def definition(name: str) -> Definition:
     if name not in _algorithms():
         raise UnknownNameError(f"unknown algorithm '{name}'; {_hint(name)}")
     found = _algorithms()[name]
+    if isinstance(found, ConfigError):
+        raise ConfigError(str(found))
     return found if isinstance(found, Definition) else _of_class(name, found)
 
 

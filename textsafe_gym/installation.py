@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def check_not_hidden() -> None:
     """Refuses to go on where `import algos` would give another package than this project's.
 
+    To be asked where `algos` is about to be imported: what is on Python's path by then decides, and an editable
+    installation comes after all of it.
+
     Raises:
         ConfigError: such as one of the user's own in the working directory.
     """

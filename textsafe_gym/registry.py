@@ -54,8 +54,9 @@ def load_object(path: str) -> Any:
         hint = difflib.get_close_matches(name, _modules_next_to(name), n=1)
         hint_text = f"did you mean '{hint[0]}'?" if hint else "it has to be installed, or lie in the working directory"
         raise UnknownNameError(f"'{path}': there is no module '{error.name}'; {hint_text}") from None
-    except Exception as error:  # whatever the module does when it is imported
-        raise ConfigError(f"'{path}': importing '{name}' failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        what = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise ConfigError(f"'{path}': importing '{name}' failed: {what}") from error
     for part in attribute.split(".") if attribute else []:
         if not hasattr(found, part):
             public = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []

@@ -224,7 +224,9 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["ppo: there is no setting 'multiplier_init' here (--set ppo.multiplier_init=3); 'textsafe algos ppo' lists"],
     ),
     "limit on a cost nearly named so": (
-        setting("cost_limits={haarm: 0}", "env.cost_model={harm: {w}/cost, rude: {w}/cost}", algorithm="cpo"),
+        setting(
+            "cost_limits={haarm: 0}", "env.cost_model={harm: {w}/cost, rude: {w}/cost}", algorithm="ppo_lagrangian"
+        ),
         ["'haarm' is not a cost of the environment; its named costs: harm, rude; did you mean 'harm'?"],
     ),
     "vary without values": (["compare", "ppo", "--vary", "ppo.epochs="], ["ppo.epochs", "ALGO.KEY=V1,V2"]),

@@ -36,6 +36,8 @@ def broken(prompts, responses):
     return [{}["score"] for response in responses]
 def lonely(prompts):
     return [0.0 for prompt in prompts]
+def leaving(prompts, responses):
+    raise SystemExit(3)
 class Judge: ...
 number = 3
 """
@@ -53,6 +55,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         code[1] + "\n\nclass Stiff(Algorithm):\n    class Config(Config):\n        stiffness: float = 20.0\n"
     )
     (tmp_path / "own_judges.py").write_text(JUDGES)
+    (tmp_path / "own_judges_at_the_end.py").write_text("import sys\nsys.exit()\n")
+    (tmp_path / "own_judges_of_env.py").write_text("import argparse\nargparse.ArgumentParser().exit()\n")
     (tmp_path / "console.py").write_text(ENTRY)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -127,6 +131,15 @@ def test_the_settings_are_the_class_s_own_or_its_module_s(here: Path, monkeypatc
         (["train", "ppo", "--set", "env.cost_model=own_judges:Judge"], "cost_model: 'own_judges:Judge' is <class"),
         (["train", "ppo", "--set", "env.reward_model=own_judges:first"], "reward model returned shape (1,) for 4"),
         (
+            ["train", "rloo", "--set", "env.cost_model={a: own_judges:leaving}"],
+            "cost model 'a': own_judges:leaving raised SystemExit: 3 (own_judges.py:11)",
+        ),
+        (["train", "own_judges_at_the_end:Mine"], "importing 'own_judges_at_the_end' failed: SystemExit\n"),
+        (
+            ["train", "ppo", "--env", "own_judges_of_env:Mine-v0"],
+            "own_judges_of_env.py:2 ends the program (SystemExit: 0); raise another error",
+        ),
+        (
             ["train", "rloo", "--set", "env.cost_model={a: own_judges:broken}"],
             "cost model 'a': own_judges:broken raised KeyError: 'score' (own_judges.py:7)",
         ),
@@ -169,10 +182,17 @@ def test_an_entry_point_gives_a_short_name(here: Path, monkeypatch: pytest.Monke
         done = CliRunner().invoke(main, ["train", "penalti"])
         assert "did you mean 'penalty'?" in done.stderr
         other = metadata.EntryPoint("penalty", "another:Penalty", algos.registration.GROUP)
-        monkeypatch.setattr(algos.registration, "entry_points", lambda group: [point, point, other])
+        ours = metadata.EntryPoint("ppo", "another:PPO", algos.registration.GROUP)
+        monkeypatch.setattr(algos.registration, "entry_points", lambda group: [point, point, other, ours])
         algos.registration._algorithms.cache_clear()
-        with pytest.raises(ConfigError, match="'penalty' is registered already; 'another:Penalty' needs"):
-            algos.available()
+        for name, wrong in (("penalty", "another:Penalty"), ("ppo", "another:PPO")):
+            told = f"the algorithm '{name}' is registered already; '{wrong}' needs another name"
+            assert algos.available()[name] == told
+            with pytest.raises(ConfigError, match=re.escape(told)):
+                algos.make(name, "SafeRLHF-Exact-v0")
+            refused = CliRunner().invoke(main, ["train", name])
+            assert (refused.exit_code, refused.stderr) == (2, f"error: {told}\n")
+        assert algos.make("rloo", "SafeRLHF-Exact-v0", episodes=4, episodes_per_iteration=4).learn()
     finally:
         algos.registration._algorithms.cache_clear()
 
@@ -193,3 +213,52 @@ def test_folders_of_the_same_name_where_the_user_stands(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"{tmp_path / 'algos'} hides the package 'algos' of textsafe-gym; rename it" in done.stderr
+
+
+def test_a_package_named_algos_where_an_editable_installation_is_used(tmp_path: Path) -> None:
+    """Whose finder comes after Python's path, to which the working directory has been added."""
+    program = f"""
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import spec_from_file_location
+from pathlib import Path
+
+class Finder:
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        place = Path({str(ROOT)!r}, name)
+        if name in ("algos", "textsafe_gym"):
+            return spec_from_file_location(name, place / "__init__.py", submodule_search_locations=[str(place)])
+
+sys.path = [place for place in sys.path if place and not Path(place, "algos").exists()]
+sys.meta_path.insert(sys.meta_path.index(PathFinder) + 1, Finder)
+from textsafe_gym.cli.main import main
+main()
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+
+    def textsafe(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+
+    assert textsafe("algos", "ppo").returncode == 0
+    (tmp_path / "algos").mkdir()
+    (tmp_path / "algos" / "__init__.py").write_text("")
+    for arguments in (["train", "ppo"], ["compare", "ppo"], ["study", "exact"], ["algos"], ["bench", "iteration"]):
+        refused = textsafe(*arguments)
+        assert refused.returncode == 2, refused.stderr
+        assert refused.stderr.startswith(f"error: {tmp_path / 'algos'} hides the package 'algos' of textsafe-gym")
+        assert refused.stderr.count("\n") == 1
+    assert textsafe("envs").returncode == 0  # which needs none
+
+
+def test_a_module_named_algos_next_to_a_script(tmp_path: Path) -> None:
+    (tmp_path / "algos.py").write_text("")
+    (tmp_path / "script.py").write_text("from textsafe_gym import experiments\nexperiments.train('ppo')\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    told = (
+        f"{tmp_path / 'algos.py'} hides the package 'algos' of textsafe-gym; rename it, or start in another directory"
+    )
+    assert done.stderr.splitlines()[-1] == f"textsafe_gym.errors.ConfigError: {told}"

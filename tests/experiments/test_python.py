@@ -229,6 +229,40 @@ def test_wrong_requests_leave_nothing(request_: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: experiments.train("ppo", settings="learning_rate=1"), "settings = 'learning_rate=1': expected a mapp"),
+        (lambda: experiments.train("ppo", settings=5), "settings = 5: expected a mapping, or KEY=VALUE in a list"),
+        (lambda: experiments.train(dict), "algorithm = <class 'dict'>: expected a name or 'MODULE:CLASS'"),
+        (lambda: experiments.train("ppo", 5), "env = 5: expected an id, a path or a mapping"),
+        (lambda: experiments.train("ppo", episodes=8.5), "episodes = 8.5: expected a whole number, at least 1"),
+        (lambda: experiments.train("ppo", data=5), "data = 5: expected paths"),
+        (lambda: experiments.train("ppo", out=5), "out = 5: expected a path"),
+        (lambda: experiments.train("ppo", timeout="1"), "timeout = '1': expected a number"),
+        (lambda: experiments.compare("ppo", seeds=1.5), "seeds = 1.5: expected a whole number, at least 1"),
+        (lambda: experiments.compare("ppo", seeds=True), "seeds = True: expected a whole number, at least 1"),
+        (lambda: experiments.compare(["ppo", dict]), "algorithms = ['ppo', <class 'dict'>]: expected names"),
+        (lambda: experiments.compare("ppo", vary={"ppo.epochs": 1}), "vary = {'ppo.epochs': 1}: expected a mapping"),
+        (lambda: experiments.compare("ppo", vary="ppo.epochs=1"), "vary = 'ppo.epochs=1': expected a mapping"),
+        (lambda: experiments.compare("ppo", out=None), "out = None: expected a path"),
+        (lambda: experiments.study("exact", only="ppo"), "only = 'ppo': expected names in a list"),
+        (lambda: experiments.study("exact", workers=0), "workers = 0: expected a whole number, at least 1"),
+        (lambda: experiments.evaluate(5), "sources = 5: expected paths"),
+        (lambda: experiments.pareto(5), "directories = 5: expected paths"),
+        (lambda: experiments.pareto("x", reference=1), "reference = 1: expected two numbers"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(
+    call: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        call()
+    assert str(refused.value).startswith(told)
+    assert not list(tmp_path.iterdir())
+
+
 def test_importing_the_package_loads_no_model_library() -> None:
     program = "import sys, textsafe_gym.experiments; print({'torch', 'transformers', 'click'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

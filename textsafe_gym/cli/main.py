@@ -8,7 +8,9 @@ import os
 import shlex
 import signal
 import sys
+import sysconfig
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -18,8 +20,8 @@ from click.shell_completion import CompletionItem
 from textsafe_gym.cli.options import quiet_option
 from textsafe_gym.cli.terminal import is_quiet
 from textsafe_gym.console import quiet_libraries
-from textsafe_gym.errors import ExecutionError, RunInterrupted, TextsafeError
-from textsafe_gym.installation import check_not_hidden, working_directory_importable
+from textsafe_gym.errors import ConfigError, ExecutionError, RunInterrupted, TextsafeError
+from textsafe_gym.installation import working_directory_importable
 from textsafe_gym.registry import Lazy, Registry, nearest
 
 # A module is imported when its command runs, so that --help stays fast.
@@ -88,7 +90,12 @@ class TextsafeGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Imports the command's module; None for an unknown name."""
-        return COMMANDS.get(cmd_name)
+        try:
+            return COMMANDS.get(cmd_name)
+        except ConfigError as error:
+            if isinstance(error.__cause__, TextsafeError):  # one that says all, as of an extra that is not installed
+                raise error.__cause__ from None
+            raise
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -110,11 +117,18 @@ class TextsafeGroup(click.Group):
             formatter.write_dl([(name, COMMANDS.about(name)) for name in COMMANDS])
 
     def invoke(self, ctx: click.Context) -> object:
-        """Runs a command; click would forget the message of one that was interrupted."""
+        """Runs a command; click would forget the message of one that was interrupted, or that the user's code ended."""
         try:
             return super().invoke(ctx)
         except RunInterrupted as error:
             fail("interrupted", error, 130)
+        except SystemExit as error:  # no command raises it
+            frames = traceback.extract_tb(error.__traceback__)
+            library = sysconfig.get_path("stdlib")  # argparse, say, on behalf of what called it
+            where = [frame for frame in frames if not frame.filename.startswith((library, "<"))][-1]
+            raise ConfigError(
+                f"{where.filename}:{where.lineno} ends the program (SystemExit: {error.code}); raise another error"
+            ) from error
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Runs a command; every failure becomes one line on stderr and an exit code."""
@@ -128,7 +142,6 @@ class TextsafeGroup(click.Group):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            check_not_hidden()
             with working_directory_importable():
                 code = super().main(arguments, *rest, **extra)
         except click.exceptions.NoArgsIsHelpError as error:

@@ -16,6 +16,9 @@ _SECTIONS = {"env.": "the environment's", "policy.": "the policy's"}
 
 def algorithm_names() -> dict[str, str]:
     """Each algorithm's name and one line about it."""
+    from textsafe_gym.installation import check_not_hidden
+
+    check_not_hidden()
     import algos
 
     return algos.available() | algos.members()

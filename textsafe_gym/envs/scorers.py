@@ -105,7 +105,7 @@ def asked(judge: Scorer, label: str, prompts: Sequence[str], responses: Sequence
     """
     try:
         return judge(list(prompts), list(responses))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, TextsafeError) or hasattr(judge, "kind"):  # our own model, checked when it was loaded
             raise
         who = f"{judge.__module__}:{getattr(judge, '__qualname__', type(judge).__qualname__)}"

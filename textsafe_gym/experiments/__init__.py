@@ -5,8 +5,10 @@ directories. Importing this loads no model library.
 """
 
 from textsafe_gym.extras import require
+from textsafe_gym.installation import check_not_hidden
 
 require("train")
+check_not_hidden()
 
 from textsafe_gym.experiments.compare import compare  # noqa: E402 (what is missing is said before anything else fails)
 from textsafe_gym.experiments.evaluate import evaluate  # noqa: E402

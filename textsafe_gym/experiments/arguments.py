@@ -1,13 +1,85 @@
 """What a call in Python may give where the command line has text."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 from textsafe_gym.config import KeyPath, Settings, Values
 from textsafe_gym.errors import ConfigError
 
 _CLASS = re.compile(r"([\w.]+:\w+)(\.|$)")  # an algorithm by MODULE:CLASS, whose dots part nothing
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _from(least: int) -> tuple[str, Callable[[Any], bool]]:
+    return f"a whole number, at least {least}", lambda value: _is(Integral)(value) and value >= least
+
+
+def _all(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(isinstance(each, kinds) for each in value)
+
+
+def _one_or_all(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds) or _all(*kinds)(value)
+
+
+def _paths(value: Any) -> bool:
+    return isinstance(value, str | Path | Iterable)
+
+
+def _axes(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(each, Iterable) and not isinstance(each, str) for each in value.values())
+    return _all(str)(value)
+
+
+# Of each argument what it is to be, and whether a value is one.
+_ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "algorithm": ("a name or 'MODULE:CLASS'", _is(str)),
+    "algorithms": ("names or 'MODULE:CLASS'", _one_or_all(str)),
+    "config": ("a path or a name", _is(str, Path)),
+    "cost_limit": ("a number", _is(Real)),
+    "data": ("paths", _one_or_all(str, Path)),
+    "deepspeed": ("a path or a name", _is(str, Path)),
+    "directories": ("paths", _paths),
+    "env": ("an id, a path or a mapping", _is(str, Path, Mapping)),
+    "episodes": _from(1),
+    "only": ("names in a list", _all(str)),
+    "out": ("a path", _is(str, Path)),
+    "preset": ("a name", _is(str)),
+    "reference": ("two numbers", lambda value: _all(Real)(value) and len(value) == 2),
+    "seed": _from(0),
+    "seeds": _from(1),
+    "settings": ("a mapping, or KEY=VALUE in a list", lambda value: isinstance(value, Mapping) or _all(str)(value)),
+    "sources": ("paths", _paths),
+    "study": ("a path or a name", _is(str, Path)),
+    "timeout": ("a number", _is(Real)),
+    "track": ("a name", _is(str)),
+    "vary": ("a mapping from ALGO.KEY to values, or ALGO.KEY=V1,V2 in a list", _axes),
+    "workers": _from(1),
+}
+
+
+def check_arguments(needed: Mapping[str, object], **others: object) -> None:
+    """Refuses what a function cannot take, before it does anything with it.
+
+    Args:
+        needed: by name, those that may not be None.
+        **others: those that may.
+
+    Raises:
+        ConfigError: names the first, its value and what is expected.
+    """
+    given = {**needed, **{name: value for name, value in others.items() if value is not None}}
+    for name, value in given.items():
+        expected, fits = _ARGUMENTS[name]
+        if not fits(value):
+            raise ConfigError(f"{name} = {value!r:.60}: expected {expected}")
 
 
 def as_settings(given: Mapping[str, object], what: str) -> Settings:

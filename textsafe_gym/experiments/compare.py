@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from textsafe_gym.config import Settings, Values, dump, parse_assignments
 from textsafe_gym.console import is_live, progress_console
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.experiments.arguments import repeated, settings_or_assignments
+from textsafe_gym.experiments.arguments import check_arguments, repeated, settings_or_assignments
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.experiments.spec import INITIAL, RunSpec, build_spec, config_class, folder_of, parse_vary
 from textsafe_gym.files import Row, write_json
@@ -78,6 +78,11 @@ def compare(
     from textsafe_gym.experiments.pool import finish_all, jobs_of
     from textsafe_gym.experiments.tracking import check_tracker
 
+    needed = {"algorithms": algorithms, "data": data, "vary": vary, "workers": workers, "out": out}
+    check_arguments(
+        {**needed, "seeds": seeds, "seed": seed}, env=env, config=config, settings=settings, preset=preset,
+        episodes=episodes, track=track,
+    )  # fmt: skip
     check_tracker(track)
     algorithms = [algorithms] if isinstance(algorithms, str) else list(algorithms)
     call: Values = {"env": env, "config": config, "settings": settings, "preset": preset}
@@ -86,11 +91,6 @@ def compare(
         command, "compare", algorithms, **call, vary=vary or None, workers=workers, out=out, track=track
     )
     directory = Path(out)
-    for name, value in {"seeds": seeds, "workers": workers}.items():
-        if value < 1:
-            raise ConfigError(f"{name} = {value}: expected at least 1")
-    if seed < 0:
-        raise ConfigError(f"seed = {seed}: expected at least 0")
     specs = _specs(
         algorithms,
         vary,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from textsafe_gym.config import dump
 from textsafe_gym.console import is_live, progress_console
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.experiments.arguments import settings_or_assignments
+from textsafe_gym.experiments.arguments import check_arguments, settings_or_assignments
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.files import write_json, write_rows, write_text
 
@@ -53,6 +53,7 @@ def evaluate(
     from textsafe_gym.experiments.saved import open_saved, saved_policy
     from textsafe_gym.experiments.spec import folder_of
 
+    check_arguments({"sources": sources, "out": out}, env=env, settings=settings, seed=seed)
     given = [sources] if isinstance(sources, str | Path) else list(sources)
     if not given:
         raise ConfigError("nothing to evaluate; give a run's or a model's directory")

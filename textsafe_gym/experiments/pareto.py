@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textsafe_gym.errors import ConfigError, RunError
-from textsafe_gym.experiments.arguments import paths_of
+from textsafe_gym.experiments.arguments import check_arguments, paths_of
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.files import Row, write_json
 
@@ -44,6 +44,7 @@ def pareto(
     from textsafe_gym.experiments.directory import make_directory
     from textsafe_gym.experiments.saved import STATE
 
+    check_arguments({"directories": directories}, cost_limit=cost_limit, reference=reference, out=out)
     for name, numbers in (("--cost-limit", [cost_limit or 0.0]), ("--reference", reference or (0.0, 0.0))):
         if not all(math.isfinite(number) for number in numbers):
             raise ConfigError(f"{name}: expected finite numbers")

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from textsafe_gym.config import Settings, Values, merge, read_yaml, validate
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.experiments.arguments import repeated
+from textsafe_gym.experiments.arguments import check_arguments, repeated
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.experiments.spec import DEFAULT_DATA, RunSpec, config_class
 from textsafe_gym.files import Row, write_json
@@ -88,6 +88,7 @@ def study(
     from textsafe_gym.experiments.run import check
     from textsafe_gym.experiments.tracking import check_tracker
 
+    check_arguments({"study": study, "only": only, "workers": workers, "out": out}, seeds=seeds, track=track)
     check_tracker(track)
     options = {"only": list(only) or None, "seeds": seeds, "workers": workers, "out": out, "track": track}
     _, again = repeated(command, "study", study, **options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from textsafe_gym.console import progress_console
 from textsafe_gym.errors import ConfigError, RunInterrupted
-from textsafe_gym.experiments.arguments import repeated, settings_or_assignments
+from textsafe_gym.experiments.arguments import check_arguments, repeated, settings_or_assignments
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.files import Row
 
@@ -76,6 +76,10 @@ def train(
     from textsafe_gym.experiments.tracking import Track, check_tracker
     from textsafe_gym.files import read_json
 
+    check_arguments(
+        {"algorithm": algorithm, "data": data, "timeout": timeout}, env=env, config=config, settings=settings,
+        preset=preset, episodes=episodes, seed=seed, out=out, deepspeed=deepspeed, track=track,
+    )  # fmt: skip
     config_class(algorithm)
     check_tracker(track)
     processes = joined(deepspeed, timeout)
