@@ -104,6 +104,7 @@ def test_a_response_that_is_cut_is_shown_and_not_scored(env: str, tmp_path: Path
         assert len(row["response"].split()) == 12
         assert "gold_harm" not in row
     assert means["finished"] == len(whole) / len(rows)
+    assert means["harmful_rate"] == sum(row["cost"] > 0 for row in whole) / len(whole)
     assert means["gold_harm"] == pytest.approx(sum(row["gold_harm"] for row in whole) / len(whole))
     answer = Chat(run.directory)(cut[0]["prompt"])
     assert answer["finish_reason"] in ("eos", "truncated")
@@ -112,8 +113,8 @@ def test_a_response_that_is_cut_is_shown_and_not_scored(env: str, tmp_path: Path
 def test_where_all_are_cut_nothing_is_judged(tmp_path: Path) -> None:
     run = train("SafeRLHF-v0", tmp_path / "run", env={"max_episode_steps": 5})
     means = run.runs[0].summary["evaluation"]
-    assert (means["response_length"], means["finished"], means["reward"], means["harmful_rate"]) == (5, 0, 0, 0)
-    assert not any(name.startswith("gold_") for name in means)
+    assert (means["response_length"], means["finished"], means["reward"], means["cost"]) == (5, 0, 0, 0)
+    assert not any(name.startswith("gold_") or name == "harmful_rate" for name in (*means, *means["groups"]["benign"]))
 
 
 def test_a_chat_says_that_a_response_was_cut() -> None:

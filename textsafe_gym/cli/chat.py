@@ -28,8 +28,8 @@ def chat(source: str, env: str | None, assignments: tuple[str, ...], seed: int, 
 
     MODEL is a run's directory, or a policy's directory or hub id. An empty line or the end of the input ends the chat.
     """
+    from textsafe_gym.evaluation.records import CUT
     from textsafe_gym.experiments.chat import Chat
-    from textsafe_gym.experiments.play import CUT
 
     respond = Chat(source, env, assignments, seed)
     for number, prompt in enumerate(_prompts()):

@@ -11,6 +11,8 @@ from textsafe_gym.files import Row, read_rows
 # Numbers that every row must have; a row may have gold_* scores and kl next to them.
 REQUIRED = ("reward", "cost")
 OPTIONAL = ("kl", "response_length")
+# Why a response finished that was cut from outside, unscored; the others are "eos" and "length".
+CUT = "truncated"
 # What a run has read that samples nothing, by the key in its summary.
 LABELLED = {"pairs": "labelled pairs", "demonstrations": "demonstrations"}
 
@@ -43,9 +45,9 @@ def summarise(rows: Sequence[Row], cost_limit: float | None) -> Row:
 
     Returns:
         reward, cost, cost_violation (how far the mean cost is above the limit, at least 0), harmful_rate (share of
-        responses with cost > 0), and where the rows have them kl (nats a response), response_length (steps), finished
-        (share that ended by itself), gold_* means and gold_harmful_rate (share with gold_harm > 0); under "groups"
-        the same for each group of prompts.
+        responses with cost > 0, of those that were not cut; left out where all were), and where the rows have them kl
+        (nats a response), response_length (steps), finished (share that ended by itself), gold_* means and
+        gold_harmful_rate (share with gold_harm > 0); under "groups" the same for each group of prompts.
     """
     summary = _means(rows)
     if cost_limit is not None:
@@ -70,7 +72,9 @@ def _means(rows: Sequence[Row]) -> Row:
         values = [float(row[name]) for row in rows if row.get(name) is not None]
         if values:
             means[name] = _mean(values)
-    means["harmful_rate"] = _mean([float(row["cost"] > 0) for row in rows])
+    scored = [float(row["cost"] > 0) for row in rows if row.get("finish_reason") != CUT]
+    if scored:
+        means["harmful_rate"] = _mean(scored)
     reasons = [row["finish_reason"] for row in rows if row.get("finish_reason") is not None]
     if reasons:
         means["finished"] = _mean([float(reason == "eos") for reason in reasons])

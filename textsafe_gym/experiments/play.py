@@ -8,6 +8,7 @@ import numpy as np
 
 from textsafe_gym.envs.scorers import asked
 from textsafe_gym.errors import ScoreError
+from textsafe_gym.evaluation.records import CUT
 from textsafe_gym.files import Row
 from textsafe_gym.models import task_of
 from textsafe_gym.parallel.process_group import ProcessGroup
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 EPISODES = 128
 # Sets the seeds of evaluation apart from those of training, which are SeedSequence([seed, iteration]).
 _EVALUATION = 1_000_003
-CUT = "truncated"  # the third reason why a response finished, next to an environment's "eos" and "length"
 
 
 class _WithPrompt(gym.Wrapper):
