@@ -207,7 +207,7 @@ def test_a_named_cost_that_is_absent_is_0_and_said(caplog: pytest.LogCaptureFixt
     Constraints(config, None, "x").measure(rollout([[1.0, 2.0]], [2], {"harm": [[1.0, 2.0]]}))
     typo = [record.getMessage() for record in caplog.records if "'harn'" in record.getMessage()]
     assert len(typo) == 1
-    assert typo[0].endswith("named costs so far: harm did you mean 'harm'?")
+    assert typo[0].endswith("named costs so far: harm; did you mean 'harm'?")
 
 
 def test_what_cannot_be_kept_is_refused() -> None:
