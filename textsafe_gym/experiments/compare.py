@@ -11,7 +11,7 @@ from textsafe_gym.console import is_live, progress_console
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import check_arguments, repeated, settings_or_assignments
 from textsafe_gym.experiments.result import Result
-from textsafe_gym.experiments.spec import INITIAL, RunSpec, build_spec, config_class, folder_of, parse_vary
+from textsafe_gym.experiments.spec import INITIAL, RunSpec, build_spec, config_class, parse_vary
 from textsafe_gym.files import Row, write_json
 from textsafe_gym.registry import nearest
 
@@ -74,7 +74,7 @@ def compare(
     from textsafe_gym.evaluation.report import left_out_note
     from textsafe_gym.evaluation.summaries import load_run, tables_of
     from textsafe_gym.experiments.data import data_note
-    from textsafe_gym.experiments.directory import check_out, make_directory
+    from textsafe_gym.experiments.directory import check_out, folder_of, make_directory
     from textsafe_gym.experiments.pool import finish_all, jobs_of
     from textsafe_gym.experiments.tracking import check_tracker
 

@@ -10,6 +10,11 @@ from textsafe_gym.experiments.spec import RunSpec
 CONFIG = "config.yaml"
 
 
+def folder_of(label: str) -> str:
+    """A label as the name of a directory: reward_shaping[nu=0.5] -> reward_shaping-nu=0.5."""
+    return "".join(c if c.isalnum() or c in "_-=.," else "-" for c in label).rstrip("-")
+
+
 def check_out(out: Path, resume: bool | None) -> None:
     """Refuses a directory that holds something already, cannot be made, or has nothing to resume.
 

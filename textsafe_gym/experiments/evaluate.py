@@ -48,10 +48,9 @@ def evaluate(
     from textsafe_gym.evaluation.records import summarise
     from textsafe_gym.evaluation.summaries import compare_runs, load_runs, tables_of
     from textsafe_gym.experiments.build import cost_limit_of
-    from textsafe_gym.experiments.directory import CONFIG, check_out, make_directory
+    from textsafe_gym.experiments.directory import CONFIG, check_out, folder_of, make_directory
     from textsafe_gym.experiments.play import evaluate_policy
     from textsafe_gym.experiments.saved import open_saved, saved_policy
-    from textsafe_gym.experiments.spec import folder_of
 
     check_arguments({"sources": sources, "out": out}, env=env, settings=settings, seed=seed)
     given = [sources] if isinstance(sources, str | Path) else list(sources)

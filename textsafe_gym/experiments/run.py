@@ -181,7 +181,7 @@ def execute(
                 return _execute(spec, directory, report, processes, tracking)
         except TextsafeError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # which the user's own code may call
             log, message = directory / "error.log", f"{spec.label} seed {spec.seed}: {type(error).__name__}: {error}"
             with suppress(OSError):  # where the disk is full
                 write_text(log, traceback.format_exc())

@@ -147,11 +147,6 @@ def call(
         raise ConfigError(f"{what}: unknown key '{found[1]}'{hint}") from None
 
 
-def folder_of(label: str) -> str:
-    """A label as the name of a directory: reward_shaping[nu=0.5] -> reward_shaping-nu=0.5."""
-    return "".join(c if c.isalnum() or c in "_-=.," else "-" for c in label).rstrip("-")
-
-
 def config_class(algorithm: str) -> type[BaseModel]:
     """The pydantic model of an algorithm's settings.
 

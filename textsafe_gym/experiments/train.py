@@ -68,11 +68,11 @@ def train(
     """
     from textsafe_gym.evaluation.summaries import compare_runs, load_run, tables_of
     from textsafe_gym.experiments.data import data_note
-    from textsafe_gym.experiments.directory import CONFIG, check_out, same_request
+    from textsafe_gym.experiments.directory import CONFIG, check_out, folder_of, same_request
     from textsafe_gym.experiments.memory import check_room, memory_plan
     from textsafe_gym.experiments.pool import Job, run_all
     from textsafe_gym.experiments.run import check
-    from textsafe_gym.experiments.spec import build_spec, config_class, folder_of
+    from textsafe_gym.experiments.spec import build_spec, config_class
     from textsafe_gym.experiments.tracking import Track, check_tracker
     from textsafe_gym.files import read_json
 
