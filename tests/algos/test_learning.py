@@ -42,6 +42,8 @@ def train(name: str, env: Any, log_std: float = -1.5, **config: Any) -> dict[str
     the actions begin with a standard deviation of 0.2, as one of 1 alone pays -8.
     """
     rows: list[dict[str, Any]] = []
+    fields = {*algos.config_class(name).model_fields, "preset"}
+    shared = {key: value for key, value in FAST.items() if key in fields}
     for seed in SEEDS:
         envs = vector(env, 32)
         torch.manual_seed(seed)
@@ -53,7 +55,7 @@ def train(name: str, env: Any, log_std: float = -1.5, **config: Any) -> dict[str
         def after(row: dict[str, float], actor: Any = actor, own: list[dict[str, Any]] = own) -> None:
             own.append({**row, **(exactly(actor) if env is Bandit else {})})
 
-        algos.make(name, envs, actor, seed=seed, **{**FAST, **config}).learn(on_iteration=after)
+        algos.make(name, envs, actor, seed=seed, **{**shared, **config}).learn(on_iteration=after)
         rows += own[3 * len(own) // 4 :]
     found = {key: np.mean([row[key] for row in rows], 0) for key in rows[0]}
     if env is Crossing:

@@ -321,7 +321,7 @@ def test_a_limit_on_a_cost_that_is_named_when_it_occurs(tmp_path: Path) -> None:
     right = done("train", "cpo", *small, "cost_limits={harm: 0.5}", "--out", tmp_path / "right")
     assert "cost_limits" not in right.stderr
     wrong = done("train", "cpo", *small, "cost_limits={harn: 0.5}", "--out", tmp_path / "wrong").stderr
-    assert "named costs so far: harm did you mean 'harm'?\n" in wrong
+    assert "named costs so far: harm; did you mean 'harm'?\n" in wrong
     assert "no episode of the whole run had a cost 'harn'" in wrong
     again = done("train", "cpo", *small, "cost_limits={harn: 0.5}", "--out", tmp_path / "again").stderr
     assert "named costs so far: harm" in again  # a command says what another in this process has said before

@@ -32,15 +32,14 @@ SETTINGS: dict[str, Any] = {
     "minibatch_size": 7,  # three minibatches of 6, 5 and 5: processes have unequal parts
     "epochs": 2,
     "learning_rate": 3e-4,  # where a gradient is about Adam's epsilon, its rounding moves a weight by a share of it
-    "critic_learning_rate": 1e-3,
     "cost_limit": 1.0,
     "seed": 3,
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "ppo_lagrangian": {},
+    "ppo_lagrangian": {"critic_learning_rate": 1e-3},
     "grpo_lagrangian": {"group_size": 4},
-    "p3o": {"cost_limit": 2.0},
-    "cup": {},
+    "p3o": {"critic_learning_rate": 1e-3, "cost_limit": 2.0},
+    "cup": {"critic_learning_rate": 1e-3},
 }
 
 
