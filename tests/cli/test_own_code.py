@@ -55,7 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         code[1] + "\n\nclass Stiff(Algorithm):\n    class Config(Config):\n        stiffness: float = 20.0\n"
     )
     (tmp_path / "own_judges.py").write_text(JUDGES)
-    (tmp_path / "own_judges_at_the_end.py").write_text("import sys\nsys.exit()\n")
+    (tmp_path / "own_judges_at_the_end.py").write_text("raise SystemExit\n")
     (tmp_path / "own_judges_of_env.py").write_text("import argparse\nargparse.ArgumentParser().exit()\n")
     (tmp_path / "console.py").write_text(ENTRY)
     monkeypatch.chdir(tmp_path)

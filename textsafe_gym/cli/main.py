@@ -12,6 +12,7 @@ import sysconfig
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -124,8 +125,9 @@ class TextsafeGroup(click.Group):
             fail("interrupted", error, 130)
         except SystemExit as error:  # no command raises it
             frames = traceback.extract_tb(error.__traceback__)
-            library = sysconfig.get_path("stdlib")  # argparse, say, on behalf of what called it
-            where = [frame for frame in frames if not frame.filename.startswith((library, "<"))][-1]
+            # argparse, say, or a library's hook on sys.exit, on behalf of what called it; and what is ours.
+            others = (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), str(Path(__file__).parents[1]), "<")
+            where = ([frame for frame in frames if not frame.filename.startswith(others)] or frames)[-1]
             raise ConfigError(
                 f"{where.filename}:{where.lineno} ends the program (SystemExit: {error.code}); raise another error"
             ) from error
