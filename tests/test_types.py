@@ -179,3 +179,11 @@ def test_a_cost_that_a_part_does_not_name_was_not_incurred_in_it() -> None:
     nothing = torch.zeros(MASK.shape)
     assert torch.equal(joined.named_costs["harm"], torch.cat([MASK.float(), nothing]))
     assert torch.equal(joined.named_costs["leak"], torch.cat([nothing, 2.0 * MASK]))
+
+
+def test_sums_follow_what_is_summed_to_its_device() -> None:
+    """Data that is given beforehand lies on the CPU, what an actor says of it on the actor's device."""
+    from algos.core.objectives import masked_mean
+
+    said = torch.empty(MASK.shape, device="meta")
+    assert episode_sums(said, MASK).device == masked_mean(said, MASK).device == said.device

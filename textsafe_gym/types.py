@@ -300,7 +300,7 @@ class Preferences:
 
 def episode_sums(x: Tensor, mask: Tensor) -> Tensor:
     """(B,): for each episode the sum of `x` (B, T) over its steps, whatever stands outside the mask."""
-    return x.masked_fill(~mask, 0.0).sum(1)
+    return x.masked_fill(~mask.to(x.device), 0.0).sum(1)  # data given beforehand lies on the CPU
 
 
 def group_numbers(episodes: int, group_size: int) -> Tensor:

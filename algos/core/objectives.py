@@ -28,6 +28,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
+    mask = mask.to(x.device)  # as in `episode_sums`
     return (x.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)).mean()
 
 

@@ -102,8 +102,9 @@ class CausalLMActor(nn.Module):
         self._initial: tuple[PreTrainedModel, ...] = (
             () if self.lora else (_frozen_copy(model),)
         )  # no tensors of the module's own
-        if compile:
-            compile_layers(model)
+        if compile:  # the reference too, as a compiled layer rounds otherwise and the KL would not begin at 0
+            for each in (model, *self._initial):
+                compile_layers(each)
         if gradient_checkpointing:
             recompute_activations(model)
         self.eval()
