@@ -223,7 +223,12 @@ def test_responses_that_are_all_cut_are_said_to_teach_nothing(
         return [text for text in map(logging.LogRecord.getMessage, warnings.records) if "scored" in text]
 
     cut, ended = [5, 6, 7], [5, 1, 1]  # 1 ends a response
-    for env in (own(2, max_episode_steps=3), copies(2, max_episode_steps=3)):
+
+    def nothing(prompts: list[str], responses: list[str]) -> list[float]:
+        return [0.0 for _ in responses]
+
+    free: dict[str, Any] = {"reward_model": nothing, "cost_model": nothing, "max_episode_steps": 3}
+    for env in (own(2, **free), copies(2, **free)):
         stepping._say_that_none_was_scored.cache_clear()
         assert said(env, [cut, ended]) == []
         (line,) = said(env, [cut, cut])
