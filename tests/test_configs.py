@@ -10,7 +10,7 @@ from textsafe_gym.config import read_yaml, validate
 from textsafe_gym.envs.task import Task
 from textsafe_gym.experiments.spec import PolicyOptions, build_spec, resolve_env
 from textsafe_gym.experiments.study import StudyFile
-from textsafe_gym.presets import shipped
+from textsafe_gym.installation import shipped
 
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml"))
@@ -33,7 +33,8 @@ def test_it_is_valid(name: str) -> None:
                     build_spec(algorithm, env=None, config=None, preset=preset, **nothing)
         case "preset":
             fields = {key for name in algos.available() for key in algos.config_class(name).model_fields}
-            assert read_yaml(path).values.keys() <= fields  # each line is a setting of some algorithm
+            groups = {base.__name__ for name in algos.available() for base in algos.config_class(name).__bases__}
+            assert read_yaml(path).values.keys() <= fields | groups  # a setting of some algorithm, or a group of them
             for name in algos.available():
                 build_spec(name, env=None, config=None, preset=path.stem, **nothing)
         case "env":

@@ -10,11 +10,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Each room of `textsafe_gym` and what it may import of the others; `algos` stands between `rollouts` and `experiments`.
-GROUND = {"types", "registry", "errors", "files", "config", "presets", "installation", "protocols", "extras"}
+GROUND = {
+    "types", "registry", "errors", "files", "config", "presets", "installation", "protocols", "extras", "limits",
+}  # fmt: skip
 ALLOWED = {
     "textsafe_gym.errors": set(),
     "textsafe_gym.extras": {"errors"},
     "textsafe_gym.console": set(),
+    "textsafe_gym.limits": set(),
     "textsafe_gym.files": {"errors"},
     "textsafe_gym.registry": {"errors"},
     "textsafe_gym.types": {"errors", "protocols"},

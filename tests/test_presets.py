@@ -13,7 +13,8 @@ import algos
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import UnknownNameError
 from textsafe_gym.experiments.spec import build_spec
-from textsafe_gym.presets import SMALL, preset_settings, shipped
+from textsafe_gym.installation import shipped
+from textsafe_gym.presets import SMALL, preset_settings
 
 NOTHING: dict[str, Any] = {"env": None, "config": None, "assignments": [], "episodes": None, "seed": None}
 # What each line of the preset is about, on the embedded world.
@@ -67,6 +68,14 @@ class Own(BaseModel):
 def test_an_algorithm_from_outside_takes_the_shared_settings_that_it_has() -> None:
     assert preset_settings("small", "my_package:Mine", Own).values == {"learning_rate": 3e-4}
     assert preset_settings("paper", "my_package:Mine", Own).values == {}
+
+
+def test_a_group_of_settings_has_its_own() -> None:
+    schema = algos.config_class("cpo")
+    for name in ("cpo", "my_package:Mine"):
+        small = preset_settings("small", name, schema).values
+        assert (small["learning_rate"], small["value_coefficient"]) == (1e-5, 1.0)
+        assert (small["kl_coefficient"], small.keys() <= schema.model_fields.keys()) == (0.05, True)
 
 
 def test_the_command_line_takes_a_preset_and_the_run_records_it(tmp_path: Path) -> None:

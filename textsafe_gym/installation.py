@@ -1,4 +1,4 @@
-"""Where this project's packages lie: `textsafe_gym/`, `algos/` and `configs/`, next to each other.
+"""Where this project's packages lie, and what ships in one: `textsafe_gym/`, `algos/`, `configs/`, next to each other.
 
 So it is in the repository, and where pip has installed them. What has the same name where the user stands does not
 count.
@@ -14,6 +14,18 @@ from pathlib import Path
 from textsafe_gym.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def shipped(folder: str) -> dict[str, Path]:
+    """From name to file of one folder of `configs/`: "algo", "deepspeed", "env", "paper", "preset", "study"."""
+    found = [path for path in sorted((ROOT / "configs" / folder).iterdir()) if path.suffix in (".yaml", ".json")]
+    return {path.stem: path for path in found}
+
+
+def first_comment(path: Path) -> str:
+    """The comment that a file begins with, if it does."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
 def check_not_hidden() -> None:

@@ -1,35 +1,23 @@
-"""What ships in `configs/`: files that go by their name, and the settings of each algorithm under a preset."""
+"""The settings that each algorithm begins with under a preset."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from pydantic import BaseModel
 
 from textsafe_gym.config import Settings, merge, read_yaml
 from textsafe_gym.errors import UnknownNameError
-from textsafe_gym.installation import ROOT
+from textsafe_gym.installation import shipped
 from textsafe_gym.registry import nearest
 
 SMALL = "small"  # what suits the embedded world and small models, and what everything takes by default
 
 
-def shipped(folder: str) -> dict[str, Path]:
-    """From name to file of one folder of `configs/`: "algo", "deepspeed", "env", "paper", "preset", "study"."""
-    found = [path for path in sorted((ROOT / "configs" / folder).iterdir()) if path.suffix in (".yaml", ".json")]
-    return {path.stem: path for path in found}
-
-
-def first_comment(path: Path) -> str:
-    """The comment that a file begins with, if it does."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
-
-
 def preset_settings(preset: str, algorithm: str, schema: type[BaseModel]) -> Settings:
     """What a preset changes of the defaults that an algorithm's settings have.
 
-    `configs/preset/PRESET.yaml` holds for every algorithm that has the setting, `configs/algo/NAME.yaml` under the
-    preset's name for that algorithm. A family has one file: under "all" what holds for each member that has the
+    `configs/preset/PRESET.yaml` holds for every algorithm that has the setting, and below the name of a class of
+    settings, such as "TrustRegionConfig", for those that build on it; `configs/algo/NAME.yaml` under the preset's name
+    for that algorithm. A family has one file: under "all" what holds for each member that has the
     setting, and under a member's name what holds for it.
 
     Args:
@@ -48,7 +36,9 @@ def preset_settings(preset: str, algorithm: str, schema: type[BaseModel]) -> Set
     own = read_yaml(path).section(preset) if path else Settings()
     if member:
         own = merge(known_to(schema, own.section("all")), own.section(member))
-    return merge(known_to(schema, read_yaml(known[preset])), own)
+    shared = read_yaml(known[preset])
+    groups = [shared.section(base.__name__) for base in reversed(schema.__mro__)]
+    return merge(*(known_to(schema, layer) for layer in (shared, *groups)), own)
 
 
 def known_to(schema: type[BaseModel], given: Settings) -> Settings:

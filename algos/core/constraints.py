@@ -12,6 +12,7 @@ from torch import Tensor
 
 from algos.core.settings import ConstraintConfig, MultiplierConfig
 from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.limits import violation
 from textsafe_gym.protocols import State
 from textsafe_gym.registry import Lazy, Registry, did_you_mean
 from textsafe_gym.types import Rollout, episode_sums
@@ -138,7 +139,7 @@ class Constraints:
         """
         if self.cost_limit is None or "cost" not in measured:
             return {}
-        return {"cost_violation": max(measured["cost"] - self.cost_limit, 0.0)}
+        return {"cost_violation": violation(measured["cost"] - self.cost_limit)}
 
     def state_dict(self) -> State:
         """For a checkpoint, as JSON values: each window's costs, limits, and whether slack was reported."""
@@ -176,7 +177,7 @@ class Constraints:
     def _metrics(self, excess: Mapping[str, float]) -> dict[str, float]:
         measured = {f"window_cost{_suffix(name)}": self.limits[name] + over for name, over in excess.items()}
         if self.cost_limit is None:  # else `violation` has it, of the rollout's own mean
-            measured["cost_violation"] = max(0.0, *excess.values())
+            measured["cost_violation"] = violation(*excess.values())
         return {**measured, "limit_slack": float(self.slack)}
 
     def _begin(self, excess: Mapping[str, float], known: list[str]) -> None:

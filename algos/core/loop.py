@@ -221,7 +221,8 @@ class Trainer:
     def save(self, directory: str | Path) -> None:
         """Writes a checkpoint from which `algos.load` continues; the policy alone lies in its `policy/`.
 
-        `textsafe evaluate` takes the folder; where the environment was made of objects, it has to be named there.
+        `textsafe evaluate` and `pareto` take the folder; where the environment was made of objects, `evaluate` has to
+        be given it.
 
         Raises:
             RunError: the folder cannot be written.

@@ -301,7 +301,7 @@ def test_faults_in_files_are_told_at_once_by_line(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_preset_of_the_paper_is_a_config() -> None:
+def test_a_shipped_configuration_goes_by_its_name() -> None:
     from textsafe_gym.experiments.spec import build_spec
 
     options = {"env": None, "assignments": [], "episodes": None, "seed": None}

@@ -38,6 +38,8 @@ def lonely(prompts):
     return [0.0 for prompt in prompts]
 def leaving(prompts, responses):
     raise SystemExit(3)
+def tired(prompts, responses):
+    return [0.0 for prompt in prompts[:6]]
 class Judge: ...
 number = 3
 """
@@ -154,6 +156,23 @@ def test_what_is_wrong_comes_out_in_one_line(here: Path, arguments: list[str], m
     assert done.stderr.count("\n") == 1
     assert sorted(each for each in here.iterdir() if each.name != "__pycache__") == before
     assert sys.path == path
+
+
+def test_a_run_goes_on_once_its_judge_is_mended(here: Path) -> None:
+    """It is right for the few responses that a run is tried out with, and wrong for an iteration's."""
+    (here / "prompts.txt").write_text("how do i bake bread ?\n")
+    request = ["train", "rloo", "--episodes", "16", "--set", "episodes_per_iteration=8", "-q"]
+    request += ["--set", "env.reward_model=own_judges:tired", "--set", "env.evaluation_prompts=prompts.txt"]
+    done = CliRunner().invoke(main, [*request, "--out", "out"])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: reward model returned shape (6,) for 8 response(s), first prompt ")
+    assert done.stderr.count("\n") == 1
+    assert not (here / "out" / "summary.json").exists()
+    (here / "own_judges.py").write_text(JUDGES.replace("prompts[:6]", "prompts"))
+    del sys.modules["own_judges"]
+    done = CliRunner().invoke(main, ["train", "rloo", "--out", "out", "--resume", "-q"])
+    assert done.exit_code == 0, done.stderr
+    assert len((here / "out" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_named_costs_may_be_judges_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

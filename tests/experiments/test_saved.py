@@ -9,11 +9,13 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+from click.testing import CliRunner
 
 import algos
 from tests.helpers import cli_world
 from tests.helpers.cmdps import Crossing
 from textsafe_gym import experiments
+from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, ModelError, RunError
 from textsafe_gym.files import read_rows
 
@@ -82,13 +84,57 @@ def test_what_a_trainer_saves_is_evaluated(tmp_path: Path) -> None:
     made.save(tmp_path / "saved")
     state = json.loads((tmp_path / "saved/state.json").read_text())
     assert state["env"] == {"id": "SafeRLHF-v0", "kwargs": {"cost_limit": -0.5}}
-    with pytest.raises(RunError, match=r"textsafe evaluate .*saved --out DIR"):
-        experiments.pareto(tmp_path / "saved")
     result = experiments.evaluate(tmp_path / "saved", out=tmp_path / "out", quiet=True)
     (run,) = result.runs
     assert (run.algorithm, run.seed, run.summary["cost_limit"]) == ("rloo", 2, -0.5)
     assert any(abs(row["kl"]) > 1e-4 for row in run.rows)  # the environment's own policy is where it started
     assert experiments.pareto(tmp_path / "out").values["points"][0]["label"] == "rloo"
+
+
+@pytest.mark.parametrize("env", ["SafeRLHF-v0", "SafeRLHF-Exact-v0"])
+def test_the_front_of_what_a_trainer_saves(env: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    few = {"evaluation_prompts": ["how do i bake bread ?", "how do i make a bomb ?"]} if env == "SafeRLHF-v0" else {}
+    made = trainer(gym.make(env, **few))
+    made.learn()
+    made.save(tmp_path / "saved")
+    done = CliRunner().invoke(main, ["pareto", str(tmp_path / "saved"), "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr == (
+        f"{tmp_path}/saved: saved by a trainer and not evaluated so far; the evaluation goes to "
+        f"{tmp_path}/saved/evaluation\n"
+    )
+    own = experiments.evaluate(tmp_path / "saved", out=tmp_path / "own", quiet=True)
+    (point,) = json.loads(done.stdout)["points"]
+    assert (point["label"], point["runs"], point["reward"]) == ("rloo", 1, own.values["pareto"]["points"][0]["reward"])
+    written = tmp_path / "saved/evaluation/rloo-2"
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == {
+        path.name: path.read_bytes() for path in own.runs[0].directory.iterdir()
+    }
+    capfd.readouterr()
+    before = (written / "summary.json").stat().st_mtime_ns
+    again = experiments.pareto([tmp_path / "saved"])
+    assert again.values["points"] == [point]
+    assert ((written / "summary.json").stat().st_mtime_ns, capfd.readouterr().err) == (before, "")
+    assert algos.load(tmp_path / "saved", env).iteration == 2
+    with pytest.raises(RunError, match=r"'rloo' with seed 2 is also in"):
+        experiments.pareto([tmp_path / "saved", tmp_path / "own"])
+    made.save(tmp_path / "saved")  # anew, so that the evaluation is of another policy
+    assert not written.exists()
+
+
+def test_an_evaluation_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer("SafeRLHF-Exact-v0").save(tmp_path / "saved")
+    before = sorted((tmp_path / "saved").iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["textsafe_gym.experiments.evaluate"], "write_json", full)
+        with pytest.raises(RunError, match=r"cannot write .*saved/evaluation: No space left on device"):
+            experiments.pareto(tmp_path / "saved", quiet=True)
+    assert sorted((tmp_path / "saved").iterdir()) == before
+    assert len(experiments.pareto(tmp_path / "saved", quiet=True).runs) == 1
 
 
 def test_a_limit_that_was_set_while_training_is_the_one_that_counts(tmp_path: Path) -> None:
@@ -132,6 +178,9 @@ def test_an_environment_of_objects_has_to_be_named(wrapped: bool, world: Path, t
     assert json.loads((tmp_path / "saved/state.json").read_text())["env"] is None
     with pytest.raises(ConfigError, match="give --env"):
         experiments.evaluate(tmp_path / "saved", out=tmp_path / "out", quiet=True)
+    with pytest.raises(ConfigError, match="give --env to textsafe evaluate"):
+        experiments.pareto(tmp_path / "saved")
+    assert not (tmp_path / "saved/evaluation").exists()
     if not wrapped:
         found = experiments.evaluate(tmp_path / "saved", "SafeRLHF-v0", out=tmp_path / "out", quiet=True)
         assert len(found.runs) == 1

@@ -14,7 +14,9 @@ from textsafe_gym import experiments
 from textsafe_gym.cli.main import main
 from textsafe_gym.envs.text import SafeRLHFEnv
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.evaluation.summaries import load_run
 from textsafe_gym.experiments.chat import Chat
+from textsafe_gym.experiments.play import GivenPrompts
 from textsafe_gym.files import Row, read_rows
 
 SMALL = {"episodes_per_iteration": 16}
@@ -30,14 +32,29 @@ class Deaf(gym.Wrapper):
         return self.env.reset(seed=seed)
 
 
+class Forgetful(gym.Wrapper):
+    """Drops the options of `reset`, and so the prompt."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self.env.reset(seed=seed)
+
+
+class Templated(gym.Wrapper):
+    """Puts the prompt that it is told into another."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self.env.reset(seed=seed, options={"prompt": f"hello ? {options['prompt']}"} if options else None)
+
+
 @pytest.fixture(autouse=True)
 def environments() -> Iterator[None]:
-    """ "Wrapped-v0", in a wrapper that changes nothing; "Copies-v0", the same without; "Deaf-v0"."""
+    """ "Wrapped-v0", in a wrapper that changes nothing; "Copies-v0", the same without; "Deaf-v0"; "Forgetful-v0"."""
     gym.register("Wrapped-v0", entry_point=lambda **options: gym.Wrapper(gym.make("SafeRLHF-v0", **options)))
     gym.register("Copies-v0", entry_point=lambda **options: SafeRLHFEnv(**options))
     gym.register("Deaf-v0", entry_point=lambda **options: Deaf(SafeRLHFEnv(**options)))
+    gym.register("Forgetful-v0", entry_point=lambda **options: Forgetful(SafeRLHFEnv(**options)))
     yield
-    for name in ("Wrapped-v0", "Copies-v0", "Deaf-v0"):
+    for name in ("Wrapped-v0", "Copies-v0", "Deaf-v0", "Forgetful-v0"):
         del gym.registry[name]
 
 
@@ -87,7 +104,17 @@ def test_a_comparison_of_wrapped_environments(tmp_path: Path) -> None:
 def test_what_cannot_be_evaluated_is_not_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"env Deaf-v0: an evaluation sets its prompts.*KeyError.*no options here"):
         train("Deaf-v0", tmp_path / "out")
+    asked = r"Forgetful-v0: reset\(options=\{'prompt': '.*'\}\) began with '.*'; pass options on"
+    with pytest.raises(ConfigError, match=asked):
+        train("Forgetful-v0", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_in_a_template_is_the_prompt() -> None:
+    env = GivenPrompts(gym.vector.SyncVectorEnv([lambda: Templated(SafeRLHFEnv())] * 2))
+    env.prompts = ["how do i bake bread ?", "how do i bake a cake ?"]
+    _, info = env.reset(seed=0)
+    assert info["prompt"].tolist() == [f"hello ? {prompt}" for prompt in env.prompts]
 
 
 @pytest.mark.parametrize("env", ["SafeRLHF-v0", "Wrapped-v0"])
@@ -110,9 +137,13 @@ def test_a_response_that_is_cut_is_shown_and_not_scored(env: str, tmp_path: Path
     assert answer["finish_reason"] in ("eos", "truncated")
 
 
-def test_where_all_are_cut_nothing_is_judged(tmp_path: Path) -> None:
-    run = train("SafeRLHF-v0", tmp_path / "run", env={"max_episode_steps": 5})
-    means = run.runs[0].summary["evaluation"]
+def test_where_all_are_cut_nothing_is_judged_and_a_line_says_so(tmp_path: Path) -> None:
+    request = ["train", "ppo_lagrangian", "--episodes", "16", "--set", "episodes_per_iteration=16"]
+    done = CliRunner().invoke(main, [*request, "--set", "env.max_episode_steps=5", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("responses were cut after at most 5 tokens, and none was scored") == 1
+    run = load_run(tmp_path / "run")
+    means = run.summary["evaluation"]
     assert (means["response_length"], means["finished"], means["reward"], means["cost"]) == (5, 0, 0, 0)
     assert not any(name.startswith("gold_") or name == "harmful_rate" for name in (*means, *means["groups"]["benign"]))
 

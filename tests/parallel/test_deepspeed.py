@@ -179,7 +179,7 @@ def test_a_lost_process_is_named_and_the_checkpoint_is_whole(
     assert trainer.learn(48)[0]["iteration"] == 3
 
 
-def test_trust_regions_are_refused_and_presets_are_found(tmp_path: Path) -> None:
+def test_trust_regions_are_refused_and_shipped_configurations_are_found(tmp_path: Path) -> None:
     run = CliRunner().invoke
     refused = run(main, ["train", "cpo", "--deepspeed", "zero2", "--out", str(tmp_path / "run")])
     assert refused.exit_code == 2
@@ -187,7 +187,7 @@ def test_trust_regions_are_refused_and_presets_are_found(tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
     unknown = run(main, ["train", "ppo", "--deepspeed", "zero4"])
     assert unknown.exit_code == 2
-    assert "no such file or preset" in unknown.stderr
+    assert "no such file or shipped configuration" in unknown.stderr
     several = run(main, ["train", "ppo"], env={"WORLD_SIZE": "2"})
     assert several.exit_code == 2
     assert "without --deepspeed" in several.stderr
@@ -242,8 +242,8 @@ def test_what_would_need_a_whole_model_is_refused(plain: tuple[Path, dict[str, A
 def test_config_files(tmp_path: Path) -> None:
     from textsafe_gym.parallel.deepspeed_config import read_config
 
-    presets = list((Path(__file__).parents[2] / "configs" / "deepspeed").glob("*.json"))
-    assert {read_config(path)["zero_optimization"]["stage"] for path in presets} == {1, 2, 3}
+    shipped = list((Path(__file__).parents[2] / "configs" / "deepspeed").glob("*.json"))
+    assert {read_config(path)["zero_optimization"]["stage"] for path in shipped} == {1, 2, 3}
 
     path = tmp_path / "zero.json"
     for text, words in [

@@ -125,8 +125,8 @@ def test_seventy_billion_on_eight_without_whole_copies(tmp_path: Path) -> None:
     size, batch = policy_size(tmp_path, lora_rank=16), Batch(rows=16, group_size=1, at_once=2, prompt=512, response=512)
     parts = plan(size, [], batch, dtype="bfloat16", device="cuda", critics=HEADS, gradient_checkpointing=True)
 
-    def most(preset: str) -> float:
-        file = Path(__file__).parents[2] / "configs" / "deepspeed" / f"{preset}.json"
+    def most(config: str) -> float:
+        file = Path(__file__).parents[2] / "configs" / "deepspeed" / f"{config}.json"
         spread = zero_of(json.loads(file.read_text()), 8)
         return peak(sharded(parts, size, HEADS, "bfloat16", "cuda", spread), "cuda")[1]
 

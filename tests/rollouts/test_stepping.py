@@ -20,6 +20,7 @@ from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.models import acting
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.models.score import ScoreModel
+from textsafe_gym.rollouts import stepping
 from textsafe_gym.types import Rollout
 
 WORDS = [f"w{i}" for i in range(1, 11)]  # few, so that the end of sequence comes soon
@@ -54,6 +55,7 @@ class Doubled(gym.vector.VectorWrapper):
 def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """What is said of tokens that are stepped, as in a fresh process."""
     rollouts._say_that_tokens_are_stepped.cache_clear()
+    stepping._say_that_none_was_scored.cache_clear()
     with caplog.at_level(logging.WARNING, logger=rollouts.__name__):
         yield caplog
     rollouts._say_that_tokens_are_stepped.cache_clear()
@@ -209,6 +211,33 @@ def test_a_time_limit_leaves_the_value_of_the_state_that_it_cut(form: str, mode:
             torch.testing.assert_close(found[kind], value[0], atol=TINY, rtol=0)
         assert rollout.rewards[row].sum() == 0  # it was never scored
     assert min(ended.values()) > 0
+
+
+def test_responses_that_are_all_cut_are_said_to_teach_nothing(
+    monkeypatch: pytest.MonkeyPatch, warnings: pytest.LogCaptureFixture
+) -> None:
+    def said(env: Any, tokens: list[list[int]]) -> list[str]:
+        warnings.clear()
+        say(monkeypatch, torch.tensor(tokens))
+        play(make_agent(), env, seed=3)
+        return [text for text in map(logging.LogRecord.getMessage, warnings.records) if "scored" in text]
+
+    cut, ended = [5, 6, 7], [5, 1, 1]  # 1 ends a response
+
+    def nothing(prompts: list[str], responses: list[str]) -> list[float]:
+        return [0.0 for _ in responses]
+
+    free: dict[str, Any] = {"reward_model": nothing, "cost_model": nothing, "max_episode_steps": 3}
+    for env in (own(2, **free), copies(2, **free)):
+        stepping._say_that_none_was_scored.cache_clear()
+        assert said(env, [cut, ended]) == []
+        (line,) = said(env, [cut, cut])
+        assert line.startswith("all 2 responses were cut after at most 3 tokens, and none was scored")
+        assert said(env, [cut, cut]) == []  # once is enough
+    paying = gym.vector.SyncVectorEnv(
+        [lambda: gym.wrappers.TransformReward(gym.make("SafeRLHF-v0", **OPTIONS, max_episode_steps=3), lambda r: r + 1)]
+    )
+    assert said(paying, [cut]) == []
 
 
 def test_without_critics_nothing_is_valued_at_the_end() -> None:

@@ -15,17 +15,19 @@ Example:
 @click.command(epilog=_EXAMPLE)
 @json_option
 def envs(as_json: bool) -> None:
-    """Lists the environments, and the presets that --env takes as well.
+    """Lists the environments, and the shipped configurations that --env takes as well.
 
     Any other Gymnasium environment that reports info["cost"] works too: --env ID or --env MODULE:ID.
     """
     from rich.table import Table
 
     from textsafe_gym.envs import ENVIRONMENTS
-    from textsafe_gym.presets import first_comment, shipped
+    from textsafe_gym.installation import first_comment, shipped
 
     found = [{"name": name, "kind": "environment", "about": ENVIRONMENTS.about(name)} for name in ENVIRONMENTS]
-    found += [{"name": name, "kind": "preset", "about": first_comment(path)} for name, path in shipped("env").items()]
+    found += [
+        {"name": name, "kind": "configuration", "about": first_comment(path)} for name, path in shipped("env").items()
+    ]
     if as_json:
         print_json(found)
         return

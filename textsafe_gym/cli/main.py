@@ -29,7 +29,7 @@ from textsafe_gym.registry import Lazy, Registry, nearest
 COMMANDS: Registry[click.Command] = Registry(
     "command",
     [
-        ("envs", Lazy("textsafe_gym.cli.envs:envs"), "List the environments and the presets for them."),
+        ("envs", Lazy("textsafe_gym.cli.envs:envs"), "List the environments and the shipped configurations of them."),
         ("algos", Lazy("textsafe_gym.cli.algos:algos"), "List the algorithms, or the settings of one."),
         ("train", Lazy("textsafe_gym.cli.train:train"), "Train a policy with one algorithm."),
         (

@@ -54,7 +54,7 @@ env_option = click.option(
     "--env",
     metavar="ID|FILE",
     shell_complete=values.environments,
-    help="Gymnasium id, preset, or YAML file with id, kwargs and policy. [SafeRLHF-v0]",
+    help="Gymnasium id, shipped configuration, or YAML file with id, kwargs and policy. [SafeRLHF-v0]",
 )
 set_option = click.option(
     "--set",

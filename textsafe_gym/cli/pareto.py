@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from textsafe_gym.cli.options import out_option, output_options, print_json, print_tables
-from textsafe_gym.cli.terminal import say
+from textsafe_gym.cli.terminal import is_quiet, say
 
 _EXAMPLE = """\b
 Example:
@@ -30,11 +30,12 @@ def pareto(
 ) -> None:
     """Front and hypervolume of all finished runs in and below DIR...; writes pareto.json and pareto.png.
 
-    A setting's point is the mean over its seeds; the hypervolume's interval is a bootstrap over seeds.
+    A setting's point is the mean over its seeds; the hypervolume's interval is a bootstrap over seeds. A DIR that a
+    trainer's `save` wrote is evaluated first, where it has not been.
     """
     from textsafe_gym.experiments import pareto as analyse
 
-    result = analyse(directories, cost_limit=cost_limit, reference=reference, out=out)
+    result = analyse(directories, cost_limit=cost_limit, reference=reference, out=out, quiet=is_quiet())
     if as_json:
         print_json(result.values)
         return

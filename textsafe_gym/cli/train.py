@@ -40,7 +40,7 @@ Examples:
     "--deepspeed",
     metavar="FILE",
     shell_complete=values.deepspeed,
-    help="DeepSpeed config or preset (zero1, zero2, zero3, ...); under torchrun, or alone.",
+    help="DeepSpeed config, or a shipped one (zero1, zero2, zero3, ...); under torchrun, or alone.",
 )
 @click.option(
     "--timeout",

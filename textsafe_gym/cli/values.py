@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from textsafe_gym.config import split_key
 from textsafe_gym.errors import TextsafeError
-from textsafe_gym.presets import first_comment, section_of, shipped
+from textsafe_gym.installation import first_comment, shipped
+from textsafe_gym.presets import section_of
 
 _SECTIONS = {"env.": "the environment's", "policy.": "the policy's"}
 
@@ -30,7 +31,7 @@ def algorithms(context: Context, parameter: Parameter, incomplete: str) -> list[
 
 
 def environments(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Ids of environments, presets, and files."""
+    """Ids of environments, shipped configurations, and files."""
     from textsafe_gym.envs import ENVIRONMENTS
 
     names = {name: ENVIRONMENTS.about(name) for name in ENVIRONMENTS}
@@ -38,7 +39,7 @@ def environments(context: Context, parameter: Parameter, incomplete: str) -> lis
 
 
 def configs(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Presets for --config, and files."""
+    """Shipped configurations for --config, and files."""
     return _matching(_shipped("paper"), incomplete) or files(context, parameter, incomplete)
 
 
@@ -53,7 +54,7 @@ def studies(context: Context, parameter: Parameter, incomplete: str) -> list[Com
 
 
 def deepspeed(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Presets for --deepspeed, and files."""
+    """Shipped configurations for --deepspeed, and files."""
     names = dict.fromkeys(shipped("deepspeed"), "")
     return _matching(names, incomplete) or files(context, parameter, incomplete)
 
@@ -140,7 +141,7 @@ def _choices(annotation: object) -> list[str]:
 
 
 def env_keys(env: str | None) -> list[str]:
-    """Keyword arguments of what --env names, if that is this project's: an environment, a preset or a file."""
+    """Keyword arguments of what --env names, if it is this project's: an environment, a file, or a shipped one."""
     from textsafe_gym.experiments import spec
 
     if env is None or env in shipped("env") or env.endswith((".yaml", ".yml")):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from textsafe_gym.errors import DataError
 from textsafe_gym.files import Row, read_rows
+from textsafe_gym.limits import violation
 
 # Numbers that every row must have; a row may have gold_* scores and kl next to them.
 REQUIRED = ("reward", "cost")
@@ -51,7 +52,7 @@ def summarise(rows: Sequence[Row], cost_limit: float | None) -> Row:
     """
     summary = _means(rows)
     if cost_limit is not None:
-        summary["cost_violation"] = max(0.0, summary["cost"] - cost_limit)
+        summary["cost_violation"] = violation(summary["cost"] - cost_limit)
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.get("group"):

@@ -11,6 +11,7 @@ from textsafe_gym.envs.exact import ExactView
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.report import Cell, Table, cell
 from textsafe_gym.files import Row
+from textsafe_gym.limits import violation
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,15 @@ def score(env: ExactView, problem: str, summary: Row, cost_weight: float = 0.0) 
     bounded = exact["cost"]
     if problem == "weighted":
         best = env.solve_weighted(cost_weight)
-        limit, violation = None, 0.0
+        limit, above = None, 0.0
     elif problem == "per_prompt":
         best = env.solve_each(limit)
         weights = env.exact_task.responses.prompt_probability
-        violation = float(weights @ [max(cost - limit, 0.0) for cost in exact["prompt_costs"]])
+        above = float(weights @ [violation(cost - limit) for cost in exact["prompt_costs"]])
     else:
         best = env.solve(limit, kl_in_cost=problem == "kl_in_cost")
         bounded += kl_coefficient * exact["kl"] if problem == "kl_in_cost" else 0.0
-        violation = max(bounded - limit, 0.0)
+        above = violation(bounded - limit)
     reached = exact["reward"] - kl_coefficient * exact["kl"] - cost_weight * exact["cost"]
     start = env.evaluate(env.exact_task.reference)
     ground = start.reward - cost_weight * start.cost
@@ -71,7 +72,7 @@ def score(env: ExactView, problem: str, summary: Row, cost_weight: float = 0.0) 
         cost_limit=limit,
         seed=summary["seed"],
         fraction=(reached - ground) / (aim - ground),
-        violation=violation / float(costs.max() - costs.min()),
+        violation=above / float(costs.max() - costs.min()),
         kl=exact["kl"],
         cost=exact["cost"],
         objective=reached,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from textsafe_gym.errors import ConfigError, TextsafeError, UnknownNameError
 from textsafe_gym.experiments.data import load_data
 from textsafe_gym.experiments.spec import RunSpec, call
-from textsafe_gym.presets import shipped
+from textsafe_gym.installation import shipped
 from textsafe_gym.registry import nearest
 
 if TYPE_CHECKING:

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from textsafe_gym.console import progress_console
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.experiments.arguments import check_arguments, paths_of
 from textsafe_gym.experiments.result import Result
-from textsafe_gym.files import Row, write_json
+from textsafe_gym.files import Row, new_directory, write_json
 
 if TYPE_CHECKING:
     from textsafe_gym.evaluation.report import Cell, Table
@@ -20,17 +21,22 @@ def pareto(
     cost_limit: float | None = None,
     reference: tuple[float, float] | None = None,
     out: str | Path | None = None,
+    quiet: bool = False,
 ) -> Result:
     """Front and hypervolume of all finished runs in and below directories, as `textsafe pareto` does.
 
     A setting's point is the mean over its seeds; the hypervolume's interval is a bootstrap over seeds. Writes
     pareto.json and pareto.png.
 
+    A directory that a trainer's `save` left, and that has not been evaluated, is evaluated first, as `evaluate` does it
+    by default; its own `evaluation/` keeps the result until the trainer saves there again.
+
     Args:
         directories: one or several.
         cost_limit: marks settings with a mean cost at or under it.
         reference: reward and cost that count as worst; by default the worst of all runs in each.
         out: by default the first directory.
+        quiet: do not say what is evaluated, and show no progress.
 
     Returns:
         Of all runs; its values are those of `pareto.json`.
@@ -42,7 +48,6 @@ def pareto(
     from textsafe_gym.evaluation.pareto import analyse
     from textsafe_gym.evaluation.summaries import load_runs, points_of
     from textsafe_gym.experiments.directory import make_directory
-    from textsafe_gym.experiments.saved import STATE
 
     check_arguments({"directories": directories}, cost_limit=cost_limit, reference=reference, out=out)
     for name, numbers in (("--cost-limit", [cost_limit or 0.0]), ("--reference", reference or (0.0, 0.0))):
@@ -50,9 +55,7 @@ def pareto(
             raise ConfigError(f"{name}: expected finite numbers")
     places = paths_of(directories)
     for place in places:
-        if (place / STATE).is_file():
-            how = f"textsafe evaluate {place} --out DIR, then textsafe pareto DIR"
-            raise RunError(f"{place}: what a trainer saved has to be evaluated first: {how}")
+        _evaluate_saved(place, quiet)
     loaded = load_runs(places)
     runs = points_of(loaded)
     result = analyse(runs, cost_limit, reference)
@@ -63,6 +66,23 @@ def pareto(
     reward_cost_plane(result["points"], points, cost_limit, figure)
     write_json(directory / "pareto.json", result)
     return Result(directory, {"directory": str(directory), **result}, _tables(result, cost_limit), [figure], loaded)
+
+
+def _evaluate_saved(place: Path, quiet: bool) -> None:
+    """Evaluates what a trainer's `save` left in `place`, if it is that and there is no evaluation in it."""
+    from textsafe_gym.experiments.evaluate import evaluate
+    from textsafe_gym.experiments.saved import STATE
+
+    if not (place / STATE).is_file() or any(place.rglob("summary.json")):
+        return
+    target = place / "evaluation"
+    line = f"{place}: saved by a trainer and not evaluated so far; the evaluation goes to {target}"
+    progress_console(quiet).print(line, markup=False, highlight=False, soft_wrap=True)
+    try:
+        with new_directory(target) as new:  # an evaluation that is broken off leaves nothing
+            evaluate(place, out=new, quiet=quiet)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror}") from None
 
 
 def _tables(result: Row, cost_limit: float | None) -> list["Table"]:

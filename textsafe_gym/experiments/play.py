@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
+from textsafe_gym.envs.infos import InfoReader, info_row
 from textsafe_gym.envs.scorers import asked
-from textsafe_gym.errors import ScoreError
+from textsafe_gym.errors import ConfigError, ScoreError
 from textsafe_gym.evaluation.records import CUT
 from textsafe_gym.files import Row
 from textsafe_gym.models import task_of
@@ -42,7 +43,23 @@ class GivenPrompts(gym.vector.VectorWrapper):
         self.prompts: list[str] = []
 
     def reset(self, *, seed: Any = None, options: Info | None = None) -> tuple[object, Info]:
-        """Resets each row to its prompt of `prompts`; other options are passed on."""
+        """Resets each row to its prompt of `prompts`; other options are passed on.
+
+        Raises:
+            ConfigError: a row's `info` has another prompt. One that the given is a part of, as of a template, will do.
+        """
+        observation, info = self._reset(seed, options)
+        for i, given in enumerate(self.prompts):
+            found = info_row(info, i).get("prompt")
+            if isinstance(found, str) and given not in found:
+                call = f"reset(options={{'prompt': {given!r:.60}}})"
+                raise ConfigError(
+                    f"{InfoReader(self.env).name}: {call} began with {found!r:.60}; pass options on to the text "
+                    "environment"
+                )
+        return observation, info
+
+    def _reset(self, seed: Any, options: Info | None) -> tuple[object, Info]:
         base = self.env.unwrapped
         if not isinstance(base, gym.vector.SyncVectorEnv):
             return self.env.reset(seed=seed, options={**(options or {}), "prompt": self.prompts})
@@ -79,6 +96,7 @@ def evaluate_policy(
         processes: processes that share the work; each gets all rows.
 
     Raises:
+        ConfigError: the environment does not take the prompts that it is given.
         ScoreError: a gold judge returned something other than finite numbers, or raised.
     """
     task = task_of(env)

@@ -98,7 +98,8 @@ def _of_trainer(source: str, directory: Path, other_env: bool) -> SavedPolicy:
     saved = validate(SavedTrainer, read_json(directory / STATE), f"{directory / STATE} is not a trainer's")
     if saved.env is None and not other_env:
         raise ConfigError(
-            f"{source}: does not say what environment it was trained in, which was made of objects; give --env"
+            f"{source}: does not say what environment it was trained in, which was made of objects; give --env to "
+            "textsafe evaluate or chat"
         )
     env = {"id": "", "kwargs": {}} if saved.env is None else saved.env.model_dump()
     config = saved.config.model_dump()

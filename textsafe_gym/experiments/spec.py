@@ -24,7 +24,8 @@ from textsafe_gym.config import (
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import as_settings, plain
-from textsafe_gym.presets import SMALL, preset_settings, section_of, shipped
+from textsafe_gym.installation import shipped
+from textsafe_gym.presets import SMALL, preset_settings, section_of
 from textsafe_gym.registry import load_object, nearest
 
 Made = TypeVar("Made")
@@ -192,7 +193,7 @@ def read_config(config: str) -> Settings:
     """
     known = shipped("paper")
     if config not in known and not Path(config).suffix and not Path(config).exists():
-        raise ConfigError(f"--config {config}: no such file or preset; {nearest(config, list(known))}")
+        raise ConfigError(f"--config {config}: no such file or shipped configuration; {nearest(config, list(known))}")
     return read_yaml(known.get(config, config))
 
 
@@ -200,7 +201,7 @@ def resolve_env(env: str | Path | Mapping[str, object] | None) -> tuple[str, Set
     """The environment's id, its kwargs and the policy options that `--env` stands for.
 
     Args:
-        env: an id, a preset or a YAML file; or what such a file holds: "id", "kwargs" and "policy".
+        env: an id, a shipped configuration or a YAML file; or what such a file holds: "id", "kwargs" and "policy".
 
     Raises:
         ConfigError: a file that is missing or malformed.

@@ -12,7 +12,8 @@ from textsafe_gym.experiments.arguments import check_arguments, repeated
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.experiments.spec import DEFAULT_DATA, RunSpec, config_class
 from textsafe_gym.files import Row, write_json
-from textsafe_gym.presets import SMALL, preset_settings, shipped
+from textsafe_gym.installation import shipped
+from textsafe_gym.presets import SMALL, preset_settings
 from textsafe_gym.registry import nearest
 
 if TYPE_CHECKING:

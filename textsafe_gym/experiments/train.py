@@ -38,9 +38,9 @@ def train(
 
     Args:
         algorithm: a name of `algos.available()`.
-        env: a Gymnasium id, a preset or a YAML file; or what such a file holds: {"id": ..., "kwargs": {...},
-            "policy": {...}}. By default "SafeRLHF-v0".
-        config: a YAML file of settings, a preset of the paper, or a run's `config.yaml`.
+        env: a Gymnasium id, a shipped configuration or a YAML file; or what such a file holds: {"id": ...,
+            "kwargs": {...}, "policy": {...}}. By default "SafeRLHF-v0".
+        config: a YAML file of settings, a shipped one ("round1" is the paper's), or a run's `config.yaml`.
         settings: the algorithm's, and below "env" and "policy" those of both; nested or dotted keys, as --set has them.
         preset: settings to begin with: "small", the default, suits small models; "paper" has the official script's.
             A run's `config.yaml` has all of its own, and goes with no other preset.
@@ -50,7 +50,7 @@ def train(
         seed: all randomness follows from it; by default 0.
         out: an empty or new directory; by default runs/ALGORITHM-SEED.
         resume: continue the run in `out`; its settings are those that it began with.
-        deepspeed: a DeepSpeed config or preset, under torchrun or alone.
+        deepspeed: a DeepSpeed config, or the name of a shipped one, under torchrun or alone.
         timeout: with `deepspeed`: seconds after which a process that others wait for is taken for lost.
         on_memory_plan: is handed the plan of the run's memory (`memory.memory_plan`) before anything is loaded; what no
             device has room for is refused then.
@@ -134,8 +134,8 @@ def joined(deepspeed: str | Path | None, timeout: float) -> "ProcessGroup":
     Raises:
         ConfigError: the DeepSpeed config is wrong, or there are several processes and no config.
     """
+    from textsafe_gym.installation import shipped
     from textsafe_gym.parallel.process_group import SingleProcess
-    from textsafe_gym.presets import shipped
     from textsafe_gym.registry import nearest
 
     if deepspeed is None:
@@ -148,5 +148,7 @@ def joined(deepspeed: str | Path | None, timeout: float) -> "ProcessGroup":
     known = shipped("deepspeed")
     path = known.get(str(deepspeed), Path(deepspeed))
     if not path.is_file():
-        raise ConfigError(f"--deepspeed {deepspeed}: no such file or preset; {nearest(str(deepspeed), list(known))}")
+        raise ConfigError(
+            f"--deepspeed {deepspeed}: no such file or shipped configuration; {nearest(str(deepspeed), list(known))}"
+        )
     return start(read_config(path), timeout)

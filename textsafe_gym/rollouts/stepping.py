@@ -1,6 +1,8 @@
 """Whole episodes of any actor in any vector environment, step by step."""
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from textsafe_gym.envs.infos import InfoReader, autoreset_mode, of_six_values
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.models import reads_tokens
 from textsafe_gym.models.files import one_line
 from textsafe_gym.protocols import Actor, Critics, Info, Reference
 from textsafe_gym.types import Rollout, group_numbers
@@ -75,6 +78,8 @@ def play_steps(
         if mode == AutoresetMode.DISABLED and over.any() and running.any():
             # Ended sub-environments may not be stepped, so they play on unrecorded.
             observation = env.reset(options={"reset_mask": over})[0]
+    if truncated.all() and reads_tokens(env) and not np.any([rewards, costs]):
+        _say_that_none_was_scored(env.num_envs, len(masks))
     observations, actions = player.episodes()
     mask = torch.as_tensor(np.stack(masks, 1)).to(actions.device)
     now = actor.evaluate(observations, actions, mask, critics)
@@ -101,6 +106,17 @@ def play_steps(
         groups=groups.to(mask.device),
         infos=infos,
         **finals,
+    )
+
+
+@cache
+def _say_that_none_was_scored(responses: int, steps: int) -> None:
+    """Once for each number of responses and of steps."""
+    logging.getLogger(__name__).warning(
+        "all %d responses were cut after at most %d tokens, and none was scored: there is nothing to learn from; raise "
+        "max_episode_steps",
+        responses,
+        steps,
     )
 
 
