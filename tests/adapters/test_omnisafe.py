@@ -490,6 +490,13 @@ def test_the_logged_kl_is_that_of_the_step() -> None:
     assert 0.005 < row["step_kl"] <= 0.01  # near the bound, as the first step's quadratic model says
 
 
+@pytest.mark.parametrize("name", ["episodes", "episodes_per_iteration"])
+def test_one_episode_is_the_fewest(name: str) -> None:
+    assert getattr(made("PPO", **{name: 1}).config, name) == 1
+    with pytest.raises(ConfigError, match=name):
+        made("PPO", **{name: 0})
+
+
 def test_an_environment_without_costs_is_refused(tmp_path: Path) -> None:
     omnisafe.register("CartPole-v1")
     with pytest.raises(ConfigError, match=r"CartPole-v1 gives no info\['cost'\]"):

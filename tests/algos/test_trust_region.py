@@ -43,6 +43,11 @@ def region(env: Any, config: TrustRegionConfig = CONFIG, episodes: int = 24) -> 
     return found
 
 
+def difference(around: TrustRegion) -> float:
+    """The length of the step of its Fisher-vector products, a ten-thousandth of the parameters'."""
+    return 1e-4 * max(1.0, float(around.start.norm()))
+
+
 def advantages(rollout: Rollout, seed: int) -> Tensor:
     noise = torch.randn(rollout.mask.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return noise * rollout.mask
@@ -79,10 +84,15 @@ def exact_fisher(around: TrustRegion) -> Tensor:
 def test_fisher_products_are_the_hessian_of_the_kl(env: Any) -> None:
     around = region(env)
     fisher = exact_fisher(around)
+    step = difference(around)
     for seed in range(5):
         v = torch.randn(len(fisher), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        # A difference quotient over 1e-4 of the parameters' length: not rounding, but the next term of the series.
-        torch.testing.assert_close(around.fisher(v), fisher @ v, rtol=0, atol=2e-3 * float((fisher @ v).norm()))
+        exact, there, back = fisher @ v, around.fisher(v), around.fisher(-v)
+        # A difference quotient: its error is not rounding, but the next term of the series, half the step times the
+        # third derivative, here up to 1.6 times the second; without that term, which is the same to both sides, the one
+        # after it, of the order of the step's square.
+        assert (there - exact).norm() < 2 * step * exact.norm()
+        assert ((there - back) / 2 - exact).norm() < 2 * step**2 * exact.norm()
     # Damping is added; and the policy stands where it stood, to the last bit.
     config = CONFIG.model_copy(update={"damping": 0.7})
     damped = TrustRegion(around.actor, around.rollout, config, torch.Generator(), 5)
@@ -102,8 +112,10 @@ def test_the_surrogates_gradient_is_its_slope(env: Any) -> None:
         around.move(-1e-5 * v)
         slope = (forward - around.surrogates(weights)[0]) / 2e-5
         around.move(None)
-        # The step is 7e-5 long: the third derivative adds its square, 5e-9, and rounding eps / 2e-5 = 1e-11.
-        assert slope == pytest.approx(gradient.dot(v).item(), rel=1e-5)
+        # The third derivative adds the square of the step's length, some 7e-5, and rounding eps / 2e-5 = 1e-11.
+        assert slope == pytest.approx(
+            gradient.dot(v).item(), abs=float((1e-5 * v).norm()) ** 2 * float(gradient.norm())
+        )
     assert around.surrogates(weights)[0] == 0.0
 
 
@@ -112,7 +124,9 @@ def test_conjugate_gradients_solve() -> None:
     matrix = rng.normal(size=(30, 30))
     spd = torch.as_tensor(matrix @ matrix.T + np.eye(30))
     b = torch.as_tensor(rng.normal(size=30))
-    torch.testing.assert_close(conjugate_gradient(lambda v: spd @ v, b, 60), torch.linalg.solve(spd, b))
+    # No eigenvalue is below 1, so that the error is no longer than the residual, and that is what stops the solver.
+    error = conjugate_gradient(lambda v: spd @ v, b, 60, tolerance=1e-10) - torch.linalg.solve(spd, b)
+    assert error.norm() <= 1e-10 * b.norm()
     assert (conjugate_gradient(lambda v: spd @ v, torch.zeros(30, dtype=torch.float64), 10) == 0).all()
 
 
@@ -125,30 +139,60 @@ def test_conjugate_gradients_stop_where_the_residual_is_small_enough() -> None:
         return matrix @ v
 
     b = torch.tensor([1.0, 1.0, 1e-7], dtype=torch.float64)
-    torch.testing.assert_close(
-        conjugate_gradient(product, b, 60)[:2], torch.tensor([1.0, 0.25]).double(), rtol=1e-5, atol=0
-    )
+    error = matrix.inverse() @ b - conjugate_gradient(product, b, 60)
+    assert error.norm() <= 1e-6 * b.norm()  # as the residual that it stops at by default: the least eigenvalue is 1
     assert len(products) == 2
     conjugate_gradient(product, b, 60, tolerance=1e-9)
     assert len(products) == 2 + 3
 
 
+# Sequential quadratic programming stops where the value changed by less than this, and the constraints are violated by
+# less; by ten times that where its search direction no longer descends.
+FTOL = 1e-9
+
+
 def brute_force(fisher: Any, g: Any, b: Any, c: float, delta: float, case: str) -> tuple[float, Any]:
-    """The quadratic program by sequential quadratic programming: its value and its step."""
-    inside = {"type": "ineq", "fun": lambda x: delta - 0.5 * x @ fisher @ x, "jac": lambda x: -fisher @ x}
-    keeps = {"type": "ineq", "fun": lambda x: -c - b @ x, "jac": lambda x: -b}
-    options: Any = {"maxiter": 1000, "ftol": 1e-15}
-    p = np.linalg.solve(fisher, b)
-    if case == "recovery":
-        found = scipy.optimize.minimize(
-            lambda x: b @ x, 0 * b, jac=lambda x: b, constraints=[inside], method="SLSQP", options=options
-        )
-    else:
-        start = -p / (b @ p) * max(c, 0)
-        found = scipy.optimize.minimize(
-            lambda x: -g @ x, start, jac=lambda x: -g, constraints=[inside, keeps], method="SLSQP", options=options
-        )
-    return float(found.fun), found.x
+    """The quadratic program by sequential quadratic programming: its value and its step.
+
+    It is solved for y, where the step is `to` @ y, the trust region |y| <= 1, and g and b have length 1, so that what
+    FTOL means does not depend on their sizes.
+    """
+    to = math.sqrt(2 * delta) * np.linalg.inv(np.linalg.cholesky(fisher)).T
+    aim = to.T @ (b if case == "recovery" else -g)
+    size, reach = np.linalg.norm(aim), np.linalg.norm(to.T @ b)
+    aim, slope, over = aim / size, to.T @ b / reach, c / reach
+    inside = {"type": "ineq", "fun": lambda y: (1 - y @ y) / 2, "jac": lambda y: -y}
+    keeps = {"type": "ineq", "fun": lambda y: -over - slope @ y, "jac": lambda y: -slope}
+    found = scipy.optimize.minimize(
+        lambda y: aim @ y,
+        0 * slope if case == "recovery" else -max(over, 0) * slope,
+        jac=lambda y: aim,
+        constraints=[inside] if case == "recovery" else [inside, keeps],
+        method="SLSQP",
+        options={"maxiter": 1000, "ftol": FTOL},
+    )
+    assert found.success, found.message
+    return float(size * found.fun), to @ found.x
+
+
+def accuracy(q: float, s: float, delta: float, alpha: float, beta: float, case: str) -> tuple[float, float]:
+    """How far `brute_force` may be from the optimum: in its value, as a share of what the best step of all gains, and
+    in its step, as a share of the trust region's radius.
+
+    The value by what it changed last, and by each constraint's violation times its multiplier. The Lagrangian's second
+    derivative is the trust region's multiplier, so that it rises by half of that times the squared distance; it is off
+    by as much as the value, and by the violations once more.
+
+    Args:
+        q, s: as for `cpo_step`.
+        delta: half the squared radius.
+        alpha, beta: of the optimum, whose multipliers are 1 / alpha and beta / alpha in the problem's own units.
+        case: as from `cpo_step`.
+    """
+    bounds = case in ("free", "recovery")
+    region = 1.0 if bounds else math.sqrt(2 * delta / q) / alpha
+    limit = 0.0 if bounds else math.sqrt(s / q) * beta / alpha
+    return 10 * FTOL * (1 + region + limit), math.sqrt(20 * FTOL * (1 + 2 * region + 2 * limit) / region)
 
 
 @pytest.mark.parametrize("case", ["free", "feasible", "infeasible", "recovery"])
@@ -173,8 +217,10 @@ def test_cpos_step_solves_its_quadratic_program(case: str) -> None:
         assert found == ("recovery" if c >= reach else "free" if c < -reach else "infeasible" if c >= 0 else "feasible")
         step = alpha * x - beta * p
         value, best = brute_force(fisher, g, b, c, delta, case)
-        assert (b @ step if case == "recovery" else -g @ step) == pytest.approx(value, rel=1e-4)
-        np.testing.assert_allclose(step, best, atol=2e-2 * np.abs(best).max())
+        of_value, of_step = accuracy(g @ x, b @ p, delta, alpha, beta, case)
+        gain = reach if case == "recovery" else math.sqrt(2 * delta * (g @ x))
+        assert (b @ step if case == "recovery" else -g @ step) == pytest.approx(value, abs=of_value * gain)
+        assert (step - best) @ fisher @ (step - best) <= of_step**2 * 2 * delta
         assert 0.5 * step @ fisher @ step <= delta * (1 + 1e-9)
         if case != "recovery":
             assert c + b @ step <= 1e-9 * reach
@@ -189,11 +235,18 @@ def test_the_whole_step_of_a_policy_solves_the_quadratic_program(env: Any, exces
     g, b = around.gradients(reward, cost)
     x, p = around.solve(g), around.solve(b)
     case, alpha, beta = cpo_step(g.dot(x).item(), g.dot(p).item(), b.dot(p).item(), excess, config.max_kl)
-    fisher = (exact_fisher(around) + 0.05 * torch.eye(len(g), dtype=torch.float64)).numpy()
-    value, best = brute_force(fisher, g.numpy(), b.numpy(), excess, config.max_kl, case)
-    step = (alpha * x - beta * p).numpy()
-    assert (b.numpy() @ step if case == "recovery" else -g.numpy() @ step) == pytest.approx(value, rel=1e-2)
-    assert np.linalg.norm(step - best) < 0.05 * np.linalg.norm(best)
+    fisher = exact_fisher(around) + 0.05 * torch.eye(len(g), dtype=torch.float64)
+    value, best = brute_force(fisher.numpy(), g.numpy(), b.numpy(), excess, config.max_kl, case)
+    step = alpha * x - beta * p
+    # Products are off by up to 2 * `difference` of themselves, and so is what the solver takes for g and b. x and p
+    # miss by F⁻¹ times that, and g @ x and g @ p, as g = F @ x, by x times it; twice, since alpha and beta follow.
+    missed = [(fisher @ x - g).norm(), (fisher @ p - b).norm()]
+    assert missed[0] < 2 * difference(around) * g.norm()
+    assert missed[1] < 2 * difference(around) * b.norm()
+    off = 2 * float(alpha * missed[0] + beta * missed[1])
+    assert case != "recovery"
+    assert -g.dot(step).item() == pytest.approx(value, abs=float(x.norm()) * off)
+    assert np.linalg.norm(step.numpy() - best) < float(torch.linalg.matrix_norm(fisher.inverse(), 2)) * off
 
 
 def test_a_constraint_without_slope_is_no_constraint() -> None:
@@ -211,15 +264,21 @@ def test_pcpos_step_is_the_projection() -> None:
         c, delta = float(rng.normal()), 0.05
         forward, back = pcpo_step(g @ x, g @ p, b @ p, c, delta)
         free = math.sqrt(2 * delta / (g @ x)) * x
-        # argmin ½(s - free)ᵀF(s - free) subject to c + bᵀs <= 0
+        # argmin ½(s - free)ᵀF(s - free) subject to c + bᵀs <= 0, with s = free + `to` @ y and b of length 1
+        to = np.linalg.inv(np.linalg.cholesky(fisher)).T
+        reach = np.linalg.norm(to.T @ b)
+        slope, over = to.T @ b / reach, (c + b @ free) / reach
         found = scipy.optimize.minimize(
-            lambda s, f=fisher, o=free: 0.5 * (s - o) @ f @ (s - o),
-            free,
-            constraints=[{"type": "ineq", "fun": lambda s, b=b, c=c: -c - b @ s}],
+            lambda y: 0.5 * y @ y,
+            np.zeros(8),
+            jac=lambda y: y,
+            constraints=[{"type": "ineq", "fun": lambda y, o=over, b=slope: -o - b @ y, "jac": lambda y, b=slope: -b}],
             method="SLSQP",
-            options={"ftol": 1e-14, "maxiter": 500},
+            options={"ftol": FTOL},
         )
-        np.testing.assert_allclose(forward * x - back * p, found.x, atol=1e-4)
+        # As in `accuracy`: half the squared distance has the second derivative 1, and its multiplier is `over`.
+        away = forward * x - back * p - free - to @ found.x
+        assert away @ fisher @ away <= 20 * FTOL * (1 + 2 * max(over, 0))
         moved += back > 0
     assert 5 < moved < 25
 

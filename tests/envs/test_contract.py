@@ -278,6 +278,27 @@ def test_bad_scores_name_the_model_the_row_and_the_prompt(task_options: dict[str
         assert "'please'" in message
 
 
+def test_what_a_judge_raises_says_which_judge_and_where(task_options: dict[str, Any]) -> None:
+    def inner(prompts: list[str], responses: list[str]) -> list[float]:
+        return [1.0 / len(response) for response in responses]
+
+    def divides(prompts: list[str], responses: list[str]) -> list[float]:
+        return inner(prompts, responses)
+
+    def takes_one(prompts: list[str]) -> list[float]:
+        return [0.0 for _ in prompts]
+
+    own = divides.__code__.co_firstlineno + 1  # its own line, not that of what it calls
+    for judge, said in [
+        (divides, rf"divides raised ZeroDivisionError: .* \(test_contract\.py:{own}\)"),
+        (takes_one, r"takes_one raised TypeError: .* \(scorers\.py:\d+\)"),  # none of its lines ran
+    ]:
+        env = make(task_options, cost_model=judge)
+        env.reset(options={"prompt": "please"})
+        with pytest.raises(ScoreError, match=f"^cost model: .*{said}, given 1 response.*'please'$"):
+            env.step(EOS)
+
+
 def test_scores_of_torch_are_taken(task_options: dict[str, Any]) -> None:
     import torch
 

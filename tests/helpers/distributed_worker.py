@@ -127,7 +127,7 @@ def main(folder: Path, job: str) -> None:
                 rows = trainer.learn(2 * EPISODES)
                 if algorithm == "ppo_lagrangian":
                     trainer.save(folder / f"{name}-2")
-                rows += trainer.learn()
+                    rows += trainer.learn()
                 keep(folder, f"{name}-{algorithm}", processes, result(trainer, rows))
             if name == "zero2":
                 offline = trainer_of(folder, "dpo", processes, micro_batch_size=2)
@@ -136,7 +136,7 @@ def main(folder: Path, job: str) -> None:
             keep(folder, f"{name}-resumed", processes, result(resumed, resumed.learn()))
         processes = start(configs["zero3"])
         lora = trainer_of(folder, "ppo_lagrangian", processes, policy={"lora_rank": 2})
-        keep(folder, "zero3-lora", processes, result(lora, lora.learn()))
+        keep(folder, "zero3-lora", processes, result(lora, lora.learn(2 * EPISODES)))
     elif job == "stream":
         stream(folder, start(streaming()))
         processes = start(streaming(offload_optimizer=cpu, offload_param=cpu))

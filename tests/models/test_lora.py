@@ -12,6 +12,7 @@ from tests.helpers.models_doubles import KINDS, TextVectorEnv, agent_of, make_cl
 from tests.helpers.rounding import TINY, same_tensors, tiny_gradient
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models.causal_lm import CausalLMActor
+from textsafe_gym.models.lora import tokenizer_of
 from textsafe_gym.models.score import ScoreModel
 from textsafe_gym.types import Agent
 
@@ -115,6 +116,20 @@ def test_a_saved_adapter_is_the_policy_again(folder: Path, tmp_path: Path) -> No
     assert_close(log_probs(loaded, further), further.reference_log_probs)
     twice = load(tmp_path / "twice")
     assert_close(log_probs(twice, further), further.log_probs)
+
+
+def test_an_adapters_own_tokenizer_comes_before_its_base_models(llama: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    load(llama, lora_rank=2).actor.save(adapter)
+    own = make_tokenizer()
+    own.chat_template = "own"
+    own.save_pretrained(adapter)
+    assert tokenizer_of(adapter, "policy").chat_template == "own"
+    for path in adapter.iterdir():
+        if not path.name.startswith("adapter"):
+            path.unlink()
+    assert tokenizer_of(adapter, "policy").chat_template is None
+    assert tokenizer_of(adapter, "policy").get_vocab() == own.get_vocab()
 
 
 @pytest.mark.parametrize("partial", PARTIAL)

@@ -61,6 +61,8 @@ def test_without_a_template_nothing_is_added() -> None:
     assert prompt_ids(tokenizer, ["w1 w2"]) == [[W + 1, W + 2]]
     assert prompt_ids(tokenizer, ["w1 w2"], 1) == [[W + 2]]
     assert pair_ids(tokenizer, ["w1"], ["w2"]) == [[W + 1, W + 2, tokenizer.eos_token_id]]
+    both = [[W + 2, W + 3, W + 4, W + 5, tokenizer.eos_token_id], [W + 2, W + 3, W + 6, tokenizer.eos_token_id]]
+    assert answers_ids(tokenizer, "w1 w2 w3", ["w4 w5", "w6"], 5) == both  # the longer answer decides for both
 
 
 def test_too_long_prompts_lose_their_texts_beginning_and_never_the_template() -> None:

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from gymnasium.spaces import Box, Discrete
 
-from tests.helpers.distributed_worker import OPTIONS, STREAMED, played, result, trainer_of
+from tests.helpers.distributed_worker import EPISODES, OPTIONS, STREAMED, played, result, trainer_of
 from tests.helpers.models_doubles import make_lm, make_tokenizer
 from tests.helpers.rounding import TINY, assert_same_updates, tiny_gradient
 from textsafe_gym.cli.main import main
@@ -48,7 +48,10 @@ def launch(folder: Path, job: str, processes: int = 2) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A folder with a model, a checkpoint after two iterations, and what one process comes to."""
+    """A folder with a model, a checkpoint after two iterations, and what one process comes to.
+
+    Two iterations are each thing that is done once or again; what goes on from a checkpoint has four.
+    """
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("distributed")
     make_lm().save_pretrained(folder / "model")
@@ -57,17 +60,17 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     for name in OPTIONS:
         trainer = trainer_of(folder, name)
         start = result(trainer, [])["tensors"]
-        rows = trainer.learn(trainer.config.episodes // 2)
+        rows = trainer.learn(2 * EPISODES)
         if name == "ppo_lagrangian":
             trainer.save(folder / "plain-2")
-        rows += trainer.learn()
+            rows += trainer.learn()
         found[name] = {**result(trainer, rows), "start": start}
-    for name, trainer in {
-        "lora": trainer_of(folder, "ppo_lagrangian", policy={"lora_rank": 2}),
-        "dpo": trainer_of(folder, "dpo"),
-    }.items():
+    for name, trainer, episodes in [
+        ("lora", trainer_of(folder, "ppo_lagrangian", policy={"lora_rank": 2}), 2 * EPISODES),
+        ("dpo", trainer_of(folder, "dpo"), None),
+    ]:
         start = result(trainer, [])["tensors"]
-        found[name] = {**result(trainer, trainer.learn()), "start": start}
+        found[name] = {**result(trainer, trainer.learn(episodes)), "start": start}
     return folder, found
 
 

@@ -277,3 +277,15 @@ def test_tokens_that_the_policy_did_not_choose_are_refused() -> None:
     env = gym.vector.SyncVectorEnv([lambda: Tool(gym.make("SafeRLHF-v0", **OPTIONS))] * 4)
     with pytest.raises(ModelError, match="tokens that the policy did not choose"):
         play(make_agent(), env, seed=3)
+
+
+def test_no_environment_draws_from_the_players_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sampled would follow what the environment draws."""
+    env = Unchanged(gym.make_vec("SafeRLHF-v0", num_envs=4, **OPTIONS))
+    actor, given = CausalLMActor(make_lm(), make_tokenizer(words=WORDS)), {}
+    reset, player = env.reset, actor.player
+    monkeypatch.setattr(env, "reset", lambda seed: reset(seed=given.setdefault("environments", seed)))
+    monkeypatch.setattr(actor, "player", lambda env, seed: player(env, given.setdefault("player", seed)))
+    rollouts.collect(actor, env, 3)
+    assert len(set(given["environments"])) == 4
+    assert given["player"] not in given["environments"]
