@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
+INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 
 .PHONY: demo test test-processors mutate docs linkcheck wheel-check clean
 
@@ -20,9 +20,10 @@ demo: $(VENV)/.installed  ## compare the three algorithms on the embedded world
 
 test: $(VENV)/.installed-dev  ## lint, types, tests
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not timing" --numprocesses 2 --dist loadfile
-	$(BIN)/pytest -m timing
+	$(BIN)/mypy >$(VENV)/mypy.log & mypy=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not timing" --numprocesses 2 --dist loadfile; tests=$$?; \
+	wait $$mypy; types=$$?; cat $(VENV)/mypy.log; exit $$((tests + types))
+	$(BIN)/pytest -m timing $$(grep -rl mark.timing tests)
 
 test-processors: $(VENV)/.installed-dev  ## the tests as older processors round, with two threads, in random order
 	PYTEST=$(BIN)/pytest tests/any_processor.sh
