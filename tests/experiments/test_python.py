@@ -1,6 +1,7 @@
 """The functions of `textsafe_gym.experiments` against the commands: the same values and the same files."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,19 @@ def test_the_front_and_an_evaluation_are_the_commands(compared: tuple[Any, Path]
     assert timeless(again.values) == timeless(told)
     assert same_files(tmp_path / "p", tmp_path / "c") == 3
     assert len(experiments.pareto([tmp_path / "p"], out=tmp_path / "of-evaluations").runs) == 1
+
+
+def test_policies_of_other_settings_are_not_evaluated_as_repetitions(
+    compared: tuple[Any, Path], tmp_path: Path
+) -> None:
+    run, other = compared[0].directory / "ppo/seed_0", tmp_path / "other"
+    shutil.copytree(run, other)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["config"] |= {"seed": 5, "kl_coefficient": 0.7}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RunError, match=rf"{other}: 'ppo' has config.kl_coefficient 0.7 here and 0.2 in {run}; "):
+        experiments.evaluate([run, other], out=tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_is_the_commands(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def comparison_tables(comparison: Row) -> list[Table]:
     note = f"Evaluation {prompts}; {spread}{limit}{seed}."
     if comparison.get("left_out"):
         note += f" {left_out_note(comparison['left_out'])}."
+    note += environments_note(comparison["environments_differ_in"])
     columns = [(key, rate if key == "tokens_per_second" else heading, *rest) for key, heading, *rest in COLUMNS]
     tables = [_table("Comparison", note, "algorithm", overall, columns)]
     read = {key for key in LABELLED for entry in settings.values() if entry.get(key)}
@@ -126,6 +127,13 @@ def left_out_note(left_out: Mapping[str, Sequence[str]]) -> str:
         left_out: from the setting to these algorithms.
     """
     return "; ".join(f"{key} is not a setting of {', '.join(names)}" for key, names in left_out.items())
+
+
+def environments_note(arguments: Sequence[str]) -> str:
+    """A sentence to go on with, about the environments' arguments that are not the same in all runs, if any."""
+    return (
+        f" The environments differ in {', '.join(arguments)}: rewards and costs may not compare." if arguments else ""
+    )
 
 
 def pareto_table(pareto: Row) -> Table:

@@ -46,7 +46,7 @@ def pareto(
     """
     from textsafe_gym.evaluation.figures import reward_cost_plane
     from textsafe_gym.evaluation.pareto import analyse
-    from textsafe_gym.evaluation.summaries import load_runs, points_of
+    from textsafe_gym.evaluation.summaries import differing_arguments, load_runs, points_of
     from textsafe_gym.experiments.directory import make_directory
 
     check_arguments({"directories": directories}, cost_limit=cost_limit, reference=reference, out=out)
@@ -58,7 +58,7 @@ def pareto(
         _evaluate_saved(place, quiet)
     loaded = load_runs(places)
     runs = points_of(loaded)
-    result = analyse(runs, cost_limit, reference)
+    result = analyse(runs, cost_limit, reference) | {"environments_differ_in": differing_arguments(loaded)}
     directory = places[0] if out is None else Path(out)
     make_directory(directory)
     points = [{"label": run.label, "reward": run.reward, "cost": run.cost} for run in runs]
@@ -86,7 +86,7 @@ def _evaluate_saved(place: Path, quiet: bool) -> None:
 
 
 def _tables(result: Row, cost_limit: float | None) -> list["Table"]:
-    from textsafe_gym.evaluation.report import Cell, Table, pareto_table
+    from textsafe_gym.evaluation.report import Cell, Table, environments_note, pareto_table
 
     columns = ["setting", "reward", "cost", "runs", "on the front"]
     columns += ["within the limit"] if cost_limit is not None else []
@@ -96,6 +96,7 @@ def _tables(result: Row, cost_limit: float | None) -> list["Table"]:
         for p in sorted(result["points"], key=lambda p: p["cost"])
     ]
     limit = "" if cost_limit is None else f" Cost limit {cost_limit:g}."
+    limit += environments_note(result["environments_differ_in"])
     return [Table("Settings", f"Means over runs.{limit}", columns, rows), pareto_table(result)]
 
 
