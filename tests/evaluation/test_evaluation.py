@@ -161,7 +161,17 @@ def test_runs_are_found_below_and_compared_over_seeds(tmp_path: Path):
     json.dumps(comparison, allow_nan=False)
     notes = [tables_of(compare_runs(own))[0].note for own in (runs, runs[:1])]
     assert ["no interval" in note for note in notes] == [False, True]
-    assert "t interval over seeds; cost limit 0, 1" in notes[0]
+    assert "cost limit" not in notes[0]  # as the rows have their own
+    table = tables_of(comparison)[0]
+    at = table.columns.index("cost limit")
+    assert {row[0].text: (row[at].text, row[at + 1].text) for row in table.rows} == {
+        "ppo": ("0", "2.00"),
+        "cpo[cost_limit=1]": ("1", "0.00"),
+    }
+    assert table.columns[at + 1] == "violation"
+    alone = tables_of(compare_runs(runs[:1]))[0]
+    assert "; cost limit 0." in alone.note
+    assert "cost limit" not in alone.columns
 
 
 @pytest.mark.parametrize("text", [True, False])

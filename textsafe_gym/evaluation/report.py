@@ -23,8 +23,23 @@ COLUMNS = (
     ("kl", "KL, nats", 2, 1),
     ("tokens_per_second", "tokens/s", 0, 1),
 )
-# What an episode, the start of one and a step are called, by `comparison["task"]`.
-UNITS = {"text": ("responses", "prompts", "tokens/s"), "other": ("episodes", "episodes", "steps/s")}
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a task calls an episode, several, what they are counted by in an evaluation, and its steps a second."""
+
+    episode: str
+    episodes: str
+    prompts: str
+    rate: str
+
+
+# By `comparison["task"]`.
+UNITS = {
+    "text": Units("response", "responses", "prompts", "tokens/s"),
+    "other": Units("episode", "episodes", "episodes", "steps/s"),
+}
 GROUP_COLUMNS = tuple(
     column
     for column in COLUMNS
@@ -82,24 +97,29 @@ def comparison_tables(comparison: Row) -> list[Table]:
     Args:
         comparison: what `comparison.json` holds.
     """
-    responses, prompts, rate = UNITS[comparison["task"]]
+    units = UNITS[comparison["task"]]
     settings = comparison["settings"]
     counts = sorted({entry["runs"] for entry in settings.values()})
     spread = "one seed, so no interval" if counts == [1] else "mean, and below it the 95 % t interval over seeds"
-    limits = sorted({entry["cost_limit"] for entry in settings.values()} - {None})
-    limit = f"; cost limit {', '.join(f'{value:g}' for value in limits)}" if limits else ""
+    limits = [entry["cost_limit"] for entry in settings.values()]
+    limit = f"; cost limit {limits[0]:g}" if len(set(limits)) == 1 and limits[0] is not None else ""
     overall = {label: entry["metrics"] for label, entry in settings.items()}
     drawn = sorted({seed for entry in settings.values() for seed in entry["evaluation_seeds"]})
     own = all(entry["evaluation_seeds"] == entry["seeds"] for entry in settings.values())
     seed = "" if own else f"; evaluation seed {', '.join(map(str, drawn))}"
-    note = f"Evaluation {prompts}; {spread}{limit}{seed}."
+    note = f"Evaluation {units.prompts}; {spread}{limit}{seed}."
     if comparison.get("left_out"):
         note += f" {left_out_note(comparison['left_out'])}."
     note += environments_note(comparison["environments_differ_in"])
-    columns = [(key, rate if key == "tokens_per_second" else heading, *rest) for key, heading, *rest in COLUMNS]
+    columns = [(key, units.rate if key == "tokens_per_second" else heading, *rest) for key, heading, *rest in COLUMNS]
     tables = [_table("Comparison", note, "algorithm", overall, columns)]
+    if len(set(limits)) > 1:  # each row's violation is of its own
+        place = tables[0].columns.index("violation")
+        tables[0].columns.insert(place, "cost limit")
+        for row, value in zip(tables[0].rows, limits, strict=True):
+            row.insert(place, Cell("–" if value is None else f"{value:g}"))
     read = {key for key in LABELLED for entry in settings.values() if entry.get(key)}
-    for key, heading in (*((key, key) for key in reversed(LABELLED)), ("episodes", responses)):
+    for key, heading in (*((key, key) for key in reversed(LABELLED)), ("episodes", units.episodes)):
         counts = [entry.get(key) or 0 for entry in settings.values()]
         if any(counts) or (key == "episodes" and read):  # both budgets are stated, the one of 0 as well
             tables[0].columns.insert(1, heading)

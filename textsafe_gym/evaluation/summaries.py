@@ -210,19 +210,23 @@ def compare_runs(runs: Sequence[Run]) -> Row:
         }
     limits = {entry["cost_limit"] for entry in settings.values()}
     pareto = analyse(points_of(runs), limits.pop() if len(limits) == 1 else None)
-    text = any("response" in row for run in runs for row in run.rows)
     return {
-        "task": "text" if text else "other",
+        "task": task_of_runs(runs),
         "settings": settings,
         "pareto": pareto,
         "environments_differ_in": differing_arguments(runs),
     }
 
 
+def task_of_runs(runs: Sequence[Run]) -> str:
+    """The key of `UNITS`: "text" where episodes are responses, else "other"."""
+    return "text" if any("response" in row for run in runs for row in run.rows) else "other"
+
+
 def budget_of(comparison: Row) -> str:
     """What a run of the comparison learned from, such as "512 responses or 4096 labelled pairs"."""
     parts = []
-    for key, what in (("episodes", UNITS[comparison["task"]][0]), *LABELLED.items()):
+    for key, what in (("episodes", UNITS[comparison["task"]].episodes), *LABELLED.items()):
         counts = sorted({entry[key] for entry in comparison["settings"].values() if entry[key]})
         parts += [f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} {what}"] if counts else []
     return " or ".join(parts)

@@ -46,7 +46,8 @@ def pareto(
     """
     from textsafe_gym.evaluation.figures import reward_cost_plane
     from textsafe_gym.evaluation.pareto import analyse
-    from textsafe_gym.evaluation.summaries import differing_arguments, load_runs, points_of
+    from textsafe_gym.evaluation.report import UNITS
+    from textsafe_gym.evaluation.summaries import differing_arguments, load_runs, points_of, task_of_runs
     from textsafe_gym.experiments.directory import make_directory
 
     check_arguments({"directories": directories}, cost_limit=cost_limit, reference=reference, out=out)
@@ -61,9 +62,9 @@ def pareto(
     result = analyse(runs, cost_limit, reference) | {"environments_differ_in": differing_arguments(loaded)}
     directory = places[0] if out is None else Path(out)
     make_directory(directory)
-    points = [{"label": run.label, "reward": run.reward, "cost": run.cost} for run in runs]
+    limits = {run.label: cost_limit for run in runs}
     figure = directory / "pareto.png"
-    reward_cost_plane(result["points"], points, cost_limit, figure)
+    reward_cost_plane(result["points"], runs, limits, UNITS[task_of_runs(loaded)], figure)
     write_json(directory / "pareto.json", result)
     return Result(directory, {"directory": str(directory), **result}, _tables(result, cost_limit), [figure], loaded)
 
