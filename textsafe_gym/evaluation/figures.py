@@ -197,7 +197,7 @@ def reward_cost_plane(
         _draw_limits(axis.axvline, limits, look)
         known = [limit for limit in limits.values() if limit is not None]
         if known:
-            margin = 0.05 * (high - low)
+            margin = 0.05 * (max(high, *known) - min(low, *known))
             low, high = min(low, min(known) - margin), max(high, max(known) + margin)
             if len(set(limits.values())) == 1:
                 axis.axvspan(known[0], high, color="#D55E00", alpha=0.06, linewidth=0, zorder=-1)

@@ -1,15 +1,21 @@
 """Tables over runs and the self-contained HTML report."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 
+from textsafe_gym.errors import ConfigError
 from textsafe_gym.evaluation.records import LABELLED
 from textsafe_gym.files import Row, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Columns of the comparison: key in the summary, heading, digits, factor.
 COLUMNS = (
@@ -70,6 +76,43 @@ class Table:
     note: str
     columns: list[str]
     rows: list[list[Cell]]
+
+    def frame(self) -> "pd.DataFrame":
+        """The table as pandas has it: numbers as they are shown, and an interval in two more columns, "low" and "high".
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        rows = []
+        for row in self.rows:
+            entry: Row = {}
+            for head, shown in zip(self.columns, row, strict=True):
+                entry[head] = _value(shown.text)
+                if shown.small:
+                    entry |= zip((f"{head}, low", f"{head}, high"), map(_value, shown.small.split(" … ")), strict=True)
+            rows.append(entry)
+        return data_frame(rows)
+
+
+def _value(text: str) -> int | float | str | None:
+    """What a cell's text stands for."""
+    if text == "–":
+        return None
+    number = re.fullmatch(r"-?\d+(\.\d+)?(e[-+]\d+)?", text)
+    return text if not number else float(text) if number[1] or number[2] else int(text)
+
+
+def data_frame(rows: Sequence[Row]) -> "pd.DataFrame":
+    """A DataFrame of rows with the same keys, or some of them.
+
+    Raises:
+        ConfigError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise ConfigError("frame() needs pandas: pip install pandas") from None
+    return pd.DataFrame(rows)
 
 
 def cell(interval: Row | None, digits: int, factor: float = 1) -> Cell:

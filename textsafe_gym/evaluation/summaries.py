@@ -28,7 +28,7 @@ _BOUNDS = {
 _APART = {"config.seed", "evaluation_seed", "evaluation_batch", "source", "policy.device", "env.kwargs.device"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished run, as its directory holds it.
 
@@ -43,6 +43,9 @@ class Run:
     summary: Row
     rows: list[Row]
     config: Row = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Run({self.label!r}, seed={self.seed}, directory={str(self.directory)!r})"
 
     @property
     def algorithm(self) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,9 @@ def compare(
     order = [spec.label for spec in specs]
     runs = sorted((load_run(job.directory) for job in jobs), key=lambda run: (order.index(run.label), run.seed))
     comparison, figures = _report(directory, runs, specs, repeat)
-    return Result(directory, {"directory": str(directory), **comparison}, tables_of(comparison), figures, runs)
+    return Result(
+        directory, {"directory": str(directory), **comparison}, tables_of(comparison), partial(list, figures), runs
+    )
 
 
 def _specs(

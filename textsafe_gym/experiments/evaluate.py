@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,12 @@ from textsafe_gym.console import is_live, progress_console
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import check_arguments, settings_or_assignments
 from textsafe_gym.experiments.result import Result
-from textsafe_gym.files import write_json, write_rows, write_text
+from textsafe_gym.files import Row, write_json, write_rows, write_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from textsafe_gym.evaluation.summaries import Run
 
 
 def evaluate(
@@ -99,7 +102,14 @@ def evaluate(
         directories.append(place)
     runs = load_runs(directories)
     comparison = compare_runs(runs)
-    return Result(directory, {"directory": str(directory), **comparison}, tables_of(comparison), [], runs)
+    draw = partial(_draw, runs, comparison, directory)
+    return Result(directory, {"directory": str(directory), **comparison}, tables_of(comparison), draw, runs)
+
+
+def _draw(runs: "Sequence[Run]", comparison: Row, directory: Path) -> list[Path]:
+    from textsafe_gym.evaluation.figures import comparison_plane
+
+    return comparison_plane(runs, comparison, directory / "pareto.png")
 
 
 def _shown_on(bars: "Progress", task: "TaskID") -> Callable[[int, int], None]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,8 @@ def pareto(
     figure = directory / "pareto.png"
     reward_cost_plane(result["points"], runs, limits, UNITS[task_of_runs(loaded)], figure)
     write_json(directory / "pareto.json", result)
-    return Result(directory, {"directory": str(directory), **result}, _tables(result, cost_limit), [figure], loaded)
+    values = {"directory": str(directory), **result}
+    return Result(directory, values, _tables(result, cost_limit), partial(list, [figure]), loaded)
 
 
 def _evaluate_saved(place: Path, quiet: bool) -> None:
