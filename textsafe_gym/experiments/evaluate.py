@@ -72,7 +72,8 @@ def evaluate(
         {**replace(saved.spec, evaluation_batch=batch).as_dict(), "evaluation_seed": saved.seed, "source": saved.source}
         for saved in policies
     ]
-    identities = [{name: getattr(saved.spec, name) for name in ("algorithm", "label", "seed")} for saved in policies]
+    specs = [saved.spec for saved in policies]
+    identities = [{"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed} for spec in specs]
     settings_of(
         [
             Run(Path(saved.source), {**identity, "cost_limit": None}, [], config)
