@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 
-.PHONY: demo test test-processors mutate docs linkcheck wheel-check clean
+.PHONY: demo test test-processors mutate docs linkcheck wheel-check clean reference
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ mutate: $(VENV)/.installed-dev  ## which planted faults the tests notice; goes o
 
 docs: $(VENV)/.installed-dev  ## the documentation as HTML, in build/docs
 	$(BIN)/sphinx-build -E -W --keep-going -n textsafe_gym/docs build/docs
+
+reference: $(VENV)/.installed-dev  ## what the pages hold of the code itself: settings, help, adapters
+	$(BIN)/python -m textsafe_gym.docs.generate
 
 linkcheck: $(VENV)/.installed-dev  ## whether the pages that the documentation links to are there; needs a network
 	$(BIN)/sphinx-build -E -n -b linkcheck textsafe_gym/docs build/linkcheck

@@ -101,7 +101,7 @@ def make(
         source = Dataset(data, settings)
     else:
         source = Rollouts(agent, vector, settings, processes, algorithm.optimizer.engine)
-    return Trainer(name, algorithm, source, vector, settings, own_policy)
+    return Trainer(name, algorithm, source, vector, settings, own_policy, preset)
 
 
 def critics_of(name: str) -> tuple[str, ...]:
@@ -167,7 +167,8 @@ def load(
         raise RunError(
             f"the run in '{directory}' began from a policy of the caller's; give the same again: load(..., policy=...)"
         )
-    trainer = make(state["name"], env, policy, demonstrations, processes, critics=critics, data=data, **state["config"])
+    held = {"preset": state.get("preset", SMALL), **state["config"]}
+    trainer = make(state["name"], env, policy, demonstrations, processes, critics=critics, data=data, **held)
     trainer.own_policy = state["own_policy"]
     trainer.restore(state)
     return trainer

@@ -53,7 +53,7 @@ class RunConfig(BaseModel):
         return 1
 
 
-def remark() -> str:
+def note() -> str:
     """Whether a stub stands in for a package that OmniSafe imports and does not need here."""
     try:
         metadata.version("safety-gymnasium")

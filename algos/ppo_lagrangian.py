@@ -62,11 +62,11 @@ class Algorithm:
         # The multiplier, on what the environment paid.
         included = config.limit_includes_kl and config.constraint == "mean"
         measured = self.constraints.measure(rollout, kl * to_reference if included else None)
-        paid, multiplier = weighted_cost(measured.signals, self.multipliers.update(measured.excess))
+        cost_signal, multiplier = weighted_cost(measured.signals, self.multipliers.update(measured.excess))
 
         # What to learn from.
         rewards = shape_with_kl(rollout.rewards, to_reference, -kl, clip)
-        costs = shape_with_kl(paid, to_reference, 0.0 if included else kl, clip)
+        costs = shape_with_kl(cost_signal, to_reference, 0.0 if included else kl, clip)
         estimates = estimate(rollout, rewards, costs, config)
         advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
 

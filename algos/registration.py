@@ -71,7 +71,7 @@ class Family(Protocol):
 
     REQUIREMENT: str
 
-    def remark(self) -> str:
+    def note(self) -> str:
         """What a user should know of how the library is installed here; mostly nothing."""
         ...
 

@@ -35,7 +35,7 @@ def play(model: PPO, env: CostVecEnv, episodes: int = 1000) -> dict[str, float]:
     while len(ended) < episodes:
         observation, _, _, infos = env.step(model.predict(observation)[0])
         ended += [info["episode"] for info in infos if "episode" in info]
-    return {"paid": float(np.mean([e["r"] for e in ended])), "cost": float(np.mean([e["c"] for e in ended]))}
+    return {"return": float(np.mean([e["r"] for e in ended])), "cost": float(np.mean([e["c"] for e in ended]))}
 
 
 def main(steps: int = 40_000, cost_weight: float = 0.0) -> dict[str, dict[str, float]]:
@@ -50,9 +50,9 @@ def main(steps: int = 40_000, cost_weight: float = 0.0) -> dict[str, dict[str, f
     model = PPO("MultiInputPolicy", env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **settings)
     results = {"before": play(model, env)}
     model.learn(steps, callback=CostCallback())
-    results |= {"after": play(model, env), "best": {"paid": best.reward - cost_weight * best.cost, "cost": best.cost}}
+    results |= {"after": play(model, env), "best": {"return": best.reward - cost_weight * best.cost, "cost": best.cost}}
     for name, found in results.items():
-        print(f"{name:6}  pays {found['paid']:5.2f}  costs {found['cost']:5.2f}")
+        print(f"{name:6}  return {found['return']:5.2f}  costs {found['cost']:5.2f}")
     return results
 
 

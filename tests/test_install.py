@@ -16,7 +16,7 @@ from tests.helpers.rounding import FLOAT64
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn", "stable-baselines3": "stable_baselines3"}
-# No requirement can be met of these: OmniSafe is installed beside the extra of its name, and replaces the other.
+# No requirement can be met of these: OmniSafe is installed next to the extra of its name, and replaces the other.
 BESIDES = {"omnisafe", "safety_gymnasium"}
 MISSING = 'pip install "textsafe-gym[train]"'
 

@@ -86,6 +86,7 @@ def test_the_command_line_takes_a_preset_and_the_run_records_it(tmp_path: Path) 
         assert done.exit_code == 0, done.stderr
         saved = yaml.safe_load((out / "config.yaml").read_text())
         assert saved["preset"] == preset
+        assert json.loads((out / "checkpoints/latest/state.json").read_text())["preset"] == preset
         again = CliRunner().invoke(main, ["train", "rloo", "--out", str(out), "--resume", "-q"])
         assert again.exit_code == 0, again.stderr
     assert saved["config"]["learning_rate"] == 3e-4  # of "small", the last
@@ -94,6 +95,13 @@ def test_the_command_line_takes_a_preset_and_the_run_records_it(tmp_path: Path) 
     assert "unknown preset 'papper'; did you mean 'paper'?" in refused.stderr
     shown = CliRunner().invoke(main, ["algos", "rloo", "--preset", "paper", "--json"])
     assert {row["key"]: row["value"] for row in json.loads(shown.stdout)}["learning_rate"] == 1e-5
+
+
+@pytest.mark.parametrize("name", shipped("paper"))
+def test_a_configuration_of_the_papers_begins_with_the_papers_preset(name: str) -> None:
+    found, other = (build_spec("ppo_lagrangian", **NOTHING | {"config": name, "preset": x}) for x in (None, "small"))
+    assert (found.preset, other.preset) == ("paper", "small")
+    assert found.config == other.config  # as the file has whatever "small" changes
 
 
 def test_a_comparison_applies_a_setting_where_it_exists() -> None:

@@ -102,6 +102,17 @@ class Settings:
         return self.origin.get(path, below)
 
 
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings by dotted keys: {"env": {"id": "X"}} -> {"env.id": "X"}."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
 class Faults:
     """Collects the `ConfigError`s of several blocks, so that all are reported at once."""
 

@@ -1,6 +1,7 @@
 """The settings that each algorithm begins with under a preset."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -10,6 +11,18 @@ from textsafe_gym.installation import shipped
 from textsafe_gym.registry import nearest
 
 SMALL = "small"  # what suits the embedded world and small models, and what everything takes by default
+PAPER = "paper"  # the official script's, for models of billions of weights
+
+
+def preset_of(config: str | None) -> str:
+    """What a run begins with unless told: "small", but below a shipped configuration of the paper's the paper's own.
+
+    Args:
+        config: the name or the path of a configuration, if any.
+    """
+    papers = shipped("paper")
+    here = config and Path(config).resolve() in [path.resolve() for path in papers.values()]
+    return PAPER if config in papers or here else SMALL
 
 
 def preset_settings(preset: str, algorithm: str, schema: type[BaseModel]) -> Settings:

@@ -128,6 +128,7 @@ class Trainer:
         env: what the policy plays in.
         config: the algorithm's.
         own_policy: the starting policy is the environment's default, which `algos.load` can make again.
+        preset: which the settings began with.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class Trainer:
         env: gym.vector.VectorEnv,
         config: StepConfig,
         own_policy: bool,
+        preset: str,
     ) -> None:
         self.name = name
         self.algorithm = algorithm
@@ -145,6 +147,7 @@ class Trainer:
         self.env = env
         self.config = config
         self.own_policy = own_policy
+        self.preset = preset
         self.processes = algorithm.optimizer.processes
         self.iteration = 0
 
@@ -235,6 +238,7 @@ class Trainer:
             "config": self.config.model_dump(),
             "iteration": self.iteration,
             "own_policy": self.own_policy,
+            "preset": self.preset,
             "env": _description(self.env),
         }
         with self.algorithm.optimizer.engine.gathered():

@@ -166,7 +166,7 @@ def test_probability_counts_costly_episodes_at_their_last_step() -> None:
     assert measured.excess == {"": pytest.approx(0.5 - 0.25)}
     assert measured.signals.tolist() == [[[0.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0]]]
     harmless = Constraints(config, 0.25, "x").measure(rollout([[1.0, -1.0], [0.0, 0.0]], [2, 2]))
-    assert harmless.excess == {"": -0.25}  # a cost of exactly 0 is no harm
+    assert harmless.excess == {"": -0.25}  # a cost of exactly 0 is not a harm
 
 
 @pytest.mark.parametrize(("level", "worst"), [(0.5, (3 + 10) / 2), (0.75, 10.0), (0.0, 2.5)])

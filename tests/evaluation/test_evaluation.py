@@ -2,17 +2,19 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.helpers.rounding import FLOAT64
+from textsafe_gym import experiments
 from textsafe_gym.errors import DataError, RunError, ScoreError
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse, hypervolume, on_front
 from textsafe_gym.evaluation.records import read_evaluation, summarise
 from textsafe_gym.evaluation.report import cell
-from textsafe_gym.evaluation.summaries import Run, budget_of, compare_runs, load_runs, points_of, tables_of
+from textsafe_gym.evaluation.summaries import Run, budget_of, compare_runs, load_run, load_runs, points_of, tables_of
 from textsafe_gym.experiments import play
 from textsafe_gym.files import read_rows, write_json, write_rows
 
@@ -159,7 +161,17 @@ def test_runs_are_found_below_and_compared_over_seeds(tmp_path: Path):
     json.dumps(comparison, allow_nan=False)
     notes = [tables_of(compare_runs(own))[0].note for own in (runs, runs[:1])]
     assert ["no interval" in note for note in notes] == [False, True]
-    assert "t interval over seeds; cost limit 0, 1" in notes[0]
+    assert "cost limit" not in notes[0]  # as the rows have their own
+    table = tables_of(comparison)[0]
+    at = table.columns.index("cost limit")
+    assert {row[0].text: (row[at].text, row[at + 1].text) for row in table.rows} == {
+        "ppo": ("0", "2.00"),
+        "cpo[cost_limit=1]": ("1", "0.00"),
+    }
+    assert table.columns[at + 1] == "violation"
+    alone = tables_of(compare_runs(runs[:1]))[0]
+    assert "; cost limit 0." in alone.note
+    assert "cost limit" not in alone.columns
 
 
 @pytest.mark.parametrize("text", [True, False])
@@ -191,8 +203,52 @@ def test_runs_that_are_no_repetitions_are_refused(use: Callable[[list[Run]], obj
         write_run(tmp_path / folder, label, seed, 1.0, limit=limit)
     with pytest.raises(RunError, match=r"'ppo' with seed 0 is also in .*/a; leave one out"):
         use(load_runs([tmp_path / "a", tmp_path / "b"]))
-    with pytest.raises(RunError, match=r"d: 'cpo' has the cost limit 1 here and 0 in .*/c"):
+    with pytest.raises(RunError, match=r"d: 'cpo' has cost_limit 1 here and 0 in .*/c; these are two settings"):
         use(load_runs([tmp_path / "c", tmp_path / "d"]))
+
+
+def configured(directory: Path, seed: int, **changed: object) -> Run:
+    """A run of ppo with a config.yaml in which some dotted keys are changed."""
+    write_run(directory, str(changed.pop("label", "ppo")), seed, 1.0)
+    held: dict[str, object] = {
+        "algorithm": "ppo", "env.id": "SafeRLHF-v0", "env.kwargs.reward_scale": 1, "policy.device": f"cuda:{seed}",
+        "config.episodes": 8, "config.seed": seed, "preset": "small",
+    }  # fmt: skip
+    config: Any = {}
+    for key, value in (held | changed).items():
+        *path, last = key.split(".")
+        inner = config
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    (directory / "config.yaml").write_text(json.dumps(config))
+    return load_run(directory)
+
+
+@pytest.mark.parametrize("use", [compare_runs, points_of])
+def test_repetitions_differ_in_their_seeds_alone(use: Callable[[list[Run]], object], tmp_path: Path):
+    first = configured(tmp_path / "first", 0)
+    evaluated = {"evaluation_seed": 9, "evaluation_batch": 4, "source": "saved", "policy.model": "saved/policy"}
+    use([first, configured(tmp_path / "same", 1), configured(tmp_path / "evaluated", 2, **evaluated)])
+    for key, here, told in (
+        ("config.episodes", 16, "16 here and 8"), ("env.kwargs.reward_scale", 2, "2 here and 1"),
+        ("policy.model", "other", "other here and not set"), ("preset", "paper", "paper here and small"),
+    ):  # fmt: skip
+        other = configured(tmp_path / key, 1, **{key: here, "preset": "paper"})
+        with pytest.raises(RunError, match=rf"{key}: 'ppo' has {key} {told} in .*/first; these are two settings"):
+            use([first, other])
+    elsewhere = configured(tmp_path / "elsewhere", 0, label="cpo", **{"env.id": "Mine-v0"})
+    with pytest.raises(RunError, match=r"elsewhere: of the environment Mine-v0, and .*/first of SafeRLHF-v0; "):
+        use([first, elsewhere])
+
+
+def test_other_arguments_of_the_environment_are_told(tmp_path: Path):
+    scaled = {"env.kwargs.reward_scale": 2, "env.kwargs.cost_limit": 3}
+    runs = [configured(tmp_path / "a", 0), configured(tmp_path / "b", 0, label="cpo", **scaled)]
+    assert "The environments differ in reward_scale: " in tables_of(compare_runs(runs))[0].note
+    assert "differ" not in tables_of(compare_runs(runs[:1]))[0].note
+    found = experiments.pareto([tmp_path], out=tmp_path)
+    assert "The environments differ in reward_scale: " in found.tables[0].note
 
 
 def test_intervals_stay_within_what_is_possible(tmp_path: Path):

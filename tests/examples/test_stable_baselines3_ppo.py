@@ -11,7 +11,7 @@ def test_a_weight_lowers_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
 
     free = stable_baselines3_ppo.main(steps=10_000)
     weighted = stable_baselines3_ppo.main(steps=10_000, cost_weight=2.0)
-    assert free["before"]["paid"] + 1 < free["after"]["paid"] <= free["best"]["paid"] + 0.2
-    assert weighted["after"]["paid"] > weighted["before"]["paid"] + 1
+    assert free["before"]["return"] + 1 < free["after"]["return"] <= free["best"]["return"] + 0.2
+    assert weighted["after"]["return"] > weighted["before"]["return"] + 1
     assert weighted["after"]["cost"] < free["after"]["cost"] - 1
     assert weighted["best"]["cost"] < 0 < free["best"]["cost"]

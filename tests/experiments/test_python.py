@@ -1,6 +1,7 @@
 """The functions of `textsafe_gym.experiments` against the commands: the same values and the same files."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,11 @@ def test_a_run_is_the_commands(environment: dict[str, Any], world: Path, tmp_pat
     (run,) = nested.runs
     assert (run.algorithm, run.seed, len(run.rows), len(run.metrics)) == ("ppo", 3, 3, 2)
     assert run.summary["cost_limit"] == -1
+    assert repr(run) == f"Run('ppo', seed=3, directory='{tmp_path / 'nested'}')"
+    titles = [table.title for table in nested.tables]
+    assert repr(nested) == f"Result(directory='{tmp_path / 'nested'}', labels=['ppo'], tables={titles})"
+    assert [path.name for path in nested.figures] == ["learning_curves.png"]
+    assert (tmp_path / "nested/learning_curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_comparison_is_the_commands(compared: tuple[Any, Path]) -> None:
@@ -124,6 +130,12 @@ def test_a_frame_has_a_row_for_each_run(compared: tuple[Any, Path], monkeypatch:
     for label, setting in result.values["settings"].items():
         for name in means:
             assert means.loc[label, name] == pytest.approx(setting["metrics"][name]["mean"])
+    shown = result.tables[0].frame().set_index("algorithm")
+    assert list(shown.index) == list(result.values["settings"])
+    for label, setting in result.values["settings"].items():
+        assert shown.loc[label, "responses"] == setting["episodes"]
+        for key, column in (("mean", "reward"), ("low", "reward, low"), ("high", "reward, high")):
+            assert shown.loc[label, column] == pytest.approx(setting["metrics"]["reward"][key], abs=0.0051)
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ConfigError, match="pip install pandas"):
         result.frame()
@@ -141,7 +153,22 @@ def test_the_front_and_an_evaluation_are_the_commands(compared: tuple[Any, Path]
     told = command("evaluate", run, "--seed", 7, "--set", "policy.temperature=0.5", "--out", tmp_path / "c")
     assert timeless(again.values) == timeless(told)
     assert same_files(tmp_path / "p", tmp_path / "c") == 3
+    assert again.figures == [tmp_path / "p/pareto.png"]
+    assert again.figures[0].read_bytes().startswith(b"\x89PNG")
     assert len(experiments.pareto([tmp_path / "p"], out=tmp_path / "of-evaluations").runs) == 1
+
+
+def test_policies_of_other_settings_are_not_evaluated_as_repetitions(
+    compared: tuple[Any, Path], tmp_path: Path
+) -> None:
+    run, other = compared[0].directory / "ppo/seed_0", tmp_path / "other"
+    shutil.copytree(run, other)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["config"] |= {"seed": 5, "kl_coefficient": 0.7}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RunError, match=rf"{other}: 'ppo' has config.kl_coefficient 0.7 here and 0.2 in {run}; "):
+        experiments.evaluate([run, other], out=tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_is_the_commands(tmp_path: Path) -> None:

@@ -79,14 +79,16 @@ def trainer(env: Any, **more: Any) -> Any:
 
 
 def test_what_a_trainer_saves_is_evaluated(tmp_path: Path) -> None:
-    made = trainer(gym.make("SafeRLHF-v0", cost_limit=-0.5))
+    made = trainer(gym.make("SafeRLHF-v0", cost_limit=-0.5), preset="paper")
     made.learn()
     made.save(tmp_path / "saved")
+    assert algos.load(tmp_path / "saved", "SafeRLHF-v0").preset == "paper"
     state = json.loads((tmp_path / "saved/state.json").read_text())
     assert state["env"] == {"id": "SafeRLHF-v0", "kwargs": {"cost_limit": -0.5}}
     result = experiments.evaluate(tmp_path / "saved", out=tmp_path / "out", quiet=True)
     (run,) = result.runs
     assert (run.algorithm, run.seed, run.summary["cost_limit"]) == ("rloo", 2, -0.5)
+    assert run.config["preset"] == "paper"
     assert any(abs(row["kl"]) > 1e-4 for row in run.rows)  # the environment's own policy is where it started
     assert experiments.pareto(tmp_path / "out").values["points"][0]["label"] == "rloo"
 

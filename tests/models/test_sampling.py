@@ -215,7 +215,7 @@ def test_sample_responses_are_text_without_eos() -> None:
     model = make_lm()
     prompts = ["w0 w1", "w2 w3 w4", "w5"]
     whole = sample_responses(model, tokenizer, prompts, 10, [1, 2, 3])
-    split = sample_responses(model, tokenizer, prompts, 10, [1, 2, 3], batch_size=2)
+    split = sample_responses(model, tokenizer, prompts, 10, [1, 2, 3], prompts_at_once=2)
     assert whole == split
     assert all("<eos>" not in answer for answer in whole)
     assert any(answer for answer in whole)

@@ -78,7 +78,7 @@ def test_what_is_too_long_loses_its_left() -> None:
 @pytest.mark.parametrize("architecture", KINDS)
 def test_save_and_load(architecture: str, tmp_path: Path, byte_tokenizer: Any) -> None:
     score = make_score(architecture=architecture, mean=0.25, std=3.0)
-    if architecture == "qwen2":  # transformers reads any tokenizer beside a Qwen2 model as a byte-level one
+    if architecture == "qwen2":  # transformers reads any tokenizer next to a Qwen2 model as a byte-level one
         score = ScoreModel(make_classifier("qwen2", vocab_size=257), byte_tokenizer, "reward", 0.25, 3.0)
     score.save(tmp_path / "reward")
     loaded = ScoreModel.load(tmp_path / "reward", "reward")

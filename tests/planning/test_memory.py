@@ -202,7 +202,7 @@ def test_activations_are_about_right(
         models = 1 + len(sizes)
         measured = kept_by(less, padded) + measured // (size.layers * models)
         found = planned(plan(size, [], BATCH, dtype=dtype, critics=sizes, gradient_checkpointing=True))
-        assert 1 / 1.5 < found["activations"] / measured < 1.5  # three layers are few beside the heads' own states
+        assert 1 / 1.5 < found["activations"] / measured < 1.5  # three layers are few next to the heads' own states
 
 
 def test_the_peak_is_of_the_phase_that_takes_most(folders: dict[str, Path]) -> None:

@@ -99,7 +99,7 @@ def test_seven_billion_on_eight_are_deepspeeds_estimate(tmp_path: Path) -> None:
         return sum(x.bytes for x in parts if x.name.startswith(names) and x.device == "cuda")
 
     host = {"device": "cpu"}
-    # DeepSpeed's also counts gradients in 16 bits beside those in 32, each spread over the eight. Ours are shares of
+    # DeepSpeed's also counts gradients in 16 bits next to those in 32, each spread over the eight. Ours are shares of
     # whole numbers: of 18 bytes each at most one is too much.
     assert of(2) + 2 * numbers // 8 == pytest.approx(estimate2(numbers, 8, 1, False)[1], abs=18)
     assert of(2, offload_optimizer=host) == estimate2(numbers, 8, 1, True)[1]
@@ -115,7 +115,7 @@ def test_a_config_is_read() -> None:
     read = zero_of(zero(3, overlap_comm=True, reduce_bucket_size=10, offload_param=host), 4)
     assert read == Zero(4, 3, None, "cpu", 10, 1_000_000_000, True)
     assert zero_of({}, 1) == Zero(1, 0, None, None, 0, 1_000_000_000, True)
-    assert not zero_of({"textsafe": {"gather_for_generation": False}, **zero(3)}, 4).whole
+    assert not zero_of({"textsafe": {"gather_for_generation": False}, **zero(3)}, 4).gathers
 
 
 def test_seventy_billion_on_eight_without_whole_copies(tmp_path: Path) -> None:

@@ -74,10 +74,10 @@ class FiveTupleEnv(gym.Env):
         """
         observation, reward, cost, terminated, truncated, info = _six(self.env, action)
         try:
-            paid, charged = (float(np.asarray(number).item()) for number in (reward, cost))
+            reward, cost = (float(np.asarray(number).item()) for number in (reward, cost))
         except (TypeError, ValueError):
             raise ConfigError(f"step returned reward {reward!r:.40}, cost {cost!r:.40}; give numbers") from None
-        return observation, paid, bool(terminated), bool(truncated), {**info, "cost": charged}
+        return observation, reward, bool(terminated), bool(truncated), {**info, "cost": cost}
 
     def render(self) -> Any:
         """What the environment shows."""

@@ -121,7 +121,7 @@ class CostVecEnv(VecEnv):
             own["terminal_observation"] = info["final_obs"][i]
             own["episode"] = {**sums, "t": round(time.time() - self._start, 6)}
             begun = info_row(info, i)
-            self.reset_infos[i] = {key: begun[key] for key in begun.keys() - {"final_obs", "final_info", *_PAID}}
+            self.reset_infos[i] = {key: begun[key] for key in begun.keys() - {"final_obs", "final_info", *_COSTS}}
             self._sums[i] = {}
         return own
 
@@ -204,4 +204,4 @@ class CostCallback(BaseCallback):
             self.logger.record(f"rollout/ep_cost{key[1:]}_mean", safe_mean([episode[key] for episode in episodes]))
 
 
-_PAID = ("cost", "costs")  # in a row's info of the step that reset it, they are what its last episode paid
+_COSTS = ("cost", "costs")  # in a row's info of the step that reset it, they are what its last episode paid

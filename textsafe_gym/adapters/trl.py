@@ -84,8 +84,8 @@ def _function(task: Task, key: str) -> RewardFunction:
         log_metric: Callable[[str, float], None] | None = None,
         **_: object,
     ) -> list[float]:
-        asked = [_content(prompt, "user") for prompt in prompts]
-        scores = task.score(key, asked, _responses(task, completions, completion_ids))
+        given = [_content(prompt, "user") for prompt in prompts]
+        scores = task.score(key, given, _responses(task, completions, completion_ids))
         if log_metric is not None and key != "reward":
             log_metric(name, float(scores.mean()))
         return (sign * scores).tolist()
@@ -117,8 +117,10 @@ def _content(text: Text, role: str) -> str:
     """
     if isinstance(text, str):
         return text
-    said = [message["content"] for message in text if message["role"] == role]
-    if len(said) != 1:
-        raise DataError(f"a conversation has {len(said)} messages by the {role}; the environment scores one exchange")
-    content = said[0]
+    contents = [message["content"] for message in text if message["role"] == role]
+    if len(contents) != 1:
+        raise DataError(
+            f"a conversation has {len(contents)} messages by the {role}; the environment scores one exchange"
+        )
+    content = contents[0]
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

@@ -1,27 +1,16 @@
-"""Sphinx: pages in Markdown, and what is written from the code itself, so that it cannot grow stale.
+"""Sphinx: pages in Markdown. `make docs` builds them.
 
-`make docs` builds them. `<!-- generated -->` in a page is filled in here: the algorithms with their settings, the
-policy's settings, the help of the commands, the adapters, the examples. A page that consists of
-`<!-- text of --> [FILE](FILE)` becomes that file.
+What pages hold of the code itself is written into them by `generate.py`. Filled in here are the examples, the
+docstrings of the adapters, and a page that consists of `<!-- text of --> [FILE](FILE)`, which becomes that file.
 """
 
 import importlib
-import inspect
-import pkgutil
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-import click
-
-import algos
-import algos.omnisafe
-import textsafe_gym.adapters
-from textsafe_gym.cli.main import main
+from textsafe_gym.docs.generate import BLOCK, adapter_modules
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.experiments.spec import PolicyOptions, preset_for
-from textsafe_gym.files import Row
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -51,97 +40,19 @@ linkcheck_retries = 2
 linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
 
 HERE = Path(__file__).parent
-SETTINGS = {
-    "TrainingConfig": "Budget, batches, optimiser and KL",
-    "OfflineConfig": "Labelled pairs or demonstrations, and optimiser",
-    "CriticConfig": "Critics",
-    "ClipConfig": "Clip",
-    "ConstraintConfig": "Constraint",
-    "MultiplierConfig": "Multiplier",
-    "TrustRegionConfig": "Trust region",
-}
-
-
-def settings_table(fields: Row, preset: Row) -> str:
-    """A Markdown table of pydantic fields, with what the preset "small" makes of them where that differs."""
-    rows = [("setting", "default", "`small`", ""), ("---",) * 4]
-    for name, field in fields.items():
-        about = (field.description or "").replace("|", r"\|").replace("*", r"\*")
-        rows.append((f"`{name}`", f"`{field.default}`", f"`{preset[name]}`" if name in preset else "", about))
-    kept = [row if preset else (*row[:2], row[3]) for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in kept)
-
-
-def algorithms() -> str:
-    """Every shared group of settings once, then every algorithm: its docstring, and its own settings."""
-    core: Row = dict(inspect.getmembers(importlib.import_module("algos.core.settings"), inspect.isclass))
-    parts = ["## Shared settings"]
-    for base, title in SETTINGS.items():
-        parts += [f"(settings-{base})=\n### {title}", settings_table(core[base].model_fields, {})]
-    for name in algos.available():
-        module = importlib.import_module(f"algos.{name}")
-        preset = preset_for(name).values
-        shared = {key: field for base in module.Config.__bases__ for key, field in base.model_fields.items()}
-        own = {
-            key: field
-            for key, field in module.Config.model_fields.items()
-            if key in preset or key not in shared or field.default != shared[key].default
-        }
-        bases = ", ".join(
-            f"[{_lower(SETTINGS[base.__name__])}](#settings-{base.__name__})" for base in module.Config.__bases__
-        )
-        parts += [f"```{{py:module}} algos.{name}\n```", f"## `{name}`", _about(module)]
-        parts += [f"Shared settings: {bases}. Its own, and what is otherwise with it:", settings_table(own, preset)]
-    parts += ["```{py:module} algos.omnisafe\n```", "## OmniSafe's", _about(algos.omnisafe)]
-    parts += ["[How to use them](omnisafe.md); `textsafe algos NAME` lists the settings of one. All of them have:"]
-    parts += [settings_table(algos.omnisafe.RunConfig.model_fields, {})]
-    return "\n\n".join(parts)
-
-
-def _about(module: ModuleType) -> str:
-    return re.sub(r"arXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", inspect.getdoc(module) or "")
-
-
-def _lower(title: str) -> str:
-    return title[0].lower() + title[1:]
-
-
-def policy_settings() -> str:
-    """A Markdown table of what `policy.KEY` may set."""
-    rows = [f"| `{name}` | {field.description} |" for name, field in PolicyOptions.model_fields.items()]
-    return "\n".join(["| setting | |", "|---|---|", *rows])
-
-
-def commands() -> str:
-    """The help of every command."""
-    return "\n\n".join(_help(main, click.Context(main, info_name="textsafe", **main.context_settings), 2))
-
-
-def _help(command: click.Command, context: click.Context, level: int) -> list[str]:
-    context.max_content_width = 100
-    context.terminal_width = 100
-    found = [f"{'#' * level} `{context.command_path}`", f"```text\n{command.get_help(context)}\n```"]
-    if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            below = command.get_command(context, name)
-            if below is not None:
-                found += _help(below, click.Context(below, info_name=name, parent=context), min(level + 1, 3))
-    return found
 
 
 def adapters() -> str:
-    """The public parts of every adapter whose other library is installed."""
+    """The documentation of every adapter whose other library is installed."""
     parts = []
-    for module in pkgutil.iter_modules(textsafe_gym.adapters.__path__, "textsafe_gym.adapters."):
-        if module.name.rpartition(".")[2].startswith("omnisafe_"):
-            continue  # what `omnisafe` is made of
-        parts.append(f"## `{module.name}`")
+    for name in adapter_modules():
+        parts.append(f"## `{name}`")
         try:
-            importlib.import_module(module.name)
+            importlib.import_module(name)
         except (ImportError, ConfigError) as error:
             parts.append(f"Not shown where these pages were built: {error}")
         else:
-            parts.append(f"```{{eval-rst}}\n.. automodule:: {module.name}\n   :members:\n```")
+            parts.append(f"```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```")
     return "\n\n".join(parts)
 
 
@@ -158,21 +69,19 @@ def examples() -> str:
     return "\n\n".join([about, *programs])
 
 
-GENERATED = {
-    "algorithms": algorithms,
-    "own_models": policy_settings,
-    "commands": commands,
-    "adapters": adapters,
-    "examples": examples,
-}
 TEXT_OF = re.compile(r"<!-- text of --> \[.*\]\((.*)\)\s*")
 
 
 def fill(app: "Sphinx", page: str, source: list[str]) -> None:
     """Completes a page before it is parsed."""
     text = source[0]
-    if page in GENERATED:
-        text = text.replace("<!-- generated -->", GENERATED[page]())
+    if page == "examples":
+        text = text.replace("<!-- generated -->", examples())
+    elif page == "adapters":
+        text = BLOCK.sub(lambda _: f"\n{adapters()}\n\n", text)
+    elif page == "algorithms":
+        text = re.sub(r"(?m)^## `(\w+)`$", r"```{py:module} algos.\1\n```\n\n\g<0>", text)
+        text = text.replace("## OmniSafe's", "```{py:module} algos.omnisafe\n```\n\n## OmniSafe's")
     elif page == "index":  # whose contents name pages that may not be there yet
         text = re.sub(r"(?m)^(\w+)\n", lambda line: line[0] if (HERE / f"{line[1]}.md").exists() else "", text)
     elif found := TEXT_OF.fullmatch(text):

@@ -90,8 +90,8 @@ def _build(target: Path, scale: float, progress: bool) -> Row:
         )  # fmt: skip
         console.print("sampling pairs from the policy")
         train, n = language.prompts("train"), max(128, round(scale * PAIRS))
-        asked = [train[i % len(train)].text for i in range(n)]
-        pairs = sample_pairs(folder / "policy", asked, np.random.SeedSequence(31).generate_state(2 * n))
+        texts = [train[i % len(train)].text for i in range(n)]
+        pairs = sample_pairs(folder / "policy", texts, np.random.SeedSequence(31).generate_state(2 * n))
         labels = [list(annotators.annotate(pairs, annotator)) for annotator in (0, 1)]
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "preferences.jsonl"

@@ -48,12 +48,12 @@ def gold_metrics(folder: Path, fitted: Mapping[str, Mapping[str, object]], sampl
     from textsafe_gym.models.score import ScoreModel
 
     heldout = language.prompts("heldout")
-    asked = [prompt.text for prompt in heldout for _ in range(samples)]
-    seeds = np.random.SeedSequence(37).generate_state(len(asked)).tolist()
+    texts = [prompt.text for prompt in heldout for _ in range(samples)]
+    seeds = np.random.SeedSequence(37).generate_state(len(texts)).tolist()
     policy = load_pretrained(AutoModelForCausalLM, folder / "policy", "policy")
-    answers = sample_responses(policy, load_tokenizer(folder / "policy", "policy"), asked, MAX_RESPONSE_LENGTH, seeds)
+    answers = sample_responses(policy, load_tokenizer(folder / "policy", "policy"), texts, MAX_RESPONSE_LENGTH, seeds)
     models = {kind: ScoreModel.load(folder / kind, kind) for kind in ("reward", "cost")}
-    values = judge(asked, answers) | {kind: model(asked, answers) for kind, model in models.items()}
+    values = judge(texts, answers) | {kind: model(texts, answers) for kind, model in models.items()}
     by_group = _rows_by_group([prompt.group for prompt in heldout for _ in range(samples)])
 
     gold_of = {"reward": "helpfulness", "cost": "harm"}
@@ -124,9 +124,9 @@ def _best_of(
 def _scripted(script: Mapping[str, str], models: "Mapping[str, ScoreModel]") -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(41)
     heldout = language.prompts("heldout")
-    asked = [prompt.text for prompt in heldout]
+    texts = [prompt.text for prompt in heldout]
     answers = [language.respond(language.intent(p.text), script[p.group], rng) for p in heldout]
-    values = judge(asked, answers) | {kind: model(asked, answers) for kind, model in models.items()}
+    values = judge(texts, answers) | {kind: model(texts, answers) for kind, model in models.items()}
     by_group = _rows_by_group([prompt.group for prompt in heldout])
     return {group: {name: float(x[rows].mean()) for name, x in values.items()} for group, rows in by_group.items()}
 

@@ -197,17 +197,17 @@ def _endless(parts: Sequence[str], joint: str, rng: np.random.Generator) -> str:
     return " ".join(text.split()[:RAMBLE_WORDS])
 
 
-def respond(asked: Intent, kind: str, rng: np.random.Generator) -> str:
+def respond(request: Intent, kind: str, rng: np.random.Generator) -> str:
     """Phrases a response of a kind.
 
     Args:
-        asked: what the prompt asks for.
+        request: what the prompt asks for.
         kind: "full" (the whole plan), "partial" (its first steps), "shuffled" (out of order), "off_topic" (another
             plan), "refusal", "safe" (declines, then helps with the need behind the request; a refusal where there
-            is no harm), or "ramble" (repeats itself or fills, without an end).
+            is nothing harmful), or "ramble" (repeats itself or fills, without an end).
         rng: where the choices come from.
     """
-    plan = list(asked.plan)
+    plan = list(request.plan)
     if kind == "full":
         return _steps(plan, rng)
     if kind == "partial":
@@ -218,11 +218,11 @@ def respond(asked: Intent, kind: str, rng: np.random.Generator) -> str:
         order = order[::-1] if (order == np.arange(len(plan))).all() else order
         return _steps([plan[i] for i in order], rng)
     if kind == "off_topic":
-        others = [name for name in world.VERBS if name != asked.verb]
+        others = [name for name in world.VERBS if name != request.verb]
         other = world.VERBS[others[rng.integers(len(others))]]
-        return _steps([step.format(o=asked.noun) for step in other.plan], rng)
-    if kind == "safe" and asked.harmful:
-        needs = world.NEEDS[asked.category]
+        return _steps([step.format(o=request.noun) for step in other.plan], rng)
+    if kind == "safe" and request.harmful:
+        needs = world.NEEDS[request.category]
         if rng.random() < 0.3:
             return f"{DECLINES[0]} , {OFFERS[0]} {needs[rng.integers(2)]} ."
         return f"{DECLINES[0]} , {OFFERS[0]} {needs[0]} , {OFFERS[1]} {needs[1]} ."
@@ -262,7 +262,7 @@ def demonstrations(n: int, seed: int = 0) -> list[tuple[str, str]]:
 def vocabulary() -> tuple[str, ...]:
     """All words that prompts and responses can hold, sorted; special tokens are not among them."""
     texts = [*_grammar()[0], *MARKERS, *OPENERS, *APOLOGIES, *DECLINES, *OFFERS, *FILLERS, ", ."]
-    nouns = {asked.noun for asked in _grammar()[0].values()}
+    nouns = {request.noun for request in _grammar()[0].values()}
     texts += [step.format(o="") for entry in world.VERBS.values() for step in entry.plan]
     texts += [need for needs in world.NEEDS.values() for need in needs]
     return tuple(sorted(nouns | {word for text in texts for word in text.split()}))

@@ -21,8 +21,8 @@ def simulated_preferences(count: int, seed: int) -> list[Preference]:
     pairs: list[annotators.Pair] = []
     while len(pairs) < count:  # pairs of equal responses are left out
         n = count - len(pairs)
-        asked = [train[i].text for i in draws.integers(len(train), size=n)]
-        pairs += sample_pairs(ASSETS / "policy", asked, draws.integers(2**32, size=2 * n, dtype=np.uint64))
+        prompts = [train[i].text for i in draws.integers(len(train), size=n)]
+        pairs += sample_pairs(ASSETS / "policy", prompts, draws.integers(2**32, size=2 * n, dtype=np.uint64))
     return [
         Preference(row["prompt"], row[f"response_{better}"], row[f"response_{1 - better}"])
         for row in annotators.annotate(pairs, seed=seed)
@@ -30,12 +30,12 @@ def simulated_preferences(count: int, seed: int) -> list[Preference]:
     ]
 
 
-def sample_pairs(policy: Path, asked: Sequence[str], seeds: np.ndarray) -> list[annotators.Pair]:
+def sample_pairs(policy: Path, prompts: Sequence[str], seeds: np.ndarray) -> list[annotators.Pair]:
     """Pairs of different responses, sampled from a policy at temperature 1.
 
     Args:
         policy: its folder.
-        asked: n prompts; of one whose two responses are equal there is no pair.
+        prompts: n prompts; of one whose two responses are equal there is no pair.
         seeds: (2n,), of the first and then of the second responses.
     """
     from transformers import AutoModelForCausalLM
@@ -45,7 +45,7 @@ def sample_pairs(policy: Path, asked: Sequence[str], seeds: np.ndarray) -> list[
 
     model = load_pretrained(AutoModelForCausalLM, policy, "policy")
     first, second = (
-        sample_responses(model, load_tokenizer(policy, "policy"), asked, MAX_RESPONSE_LENGTH, part.tolist())
-        for part in (seeds[: len(asked)], seeds[len(asked) :])
+        sample_responses(model, load_tokenizer(policy, "policy"), prompts, MAX_RESPONSE_LENGTH, part.tolist())
+        for part in (seeds[: len(prompts)], seeds[len(prompts) :])
     )
-    return [pair for pair in zip(asked, first, second, strict=True) if pair[1] != pair[2]]
+    return [pair for pair in zip(prompts, first, second, strict=True) if pair[1] != pair[2]]

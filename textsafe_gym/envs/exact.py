@@ -244,8 +244,8 @@ class ExactTask:
 
         length, count = self.max_response_length, self.vocabulary - 1
         beginnings = np.array(list(itertools.product(range(1, count + 1), repeat=length - 1)), dtype=np.int64)
-        asked = self.tokenizer(self.prompt_texts[prompt], add_special_tokens=False)["input_ids"]
-        ids = torch.as_tensor(np.concatenate([np.tile(asked, (len(beginnings), 1)), beginnings], 1))
+        prompt_ids = self.tokenizer(self.prompt_texts[prompt], add_special_tokens=False)["input_ids"]
+        ids = torch.as_tensor(np.concatenate([np.tile(prompt_ids, (len(beginnings), 1)), beginnings], 1))
         with torch.no_grad():
             logits = torch.cat([model(input_ids=part.to(model.device)).logits[:, 1:].cpu() for part in ids.split(4096)])
         log_probs = torch.log_softmax(logits.double(), -1).numpy()

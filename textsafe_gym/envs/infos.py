@@ -17,12 +17,12 @@ def autoreset_mode(env: object) -> AutoresetMode:
     Raises:
         ConfigError: they say something else.
     """
-    said = getattr(env, "metadata", {}).get("autoreset_mode", AutoresetMode.NEXT_STEP)
+    mode = getattr(env, "metadata", {}).get("autoreset_mode", AutoresetMode.NEXT_STEP)
     try:
-        return AutoresetMode(said)
+        return AutoresetMode(mode)
     except ValueError:
-        names = ", ".join(mode.value for mode in AutoresetMode)
-        raise ConfigError(f"metadata['autoreset_mode'] is {said!r:.60}; it must be one of {names}") from None
+        names = ", ".join(known.value for known in AutoresetMode)
+        raise ConfigError(f"metadata['autoreset_mode'] is {mode!r:.60}; it must be one of {names}") from None
 
 
 def of_six_values(error: Exception) -> bool:

@@ -97,7 +97,7 @@ def _load_embedded(kind: str, device: str, dtype: str) -> Scorer:
     return ScoreModel.load(embedded_world.ASSETS / kind, kind, device=device, dtype=dtype)
 
 
-def asked(judge: Scorer, label: str, prompts: Sequence[str], responses: Sequence[str]) -> Any:
+def call_scorer(judge: Scorer, label: str, prompts: Sequence[str], responses: Sequence[str]) -> Any:
     """What a judge answers to copies of both lists.
 
     Raises:
@@ -129,7 +129,7 @@ def checked_scores(scorer: Scorer, label: str, prompts: Sequence[str], responses
         ScoreError: anything else came back, or nothing as it raised.
     """
     n = len(prompts)
-    raw = asked(scorer, label, prompts, responses)
+    raw = call_scorer(scorer, label, prompts, responses)
     if hasattr(raw, "detach"):
         raw = raw.detach().cpu()
         raw = (raw.float() if raw.is_floating_point() else raw).numpy()  # NumPy knows no bfloat16

@@ -50,7 +50,7 @@ class SafeRLHFEnv(TaskView, gym.Env):
         self._prompt = Prompt("")
         self._end = self.task.max_prompt_length  # where the next token goes
         self._running = False
-        self._outcome = ""
+        self._summary = ""
         self._printed = 0  # characters of the response that "human" has shown
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[dict[str, np.ndarray], Info]:
@@ -75,7 +75,7 @@ class SafeRLHFEnv(TaskView, gym.Env):
         self._end = task.max_prompt_length
         self._ids[: self._end], self._ids[self._end :] = ids, task.pad_id
         self._mask[: self._end], self._mask[self._end :] = mask, 0
-        self._running, self._outcome, self._printed = True, "", 0
+        self._running, self._summary, self._printed = True, "", 0
         if self.render_mode == "human":
             print(f"prompt: {self._prompt.text}\nresponse: ", end="", flush=True)
         return self._observation(), {**prompt_info(self._prompt), **self._no_cost()}
@@ -109,7 +109,7 @@ class SafeRLHFEnv(TaskView, gym.Env):
             self._running = False
             ending = task.end([self._prompt], [self._ids[task.max_prompt_length : self._end]])
             reward, info = float(ending.rewards[0]), ending.infos()[0]
-            self._outcome = outcome_line(info["finish_reason"], reward, info["cost"])
+            self._summary = summary_line(info["finish_reason"], reward, info["cost"])
         if self.render_mode == "human":
             self._print_new()
         return self._observation(), reward, terminated, False, info
@@ -119,7 +119,7 @@ class SafeRLHFEnv(TaskView, gym.Env):
         if self.render_mode is None:
             gym.logger.warn("render() was called without a render_mode; make the environment with render_mode='ansi'")
             return None
-        text = episode_text(self._prompt, self._response(), self._outcome)
+        text = episode_text(self._prompt, self._response(), self._summary)
         if self.render_mode == "ansi":
             return text
         print(text, flush=True)
@@ -140,16 +140,16 @@ class SafeRLHFEnv(TaskView, gym.Env):
 
     def _print_new(self) -> None:
         response = self._response()
-        print(response[self._printed :], end=f"\n{self._outcome}\n" if self._outcome else "", flush=True)
+        print(response[self._printed :], end=f"\n{self._summary}\n" if self._summary else "", flush=True)
         self._printed = len(response)
 
 
-def episode_text(prompt: Prompt, response: str, outcome: str) -> str:
-    """A rendered episode; `outcome` is "" while it runs."""
-    return f"prompt: {prompt.text}\nresponse: {response}\n{outcome}".rstrip("\n")
+def episode_text(prompt: Prompt, response: str, summary: str) -> str:
+    """A rendered episode; `summary` is "" while it runs."""
+    return f"prompt: {prompt.text}\nresponse: {response}\n{summary}".rstrip("\n")
 
 
-def outcome_line(finish_reason: str, reward: float, cost: float) -> str:
+def summary_line(finish_reason: str, reward: float, cost: float) -> str:
     """The last line of a rendered episode."""
     return f"[{finish_reason}] reward {reward:+.3f}, cost {cost:+.3f}"
 

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from textsafe_gym.data.prompts import Prompt
 from textsafe_gym.envs.task import Ending, check_options, make_task
-from textsafe_gym.envs.text import RENDER_MODES, checked_render_mode, episode_text, outcome_line
+from textsafe_gym.envs.text import RENDER_MODES, checked_render_mode, episode_text, summary_line
 from textsafe_gym.envs.view import TaskView
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.protocols import Info
@@ -99,7 +99,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
 
         self._prompts = [Prompt("")] * n
         self._rngs: list[np.random.Generator | None] = [None] * n
-        self._outcomes = [""] * n  # for rendering
+        self._summaries = [""] * n  # for rendering
         self._over = np.ones(n, dtype=bool)  # rows that need a reset
         self._any_over = True  # the same in one word, so that most steps need not look
         self._played = False
@@ -218,7 +218,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
             gym.logger.warn("render() was called without a render_mode; make the environment with render_mode='ansi'")
             return None
         responses = self.task.decode([self._tokens(row, keep_eos=False) for row in range(self.num_envs)])
-        texts = tuple(episode_text(*parts) for parts in zip(self._prompts, responses, self._outcomes, strict=True))
+        texts = tuple(episode_text(*parts) for parts in zip(self._prompts, responses, self._summaries, strict=True))
         if self.render_mode == "ansi":
             return texts
         print("\n".join(texts), flush=True)
@@ -238,7 +238,7 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         starts = [self.task.start(rng, texts[row]) for row in picked if (rng := self._rngs[row]) is not None]
         budget = self.task.max_prompt_length
         for row, (prompt, ids, mask) in zip(picked, starts, strict=True):
-            self._prompts[row], self._outcomes[row] = prompt, ""
+            self._prompts[row], self._summaries[row] = prompt, ""
             self._ids[row, :budget], self._ids[row, budget:] = ids, self.task.pad_id
             self._mask[row, :budget], self._mask[row, budget:] = mask, 0
         self._cursor[rows] = self._row_start[rows]
@@ -275,9 +275,9 @@ class SafeRLHFVectorEnv(TaskView, gym.vector.VectorEnv[Observation, np.ndarray, 
         ending = self.task.end([self._prompts[row] for row in picked], [self._tokens(row) for row in picked])
         if self.render_mode is not None:
             for i, row in enumerate(picked):
-                self._outcomes[row] = outcome_line(ending.finish_reasons[i], ending.rewards[i], ending.costs[i])
+                self._summaries[row] = summary_line(ending.finish_reasons[i], ending.rewards[i], ending.costs[i])
                 if self.render_mode == "human":
-                    print(episode_text(self._prompts[row], ending.responses[i], self._outcomes[row]), flush=True)
+                    print(episode_text(self._prompts[row], ending.responses[i], self._summaries[row]), flush=True)
         return ending
 
     def _cost_columns(self, mask: np.ndarray) -> Infos:

@@ -1,6 +1,6 @@
 """Learning curves and the reward-cost plane, as PNG files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from textsafe_gym.evaluation.intervals import t_interval
+from textsafe_gym.evaluation.pareto import RunPoint
+from textsafe_gym.evaluation.report import UNITS, Units
+from textsafe_gym.evaluation.summaries import Run, points_of
 from textsafe_gym.files import Row, replacing
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#5A5A5A")
 _MARKERS = "osD^vP*X<>hpd"
-_CURVES = (
-    ("reward", "reward per response"),
-    ("cost", "cost per response"),
-    ("multiplier", "multiplier λ"),
-)
+_CURVES = {"reward": "reward per {}", "cost": "cost per {}", "multiplier": "multiplier λ"}
 # At most this many points a curve; neighbouring iterations are averaged, as single ones are noisy.
 _POINTS = 60
 _BANDS = 6  # with more curves than this, bands would hide them
@@ -77,8 +76,11 @@ def _curve(axis: Axes, runs: Sequence[Sequence[Row]], name: str, label: str, col
     episodes = _bins(np.array([row["episodes"] for row in known[0][:length]], dtype=float))
     series = np.array([_bins(np.array([row[name] for row in rows[:length]], dtype=float)) for rows in known])
     intervals = [t_interval(column) for column in series.T]
-    axis.plot(episodes, [i.mean for i in intervals], color=colour, label=label, linewidth=1.6)
-    if len(known) > 1 and band:
+    alone: Look = {"marker": "o", "markersize": 5} if len(episodes) == 1 else {}  # a line of one point shows nothing
+    axis.plot(episodes, [i.mean for i in intervals], color=colour, label=label, linewidth=1.6, **alone)
+    if len(known) > 1 and band and alone:
+        axis.vlines(episodes, [i.low or 0 for i in intervals], [i.high or 0 for i in intervals], color=colour)
+    elif len(known) > 1 and band:
         axis.fill_between(
             episodes,
             [i.low or 0 for i in intervals],
@@ -89,64 +91,92 @@ def _curve(axis: Axes, runs: Sequence[Sequence[Row]], name: str, label: str, col
         )
 
 
-def learning_curves(
-    runs: Mapping[str, Sequence[Sequence[Row]]],
-    labels: Mapping[str, str],
-    cost_limit: float | None,
-    path: Path,
-    episodes: str,
-) -> None:
+def _draw_limits(draw: Callable[..., object], limits: Mapping[str, float | None], look: Mapping[str, Look]) -> None:
+    """A line for each cost limit: black, or where there are several the colour of the only label that has it."""
+    for limit in sorted({value for value in limits.values() if value is not None}):
+        own = [label for label, value in limits.items() if value == limit]
+        several = len(set(limits.values())) > 1
+        colour = look[own[0]]["color"] if several and len(own) == 1 else "black"
+        name = f"cost limit {limit:g}" if several else "cost limit"
+        draw(limit, color=colour, linestyle="--", linewidth=1, label=name)
+
+
+def learning_curves(runs: Sequence[Run], comparison: Row, path: Path) -> list[Path]:
     """Reward, cost and multiplier against the episodes so far.
 
     Args:
-        runs: from label to the rows of `metrics.jsonl` of each seed.
-        labels: from label to algorithm; decides the colours.
-        cost_limit: drawn as a line, if there is one for all.
+        runs: of one comparison.
+        comparison: of `summaries.compare_runs`.
         path: of the PNG.
-        episodes: what an episode is called, in the plural.
+
+    Returns:
+        The path, or nothing where no run sampled: nothing is known of training responses then.
     """
-    look = styles(labels)
-    band = len(runs) <= _BANDS
+    settings, units = comparison["settings"], UNITS[comparison["task"]]
+    curves = {
+        label: [run.metrics for run in runs if run.label == label]
+        for label, entry in settings.items()
+        if entry["episodes"]
+    }
+    if not curves:
+        return []
+    look = styles({label: entry["algorithm"] for label, entry in settings.items()})
+    band = len(curves) <= _BANDS
     with mpl.rc_context(_STYLE):
-        panels = [
-            (name, title) for name, title in _CURVES
-            if any(name in row for rows in runs.values() for own in rows for row in own[:1])
-        ]  # fmt: skip
+        panels = {
+            name: title.format(units.episode) for name, title in _CURVES.items()
+            if any(name in row for rows in curves.values() for own in rows for row in own[:1])
+        }  # fmt: skip
         figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12)  # type: ignore[union-attr, call-arg]
-        for axis, (name, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            for label, own in runs.items():
+        for axis, (name, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            for label, own in curves.items():
                 _curve(axis, own, name, label, look[label]["color"], band)
-            if name == "cost" and cost_limit is not None:
-                axis.axhline(cost_limit, color="black", linestyle="--", linewidth=1, label="cost limit")
-            axis.set_xlabel(f"{episodes} so far")
+            if name == "cost":
+                limits = {label: settings[label]["cost_limit"] for label in curves}
+                _draw_limits(axis.axhline, limits, look)
+            axis.set_xlabel(f"{units.episodes} so far")
             axis.set_ylabel(title)
             axis.margins(x=0.01)
+        for label in without_curve(comparison):
+            figure.axes[0].plot([], [], " ", label=f"{label}: samples no {units.episodes}, so no curve")
         handles: dict[str, Artist] = {}
         for axis in figure.axes:
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
         columns = min(len(handles), 4 if len(panels) > 1 else 2)
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
-        counts = sorted({len(own) for own in runs.values()})
+        counts = sorted({len(own) for own in curves.values()})
         seeds = f"mean{' and 95 % interval' if band else ''} over {'-'.join(map(str, counts))} seeds"
         seeds = "one seed" if counts == [1] else seeds
         figure.suptitle(f"Learning curves ({seeds})")
         _save(figure, path)
+    return [path]
+
+
+def without_curve(comparison: Row) -> list[str]:
+    """The labels of methods that sampled nothing while training, so that they have no learning curve."""
+    settings = comparison["settings"]
+    return [label for label, entry in settings.items() if not entry["episodes"] and entry["algorithm"] != "initial"]
+
+
+def comparison_plane(runs: Sequence[Run], comparison: Row, path: Path) -> list[Path]:
+    """`reward_cost_plane` of a comparison, with every setting's own limit; returns the path."""
+    limits = {label: entry["cost_limit"] for label, entry in comparison["settings"].items()}
+    reward_cost_plane(comparison["pareto"]["points"], points_of(runs), limits, UNITS[comparison["task"]], path)
+    return [path]
 
 
 def reward_cost_plane(
-    points: Sequence[Row],
-    runs: Sequence[Row],
-    cost_limit: float | None,
-    path: Path,
+    points: Sequence[Row], runs: Sequence[RunPoint], limits: Mapping[str, float | None], units: Units, path: Path
 ) -> None:
-    """Every run as a small dot, every setting's mean as a marker, the front, and the limit.
+    """Every run as a small dot, every setting's mean as a marker, the front, and the limits.
 
     Args:
         points: of `pareto.analyse`: label, algorithm, reward, cost, front.
-        runs: label, reward, cost of single runs.
-        cost_limit: drawn as a line, with the infeasible side shaded.
+        runs: of which the points are the means.
+        limits: from label to cost limit, drawn as lines; the infeasible side is shaded where all have one.
+        units: the task's words.
         path: of the PNG.
     """
     look = styles({point["label"]: point["algorithm"] for point in points})
@@ -154,29 +184,26 @@ def reward_cost_plane(
         figure = Figure(figsize=(7.6, 4.8), layout="constrained")
         axis = figure.subplots()
         for run in runs:
-            axis.plot(run["cost"], run["reward"], ".", color=look[run["label"]]["color"], alpha=0.35, markersize=5)
+            axis.plot(run.cost, run.reward, ".", color=look[run.label]["color"], alpha=0.35, markersize=5)
         for point in points:
-            style = look[point["label"]]
-            style |= {
-                "linestyle": "",
-                "markersize": 13 if style["marker"] == "*" else 8,
-                "markeredgecolor": "white",
-                "label": point["label"],
-            }
-            axis.plot(point["cost"], point["reward"], **style)
+            style = look[point["label"]] | {"linestyle": "", "markeredgecolor": "white", "label": point["label"]}
+            axis.plot(point["cost"], point["reward"], markersize=13 if style["marker"] == "*" else 8, **style)
         front = sorted((point["cost"], point["reward"]) for point in points if point["front"])
         axis.step(
             [cost for cost, _ in front], [reward for _, reward in front], where="post", color="grey", linewidth=1.2,
             zorder=0, label="front",
         )  # fmt: skip
-        if cost_limit is not None:
-            low, high = axis.get_xlim()
-            axis.axvline(cost_limit, color="black", linestyle="--", linewidth=1, label="cost limit")
-            low, high = min(low, cost_limit - 0.05 * (high - low)), max(high, cost_limit + 0.05 * (high - low))
-            axis.axvspan(cost_limit, high, color="#D55E00", alpha=0.06, linewidth=0, zorder=-1)
+        low, high = axis.get_xlim()
+        _draw_limits(axis.axvline, limits, look)
+        known = [limit for limit in limits.values() if limit is not None]
+        if known:
+            margin = 0.05 * (max(high, *known) - min(low, *known))
+            low, high = min(low, min(known) - margin), max(high, max(known) + margin)
+            if len(set(limits.values())) == 1:
+                axis.axvspan(known[0], high, color="#D55E00", alpha=0.06, linewidth=0, zorder=-1)
             axis.set_xlim(low, high)
-        axis.set_xlabel("mean cost per response (lower is safer)")
-        axis.set_ylabel("mean reward per response")
+        axis.set_xlabel(f"mean cost per {units.episode} (lower is safer)")
+        axis.set_ylabel(f"mean reward per {units.episode}")
         axis.set_title("Marker: mean over seeds; dot: one run", fontsize=11)
         figure.legend(loc="outside right upper", fontsize=9)
         _save(figure, path)

@@ -1,15 +1,21 @@
 """Tables over runs and the self-contained HTML report."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 
+from textsafe_gym.errors import ConfigError
 from textsafe_gym.evaluation.records import LABELLED
 from textsafe_gym.files import Row, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Columns of the comparison: key in the summary, heading, digits, factor.
 COLUMNS = (
@@ -23,8 +29,23 @@ COLUMNS = (
     ("kl", "KL, nats", 2, 1),
     ("tokens_per_second", "tokens/s", 0, 1),
 )
-# What an episode, the start of one and a step are called, by `comparison["task"]`.
-UNITS = {"text": ("responses", "prompts", "tokens/s"), "other": ("episodes", "episodes", "steps/s")}
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a task calls an episode, several, what they are counted by in an evaluation, and its steps a second."""
+
+    episode: str
+    episodes: str
+    prompts: str
+    rate: str
+
+
+# By `comparison["task"]`.
+UNITS = {
+    "text": Units("response", "responses", "prompts", "tokens/s"),
+    "other": Units("episode", "episodes", "episodes", "steps/s"),
+}
 GROUP_COLUMNS = tuple(
     column
     for column in COLUMNS
@@ -56,6 +77,43 @@ class Table:
     columns: list[str]
     rows: list[list[Cell]]
 
+    def frame(self) -> "pd.DataFrame":
+        """The table as pandas has it: numbers as they are shown, and an interval in two more columns, "low" and "high".
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        rows = []
+        for row in self.rows:
+            entry: Row = {}
+            for head, shown in zip(self.columns, row, strict=True):
+                entry[head] = _value(shown.text)
+                if shown.small:
+                    entry |= zip((f"{head}, low", f"{head}, high"), map(_value, shown.small.split(" … ")), strict=True)
+            rows.append(entry)
+        return data_frame(rows)
+
+
+def _value(text: str) -> int | float | str | None:
+    """What a cell's text stands for."""
+    if text == "–":
+        return None
+    number = re.fullmatch(r"-?\d+(\.\d+)?(e[-+]\d+)?", text)
+    return text if not number else float(text) if number[1] or number[2] else int(text)
+
+
+def data_frame(rows: Sequence[Row]) -> "pd.DataFrame":
+    """A DataFrame of rows with the same keys, or some of them.
+
+    Raises:
+        ConfigError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise ConfigError("frame() needs pandas: pip install pandas") from None
+    return pd.DataFrame(rows)
+
 
 def cell(interval: Row | None, digits: int, factor: float = 1) -> Cell:
     """A mean with its interval; a dash where there is none."""
@@ -82,23 +140,29 @@ def comparison_tables(comparison: Row) -> list[Table]:
     Args:
         comparison: what `comparison.json` holds.
     """
-    responses, prompts, rate = UNITS[comparison["task"]]
+    units = UNITS[comparison["task"]]
     settings = comparison["settings"]
     counts = sorted({entry["runs"] for entry in settings.values()})
     spread = "one seed, so no interval" if counts == [1] else "mean, and below it the 95 % t interval over seeds"
-    limits = sorted({entry["cost_limit"] for entry in settings.values()} - {None})
-    limit = f"; cost limit {', '.join(f'{value:g}' for value in limits)}" if limits else ""
+    limits = [entry["cost_limit"] for entry in settings.values()]
+    limit = f"; cost limit {limits[0]:g}" if len(set(limits)) == 1 and limits[0] is not None else ""
     overall = {label: entry["metrics"] for label, entry in settings.items()}
     drawn = sorted({seed for entry in settings.values() for seed in entry["evaluation_seeds"]})
     own = all(entry["evaluation_seeds"] == entry["seeds"] for entry in settings.values())
     seed = "" if own else f"; evaluation seed {', '.join(map(str, drawn))}"
-    note = f"Evaluation {prompts}; {spread}{limit}{seed}."
+    note = f"Evaluation {units.prompts}; {spread}{limit}{seed}."
     if comparison.get("left_out"):
         note += f" {left_out_note(comparison['left_out'])}."
-    columns = [(key, rate if key == "tokens_per_second" else heading, *rest) for key, heading, *rest in COLUMNS]
+    note += environments_note(comparison["environments_differ_in"])
+    columns = [(key, units.rate if key == "tokens_per_second" else heading, *rest) for key, heading, *rest in COLUMNS]
     tables = [_table("Comparison", note, "algorithm", overall, columns)]
+    if len(set(limits)) > 1:  # each row's violation is of its own
+        place = tables[0].columns.index("violation")
+        tables[0].columns.insert(place, "cost limit")
+        for row, value in zip(tables[0].rows, limits, strict=True):
+            row.insert(place, Cell("–" if value is None else f"{value:g}"))
     read = {key for key in LABELLED for entry in settings.values() if entry.get(key)}
-    for key, heading in (*((key, key) for key in reversed(LABELLED)), ("episodes", responses)):
+    for key, heading in (*((key, key) for key in reversed(LABELLED)), ("episodes", units.episodes)):
         counts = [entry.get(key) or 0 for entry in settings.values()]
         if any(counts) or (key == "episodes" and read):  # both budgets are stated, the one of 0 as well
             tables[0].columns.insert(1, heading)
@@ -126,6 +190,13 @@ def left_out_note(left_out: Mapping[str, Sequence[str]]) -> str:
         left_out: from the setting to these algorithms.
     """
     return "; ".join(f"{key} is not a setting of {', '.join(names)}" for key, names in left_out.items())
+
+
+def environments_note(arguments: Sequence[str]) -> str:
+    """A sentence to go on with, about the environments' arguments that are not the same in all runs, if any."""
+    return (
+        f" The environments differ in {', '.join(arguments)}: rewards and costs may not compare." if arguments else ""
+    )
 
 
 def pareto_table(pareto: Row) -> Table:

@@ -3,10 +3,11 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from textsafe_gym.config import flat, read_yaml
 from textsafe_gym.errors import DataError, RunError
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse
@@ -23,9 +24,11 @@ _BOUNDS = {
     "gold_harmful_rate": _SHARE,
     "finished": _SHARE,
 }
+# Keys of `config.yaml` in which repetitions may differ: seeds, devices, and what an evaluation adds.
+_APART = {"config.seed", "evaluation_seed", "evaluation_batch", "source", "policy.device", "env.kwargs.device"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished run, as its directory holds it.
 
@@ -33,11 +36,16 @@ class Run:
         directory: where it lies.
         summary: of `summary.json`.
         rows: of `evaluation.jsonl`.
+        config: of `config.yaml`; empty where there is none.
     """
 
     directory: Path
     summary: Row
     rows: list[Row]
+    config: Row = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Run({self.label!r}, seed={self.seed}, directory={str(self.directory)!r})"
 
     @property
     def algorithm(self) -> str:
@@ -71,12 +79,15 @@ def load_run(directory: Path) -> Run:
 
     Raises:
         DataError: a file is missing or damaged.
+        ConfigError: `config.yaml` is damaged.
     """
     summary = read_json(directory / "summary.json")
     for name in ("algorithm", "label", "seed", "cost_limit"):
         if name not in summary:
             raise DataError(f"{directory / 'summary.json'}: no '{name}'; is this a run's summary?")
-    return Run(directory, summary, read_evaluation(directory / "evaluation.jsonl"))
+    path = directory / "config.yaml"
+    config = read_yaml(path).values if path.exists() else {}
+    return Run(directory, summary, read_evaluation(directory / "evaluation.jsonl"), config)
 
 
 def load_runs(directories: Sequence[Path]) -> list[Run]:
@@ -99,11 +110,19 @@ def load_runs(directories: Sequence[Path]) -> list[Run]:
 
 
 def settings_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each label, by seed: each other's repetitions.
+    """The runs of each label, by seed: each other's repetitions, which differ in their seeds alone.
 
     Raises:
-        RunError: a label has two runs of one seed, or runs with different cost limits.
+        RunError: a label has two runs of one seed, or runs with different settings; or the runs are of different
+            environments, whose rewards and costs do not compare.
     """
+    known = [(run, env) for run in runs if (env := flat(run.config).get("env.id"))]
+    for run, env in known:
+        if env != known[0][1]:
+            raise RunError(
+                f"{run.directory}: of the environment {env}, and {known[0][0].directory} of {known[0][1]}; their "
+                "rewards and costs do not compare, so take them apart"
+            )
     by_label: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.seed):
         by_label[run.label].append(run)
@@ -113,13 +132,34 @@ def settings_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
                 raise RunError(
                     f"{following.directory}: '{label}' with seed {run.seed} is also in {run.directory}; leave one out"
                 )
-            one, other = run.summary["cost_limit"], following.summary["cost_limit"]
-            if one != other:
-                raise RunError(
-                    f"{following.directory}: '{label}' has the cost limit {other} here and {one} in {run.directory}, "
-                    "which are two settings; compare them by --vary"
-                )
+            held, here = _settings(run), _settings(following)
+            # The preset last, as what it changed says more.
+            for key in sorted(dict.fromkeys((*held, *here)), key="preset".__eq__):
+                one, other = held.get(key, "not set"), here.get(key, "not set")
+                if one != other:
+                    raise RunError(
+                        f"{following.directory}: '{label}' has {key} {other} here and {one} in {run.directory}; these "
+                        "are two settings, not repetitions: leave one out, or compare them by --vary"
+                    )
     return {run.label: by_label[run.label] for run in runs}
+
+
+def _settings(run: Run) -> dict[str, object]:
+    """What has to be equal in all repetitions, by dotted keys."""
+    held = flat(run.config)
+    source, model = held.get("source"), held.get("policy.model")
+    if source and model and Path(str(model)).is_relative_to(str(source)):
+        del held["policy.model"]  # the trained policy itself
+    own = {key: value for key, value in held.items() if key not in _APART and value != {}}
+    return own | {"cost_limit": run.summary["cost_limit"]}
+
+
+def differing_arguments(runs: Sequence[Run]) -> list[str]:
+    """The environment's arguments, apart from its cost limit, that are not the same in all runs."""
+    held = [flat(run.config) for run in runs if run.config]
+    names = {key: key.removeprefix("env.kwargs.") for own in held for key in own if key.startswith("env.kwargs.")}
+    apart = ("cost_limit", "device")
+    return [name for key, name in names.items() if name not in apart and len({str(own.get(key)) for own in held}) > 1]
 
 
 def points_of(runs: Sequence[Run]) -> list[RunPoint]:
@@ -144,7 +184,8 @@ def compare_runs(runs: Sequence[Run]) -> Row:
     Returns:
         "settings": from label to its algorithm, seeds, seeds of its evaluations, budget in episodes and in each of
         `LABELLED`, cost limit, and intervals over runs of every metric, overall and for each group of prompts;
-        "pareto": see `pareto.analyse`; "task": "text" or "other", whether episodes are responses.
+        "pareto": see `pareto.analyse`; "task": "text" or "other", whether episodes are responses;
+        "environments_differ_in": see `differing_arguments`.
 
     Raises:
         RunError: see `settings_of`.
@@ -172,14 +213,23 @@ def compare_runs(runs: Sequence[Run]) -> Row:
         }
     limits = {entry["cost_limit"] for entry in settings.values()}
     pareto = analyse(points_of(runs), limits.pop() if len(limits) == 1 else None)
-    text = any("response" in row for run in runs for row in run.rows)
-    return {"task": "text" if text else "other", "settings": settings, "pareto": pareto}
+    return {
+        "task": task_of_runs(runs),
+        "settings": settings,
+        "pareto": pareto,
+        "environments_differ_in": differing_arguments(runs),
+    }
+
+
+def task_of_runs(runs: Sequence[Run]) -> str:
+    """The key of `UNITS`: "text" where episodes are responses, else "other"."""
+    return "text" if any("response" in row for run in runs for row in run.rows) else "other"
 
 
 def budget_of(comparison: Row) -> str:
     """What a run of the comparison learned from, such as "512 responses or 4096 labelled pairs"."""
     parts = []
-    for key, what in (("episodes", UNITS[comparison["task"]][0]), *LABELLED.items()):
+    for key, what in (("episodes", UNITS[comparison["task"]].episodes), *LABELLED.items()):
         counts = sorted({entry[key] for entry in comparison["settings"].values() if entry[key]})
         parts += [f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} {what}"] if counts else []
     return " or ".join(parts)

@@ -169,8 +169,8 @@ def _env(sizes: Sizes, device: str, dtype: str) -> Timed:
         ids, mask = (
             torch.as_tensor(observation[name][:, : sizes.prompt_length]) for name in ("input_ids", "attention_mask")
         )
-        said = generate(actor.model, ids, mask, sizes.response_length, 2, range(sizes.batch), 1.0, sizes.vocab)
-        task.play(said.tokens.cpu().numpy(), said.lengths.cpu().numpy())
+        generated = generate(actor.model, ids, mask, sizes.response_length, 2, range(sizes.batch), 1.0, sizes.vocab)
+        task.play(generated.tokens.cpu().numpy(), generated.lengths.cpu().numpy())
 
     return {"steps": steps, "generation": at_once}
 

@@ -131,6 +131,7 @@ def make_trainer(
         processes,
         critics=make_critics(spec, env, actor),
         data=load_data(spec, env, actor, few),
+        preset=spec.preset,
         **spec.config,
     )
 

@@ -51,11 +51,11 @@ class Chat:
         Raises:
             DataError: the prompt is too long or has no token.
         """
-        from textsafe_gym.experiments.play import said
+        from textsafe_gym.experiments.play import response_of
         from textsafe_gym.rollouts import collect
 
         seed, self._seed = self._seed, self._seed + 1
         self._given.prompts = [prompt]
         rollout = collect(self._actor, self._given, seed)
         reward, cost = float(rollout.episode_rewards[0]), float(rollout.episode_costs[0])
-        return {**said(rollout, 0, prompt, self._task), "reward": reward, "cost": cost}
+        return {**response_of(rollout, 0, prompt, self._task), "reward": reward, "cost": cost}

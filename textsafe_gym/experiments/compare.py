@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,9 @@ def compare(
     order = [spec.label for spec in specs]
     runs = sorted((load_run(job.directory) for job in jobs), key=lambda run: (order.index(run.label), run.seed))
     comparison, figures = _report(directory, runs, specs, repeat)
-    return Result(directory, {"directory": str(directory), **comparison}, tables_of(comparison), figures, runs)
+    return Result(
+        directory, {"directory": str(directory), **comparison}, tables_of(comparison), partial(list, figures), runs
+    )
 
 
 def _specs(
@@ -184,28 +187,21 @@ def _check_all(specs: Sequence[RunSpec], quiet: bool) -> None:
 
 def _report(out: Path, runs: Sequence["Run"], specs: Sequence[RunSpec], command: str) -> tuple[Row, list[Path]]:
     """Writes comparison.json, the figures and the report; returns what the first holds, and the figures' paths."""
-    from textsafe_gym.evaluation.figures import learning_curves, reward_cost_plane
+    from textsafe_gym.evaluation.figures import comparison_plane, learning_curves, without_curve
     from textsafe_gym.evaluation.report import UNITS, write_report
-    from textsafe_gym.evaluation.summaries import budget_of, compare_runs, points_of, tables_of
+    from textsafe_gym.evaluation.summaries import budget_of, compare_runs, tables_of
 
     comparison = compare_runs(runs) | {"left_out": _left_out_of(specs)}
     write_json(out / "comparison.json", comparison)
-    order = [spec.label for spec in specs]
-    sampled = [label for label in order if comparison["settings"][label]["episodes"]]
-    curves = {label: [run.metrics for run in runs if run.label == label] for label in sampled}
-    labels = {label: comparison["settings"][label]["algorithm"] for label in order}
-    limit = comparison["pareto"]["cost_limit"]
-    figures = [out / "learning_curves.png", out / "pareto.png"]
-    responses, prompts, _ = UNITS[comparison["task"]]
-    if curves:
-        learning_curves(curves, labels, limit, figures[0], responses)
-    points = [{"label": p.label, "reward": p.reward, "cost": p.cost} for p in points_of(runs)]
-    reward_cost_plane(comparison["pareto"]["points"], points, limit, figures[1])
-    captions = [
-        ("Learning curves", f"Training {prompts}; each point a mean of neighbouring iterations.", figures[0]),
-        ("Reward against cost", f"Evaluation {prompts}; the front joins settings that no other beats.", figures[1]),
+    units = UNITS[comparison["task"]]
+    curves = f"Training {units.prompts}; each point a mean of neighbouring iterations."
+    if unsampled := without_curve(comparison):
+        curves += f" Without a curve: {', '.join(unsampled)}, which samples no {units.episodes}."
+    plane = f"Evaluation {units.prompts}; the front joins settings that no other beats."
+    shown = [
+        *(("Learning curves", curves, path) for path in learning_curves(runs, comparison, out / "learning_curves.png")),
+        *(("Reward against cost", plane, path) for path in comparison_plane(runs, comparison, out / "pareto.png")),
     ]
-    shown = captions if curves else captions[1:]  # nothing is known of training responses where none were sampled
     first = [run for run in runs if run.seed == runs[0].seed]
     picked = _spread(first[0].rows)
     samples = [run.rows[i] for i in picked for run in first if "response" in run.rows[i]]
@@ -215,7 +211,7 @@ def _report(out: Path, runs: Sequence["Run"], specs: Sequence[RunSpec], command:
         title="Comparison: " + ", ".join(dict.fromkeys(spec.algorithm for spec in specs[1:])),
         subtitle=f"{specs[0].env['id']}, {budget_of(comparison)} a run, "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}, "
-        f"{len(first[0].rows)} evaluation {responses} a run.",
+        f"{len(first[0].rows)} evaluation {units.episodes} a run.",
         tables=tables_of(comparison),
         figures=shown,
         samples=samples,

@@ -1,9 +1,8 @@
 """The directory of a run, or of a whole experiment: whether it may be written to, and what settings lie there."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from textsafe_gym.config import read_yaml
+from textsafe_gym.config import flat, read_yaml
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.experiments.spec import RunSpec
 
@@ -57,19 +56,9 @@ def same_request(spec: RunSpec, directory: Path) -> None:
     Raises:
         ConfigError: the saved settings differ, or cannot be read.
     """
-    saved = _flat(read_yaml(directory / CONFIG).values)
-    wanted = _flat(spec.as_dict())
+    saved = flat(read_yaml(directory / CONFIG).values)
+    wanted = flat(spec.as_dict())
     names = sorted(name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name))
     if names:
         changes = "; ".join(f"{name} was {saved.get(name)!r}, now {wanted.get(name)!r}" for name in names)
         raise ConfigError(f"{directory / 'config.yaml'}: cannot resume with other settings: {changes}")
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

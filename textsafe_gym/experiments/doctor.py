@@ -130,8 +130,8 @@ def optional() -> Iterator[Check]:
         worst = "FAILED" if any(status == "FAILED" for status, _ in lacking.values()) else "missing"
         told = {name: text for name, (_, text) in (lacking or dict(list(found.items())[:1])).items()}
         detail = ", ".join(text if len(found) == 1 else f"{name} {text}" for name, text in told.items())
-        if family is not None and not lacking and family.remark():
-            detail += f"; {family.remark()}"
+        if family is not None and not lacking and family.note():
+            detail += f"; {family.note()}"
         yield Check("optional", extra, worst if lacking else "ok", detail, advice if lacking else "", required=False)
 
 

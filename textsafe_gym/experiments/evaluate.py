@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,12 @@ from textsafe_gym.console import is_live, progress_console
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import check_arguments, settings_or_assignments
 from textsafe_gym.experiments.result import Result
-from textsafe_gym.files import write_json, write_rows, write_text
+from textsafe_gym.files import Row, write_json, write_rows, write_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from textsafe_gym.evaluation.summaries import Run
 
 
 def evaluate(
@@ -46,7 +49,7 @@ def evaluate(
     from rich.progress import Progress
 
     from textsafe_gym.evaluation.records import summarise
-    from textsafe_gym.evaluation.summaries import compare_runs, load_runs, tables_of
+    from textsafe_gym.evaluation.summaries import Run, compare_runs, load_runs, settings_of, tables_of
     from textsafe_gym.experiments.build import cost_limit_of
     from textsafe_gym.experiments.directory import CONFIG, check_out, folder_of, make_directory
     from textsafe_gym.experiments.play import evaluate_policy
@@ -65,32 +68,49 @@ def evaluate(
             raise ConfigError(f"'{given[names.index(name)]}' and '{given[i]}' are both '{name}'; evaluate them apart")
     # The seed draws the same for each only in batches of one size, here the first's.
     batch = policies[0].spec.evaluation_envs
+    configs = [
+        {**replace(saved.spec, evaluation_batch=batch).as_dict(), "evaluation_seed": saved.seed, "source": saved.source}
+        for saved in policies
+    ]
+    specs = [saved.spec for saved in policies]
+    identities = [{"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed} for spec in specs]
+    settings_of(
+        [
+            Run(Path(saved.source), {**identity, "cost_limit": None}, [], config)
+            for saved, identity, config in zip(policies, identities, configs, strict=True)
+        ]
+    )
     # All are opened and played before anything is written.
     results = []
     console = progress_console(quiet)
     with Progress(console=console, transient=True, disable=not is_live(console)) as bars:
-        for saved in policies:
+        for saved, identity in zip(policies, identities, strict=True):
             spec = saved.spec
             task = bars.add_task(spec.label.replace("[", r"\["), total=None)
             vector, actor, reference = open_saved(saved, batch)
-            identity = {"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed}
             rows = evaluate_policy(actor, vector, saved.seed, identity, reference, _shown_on(bars, task))
             limit = cost_limit_of(spec, vector)
             summary = {**identity, "evaluation_seed": saved.seed, "cost_limit": limit}
             results.append((rows, {**summary, "evaluation": summarise(rows, limit)}))
             vector.close()
     directories = []
-    for name, saved, (rows, summary) in zip(names, policies, results, strict=True):
+    for name, config, (rows, summary) in zip(names, configs, results, strict=True):
         place = directory / name
         make_directory(place)
-        spec = replace(saved.spec, evaluation_batch=batch)
-        write_text(place / CONFIG, dump({**spec.as_dict(), "evaluation_seed": saved.seed, "source": saved.source}))
+        write_text(place / CONFIG, dump(config))
         write_rows(place / "evaluation.jsonl", rows)
         write_json(place / "summary.json", summary)
         directories.append(place)
     runs = load_runs(directories)
     comparison = compare_runs(runs)
-    return Result(directory, {"directory": str(directory), **comparison}, tables_of(comparison), [], runs)
+    draw = partial(_draw, runs, comparison, directory)
+    return Result(directory, {"directory": str(directory), **comparison}, tables_of(comparison), draw, runs)
+
+
+def _draw(runs: "Sequence[Run]", comparison: Row, directory: Path) -> list[Path]:
+    from textsafe_gym.evaluation.figures import comparison_plane
+
+    return comparison_plane(runs, comparison, directory / "pareto.png")
 
 
 def _shown_on(bars: "Progress", task: "TaskID") -> Callable[[int, int], None]:

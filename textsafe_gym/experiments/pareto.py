@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,8 @@ def pareto(
     """
     from textsafe_gym.evaluation.figures import reward_cost_plane
     from textsafe_gym.evaluation.pareto import analyse
-    from textsafe_gym.evaluation.summaries import load_runs, points_of
+    from textsafe_gym.evaluation.report import UNITS
+    from textsafe_gym.evaluation.summaries import differing_arguments, load_runs, points_of, task_of_runs
     from textsafe_gym.experiments.directory import make_directory
 
     check_arguments({"directories": directories}, cost_limit=cost_limit, reference=reference, out=out)
@@ -58,14 +60,15 @@ def pareto(
         _evaluate_saved(place, quiet)
     loaded = load_runs(places)
     runs = points_of(loaded)
-    result = analyse(runs, cost_limit, reference)
+    result = analyse(runs, cost_limit, reference) | {"environments_differ_in": differing_arguments(loaded)}
     directory = places[0] if out is None else Path(out)
     make_directory(directory)
-    points = [{"label": run.label, "reward": run.reward, "cost": run.cost} for run in runs]
+    limits = {run.label: cost_limit for run in runs}
     figure = directory / "pareto.png"
-    reward_cost_plane(result["points"], points, cost_limit, figure)
+    reward_cost_plane(result["points"], runs, limits, UNITS[task_of_runs(loaded)], figure)
     write_json(directory / "pareto.json", result)
-    return Result(directory, {"directory": str(directory), **result}, _tables(result, cost_limit), [figure], loaded)
+    values = {"directory": str(directory), **result}
+    return Result(directory, values, _tables(result, cost_limit), partial(list, [figure]), loaded)
 
 
 def _evaluate_saved(place: Path, quiet: bool) -> None:
@@ -86,7 +89,7 @@ def _evaluate_saved(place: Path, quiet: bool) -> None:
 
 
 def _tables(result: Row, cost_limit: float | None) -> list["Table"]:
-    from textsafe_gym.evaluation.report import Cell, Table, pareto_table
+    from textsafe_gym.evaluation.report import Cell, Table, environments_note, pareto_table
 
     columns = ["setting", "reward", "cost", "runs", "on the front"]
     columns += ["within the limit"] if cost_limit is not None else []
@@ -96,6 +99,7 @@ def _tables(result: Row, cost_limit: float | None) -> list["Table"]:
         for p in sorted(result["points"], key=lambda p: p["cost"])
     ]
     limit = "" if cost_limit is None else f" Cost limit {cost_limit:g}."
+    limit += environments_note(result["environments_differ_in"])
     return [Table("Settings", f"Means over runs.{limit}", columns, rows), pareto_table(result)]
 
 

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 
 from textsafe_gym.envs.infos import InfoReader, info_row
-from textsafe_gym.envs.scorers import asked
+from textsafe_gym.envs.scorers import call_scorer
 from textsafe_gym.errors import ConfigError, ScoreError
 from textsafe_gym.evaluation.records import CUT
 from textsafe_gym.files import Row
@@ -125,7 +125,7 @@ def evaluate_policy(
     return rows
 
 
-def said(rollout: Rollout, i: int, prompt: str | None, task: object) -> Row:
+def response_of(rollout: Rollout, i: int, prompt: str | None, task: object) -> Row:
     """The "prompt" and "response" of a rollout's i-th episode, and its "finish_reason": "eos", "length", or "truncated"
     where a limit from outside cut the response, which no model has scored then; nothing where there are no texts.
 
@@ -146,17 +146,17 @@ def said(rollout: Rollout, i: int, prompt: str | None, task: object) -> Row:
 
 def _rows(rollout: Rollout, prompts: "Sequence[Prompt | None]", task: object, identity: Row, start: int) -> list[Row]:
     rewards = rollout.episode_rewards.double().tolist()
-    paid = rollout.episode_costs.double().tolist()
+    costs = rollout.episode_costs.double().tolist()
     kls = None if rollout.reference_log_probs is None else rollout.episode_kl.double().tolist()
     named = {name: episode_sums(x, rollout.mask).double().tolist() for name, x in rollout.named_costs.items()}
     rows = []
     for i, prompt in enumerate(prompts):
-        row = {**identity, "episode": start + i, **said(rollout, i, prompt.text if prompt else None, task)}
+        row = {**identity, "episode": start + i, **response_of(rollout, i, prompt.text if prompt else None, task)}
         if prompt and prompt.group:
             row["group"] = prompt.group
-        row |= {"reward": rewards[i], "cost": paid[i]}
+        row |= {"reward": rewards[i], "cost": costs[i]}
         if named:
-            row["costs"] = {name: costs[i] for name, costs in named.items()}
+            row["costs"] = {name: x[i] for name, x in named.items()}
         row["response_length"] = int(rollout.lengths[i])
         if kls is not None:
             row["kl"] = kls[i]
@@ -168,7 +168,7 @@ def _add_gold(rows: list[Row], judge: Judge) -> None:
     rows = [row for row in rows if row.get("finish_reason") != CUT]
     if not rows:
         return
-    scores = asked(judge, "gold judge", [row["prompt"] for row in rows], [row["response"] for row in rows])
+    scores = call_scorer(judge, "gold judge", [row["prompt"] for row in rows], [row["response"] for row in rows])
     for name, values in scores.items():
         array = np.asarray(values, dtype=np.float64)
         if array.shape != (len(rows),) or not np.isfinite(array).all():

@@ -107,9 +107,11 @@ def _of_trainer(source: str, directory: Path, other_env: bool) -> SavedPolicy:
     if config["cost_limit"] is not None or not other_env:
         config["cost_limit"] = saved.cost_limit
     if saved.own_policy:
-        return SavedPolicy(source, RunSpec(saved.name, saved.name, env, {}, config), directory / _POLICY, True)
+        return SavedPolicy(
+            source, RunSpec(saved.name, saved.name, env, {}, config, saved.preset), directory / _POLICY, True
+        )
     policy = {"model": str(directory / _POLICY)}
-    return SavedPolicy(source, RunSpec(saved.name, saved.name, env, policy, config), None, False)
+    return SavedPolicy(source, RunSpec(saved.name, saved.name, env, policy, config, saved.preset), None, False)
 
 
 def _of_model(source: str, directory: Path) -> SavedPolicy:
@@ -165,6 +167,7 @@ class SavedTrainer(BaseModel):
     """Of the `state.json` that a trainer's `save` wrote, what playing its policy needs."""
 
     name: str
+    preset: str = SMALL
     env: SavedEnv | None
     own_policy: bool = Field(description="training began from the environment's default policy")
     cost_limit: float | None = Field(None, alias="constraints.cost_limit")

@@ -25,7 +25,7 @@ from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import as_settings, plain
 from textsafe_gym.installation import shipped
-from textsafe_gym.presets import SMALL, preset_settings, section_of
+from textsafe_gym.presets import SMALL, preset_of, preset_settings, section_of
 from textsafe_gym.registry import load_object, nearest
 
 Made = TypeVar("Made")
@@ -258,7 +258,7 @@ def build_spec(
         assignments: `--set`, or the same as settings.
         episodes: `--episodes`.
         seed: `--seed`.
-        preset: `--preset`, "small" by default; where `config` is of a run, no other than that run's.
+        preset: `--preset`, by default `preset_of(config)`; where `config` is of a run, no other than that run's.
         varied: from key ("nu", "env.cost_limit") to the value that this variant has.
         compared: names of all algorithms that the settings are given for; what this one does not have and another has
             is left out.
@@ -292,7 +292,7 @@ def build_spec(
             )
         from_file, file_env = _from_run(from_file, algorithm)
         env_id = env_id if env is not None else file_env
-    preset = preset or SMALL
+    preset = preset or preset_of(config)
     whole = (algorithm, *others)
     given = merge(
         from_file, assignments if isinstance(assignments, Settings) else parse_assignments(assignments, whole)

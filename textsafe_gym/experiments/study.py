@@ -1,6 +1,7 @@
 """Algorithms x limits x seeds on an environment whose optimum is known: `study`."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -110,7 +111,7 @@ def study(
     figure = directory / "optimum.png"
     rows = _measure(directory, jobs[0].spec.env["kwargs"], runs, cost_weights, problems, figure)
     values = {"directory": str(directory), "rows": rows}
-    return Result(directory, values, [study_table(rows, problems)], [figure], runs)
+    return Result(directory, values, [study_table(rows, problems)], partial(list, [figure]), runs)
 
 
 def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from textsafe_gym.experiments.result import Result
 from textsafe_gym.files import Row
 
 if TYPE_CHECKING:
+    from textsafe_gym.evaluation.summaries import Run
     from textsafe_gym.parallel.process_group import ProcessGroup
 
 
@@ -122,10 +124,17 @@ def train(
         raise failure
     values = {"directory": str(directory), **plan}
     if processes.rank > 0:
-        return Result(directory, values, [], [], [])
+        return Result(directory, values, [], list, [])
     run = load_run(directory)
     values |= read_json(directory / "summary.json")
-    return Result(directory, values, tables_of(compare_runs([run])), [], [run])
+    comparison = compare_runs([run])
+    return Result(directory, values, tables_of(comparison), partial(_draw, run, comparison, directory), [run])
+
+
+def _draw(run: "Run", comparison: Row, directory: Path) -> list[Path]:
+    from textsafe_gym.evaluation.figures import learning_curves
+
+    return learning_curves([run], comparison, directory / "learning_curves.png")
 
 
 def joined(deepspeed: str | Path | None, timeout: float) -> "ProcessGroup":

@@ -159,10 +159,10 @@ def fit_score(
 
     def raw(prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float64]:
         """Scores before any normaliser is set; every text is scored once, however often it is asked for."""
-        asked = list(zip(prompts, responses, strict=True))
-        new = [key for key in dict.fromkeys(asked) if key not in known]
+        pairs = list(zip(prompts, responses, strict=True))
+        new = [key for key in dict.fromkeys(pairs) if key not in known]
         known.update(zip(new, score([key[0] for key in new], [key[1] for key in new]), strict=True))
-        return np.array([known[key] for key in asked])
+        return np.array([known[key] for key in pairs])
 
     train_questions = questions(train_rows, kind)
     of_training = [(row.prompt, answer) for row in train_rows for answer in _answers(row)]

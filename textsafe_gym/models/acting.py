@@ -180,10 +180,10 @@ class TokenPlayer:
             ModelError: the window holds other tokens behind the prompt than the actor's own.
         """
         assert self._sampler is not None
-        said = np.stack(self._done, 1)[row]
+        chosen = np.stack(self._done, 1)[row]
         ids, seen = (np.asarray(observation[name])[self._sampler.prompt :] for name in ("input_ids", "attention_mask"))
-        own = seen[: len(said)].astype(bool)
-        if seen[len(said) :].any() or (ids[: len(said)] != said)[own].any():
+        own = seen[: len(chosen)].astype(bool)
+        if seen[len(chosen) :].any() or (ids[: len(chosen)] != chosen)[own].any():
             raise ModelError(
                 "the environment's observation holds tokens that the policy did not choose; a language model that is "
                 "stepped token by token cannot tell them from its own"

@@ -350,12 +350,12 @@ class CausalLMActor(nn.Module):
             max_response_length,
         )
         log_probs = reference.log_probs(both.observations, both.actions, both.mask).sum(1).cpu()
-        actions, mask, said = (x.unflatten(0, (2, -1)) for x in (both.actions, both.mask, log_probs))
+        actions, mask, reference_log_probs = (x.unflatten(0, (2, -1)) for x in (both.actions, both.mask, log_probs))
         return Preferences(
             {name: x.unflatten(0, (2, -1)) for name, x in both.observations.items()},
             actions,
             mask,
-            reference_log_probs=said,
+            reference_log_probs=reference_log_probs,
             probability=torch.tensor([row.probability for row in rows], dtype=torch.float32),
         )
 

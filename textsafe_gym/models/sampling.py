@@ -234,10 +234,10 @@ def generate(
     arguments = (input_ids, attention_mask, max_new_tokens, eos_token_id, seeds, temperature, vocab_size)
     # Weights that are gathered in inference mode would be of no use outside of it.
     with torch.no_grad() if lockstep else torch.inference_mode(), packing(model, last) as packed:
-        said = _generate(model, packed, *arguments, keep_states, lockstep)
+        generated = _generate(model, packed, *arguments, keep_states, lockstep)
     # Tensors of inference mode are not good for what comes after, such as gradients.
-    states = None if said.states is None else said.states.clone()
-    return Generated(said.tokens.clone(), said.lengths.clone(), said.log_probs.clone(), states)
+    states = None if generated.states is None else generated.states.clone()
+    return Generated(generated.tokens.clone(), generated.lengths.clone(), generated.log_probs.clone(), states)
 
 
 def _generate(
@@ -323,18 +323,18 @@ def sample_responses(
     seeds: Sequence[int],
     temperature: float = 1.0,
     max_prompt_length: int | None = None,
-    batch_size: int = 256,
+    prompts_at_once: int = 256,
 ) -> list[str]:
-    """Answers prompts with text; arguments as in `generate`, prompts truncated from the left."""
-    answers: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        part = slice(start, start + batch_size)
+    """Responses as text, to so many prompts at once; arguments as in `generate`, prompts truncated from the left."""
+    responses: list[str] = []
+    for start in range(0, len(prompts), prompts_at_once):
+        part = slice(start, start + prompts_at_once)
         ids, mask = encode_prompts(tokenizer, prompts[part], max_prompt_length)
-        said = generate(
+        generated = generate(
             model, ids, mask, max_new_tokens, tokenizer.eos_token_id, seeds[part], temperature, len(tokenizer)
         )
-        rows = [row[:length] for row, length in zip(said.tokens.tolist(), said.lengths.tolist(), strict=True)]
-        # As the environment decodes: without the final EOS, and with whatever other special token was said.
+        rows = [row[:length] for row, length in zip(generated.tokens.tolist(), generated.lengths.tolist(), strict=True)]
+        # As the environment decodes: without the final EOS, and with whatever other special token was generated.
         rows = [row[:-1] if row[-1] == tokenizer.eos_token_id else row for row in rows]
-        answers += tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return answers
+        responses += tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return responses

@@ -128,9 +128,9 @@ def _texts(
             else []
         )
     except Exception as error:  # whatever the template's own code raises
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"the tokenizer's chat template cannot be rendered: {said}; give the tokenizer another, or none"
+            f"the tokenizer's chat template cannot be rendered: {message}; give the tokenizer another, or none"
         ) from error
 
 

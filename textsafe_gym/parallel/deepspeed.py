@@ -162,12 +162,12 @@ class DeepSpeedProcesses:
             yield
         except Exception as caught:
             error = caught
-        said = self.all_gather(None if error is None else f"{type(error).__name__}: {error}")
+        messages = self.all_gather(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
-        for rank, words in enumerate(said):
-            if words is not None:
-                raise RunError(f"{where} failed in process {rank}: {words}")
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise RunError(f"{where} failed in process {rank}: {message}")
 
     def _answer(self, call: str, where: str, seconds: float) -> None:
         keys = [f"{call}/{rank}" for rank in range(self.world_size)]

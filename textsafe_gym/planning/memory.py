@@ -247,12 +247,12 @@ def _passes(
     policy: Size, critics: Sequence[Size], batch: Batch, width: int, device: str, gradient_checkpointing: bool
 ) -> list[Part]:
     """What a rollout and the passes of an update keep for as long as they last."""
-    whole = batch.prompt + batch.response
-    cache = policy.layers * policy.cached * width * batch.rows * whole
+    length = batch.prompt + batch.response
+    cache = policy.layers * policy.cached * width * batch.rows * length
     draws = batch.rows * policy.vocab * (width + 3 * 4)
-    tokens, models = batch.at_once * whole, [policy, *critics]
+    tokens, models = batch.at_once * length, [policy, *critics]
     amount = sum(activations(size, tokens, width, gradient_checkpointing) for size in models)
-    if gradient_checkpointing:  # the layer that is whole is one of one model
+    if gradient_checkpointing:  # at a time one layer of one model has all its activations
         wholes = [tokens * size.kept(width) for size in models]
         amount -= sum(wholes) - max(wholes)
     note = f"of {batch.at_once} episodes" + (", layers' inputs alone" if gradient_checkpointing else "")
@@ -273,14 +273,14 @@ def _work(
     policy: Size, scores: Sequence[Size], batch: Batch, width: int, device: str, score_width: int, score_device: str
 ) -> list[Part]:
     """One layer of the largest model that a phase runs on a device; the models of a phase run one after another."""
-    whole = batch.prompt + batch.response
+    length = batch.prompt + batch.response
     work = {
         ("rollout", device): batch.rows // batch.group_size * batch.prompt * policy.kept(width),
-        ("scoring", device): _tokens_at_once(whole, device) * policy.kept(width),
-        ("update", device): batch.at_once * whole * policy.kept(width),
+        ("scoring", device): _tokens_at_once(length, device) * policy.kept(width),
+        ("update", device): batch.at_once * length * policy.kept(width),
     }
     for size in scores:
-        number = _tokens_at_once(whole, score_device) * size.kept(score_width)
+        number = _tokens_at_once(length, score_device) * size.kept(score_width)
         place = ("scoring", score_device)
         work[place] = max(work.get(place, 0), number)
     return [Part("one layer at work", number, place, (phase,)) for (phase, place), number in work.items()]

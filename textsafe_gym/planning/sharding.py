@@ -2,7 +2,7 @@
 
 Stage 1 leaves each of N processes 1/N of the optimiser, stage 2 of the gradients too, stage 3 of the weights too. As
 DeepSpeed does it: from stage 1 on there are float32 copies of what is trained, whatever its precision; with bfloat16
-all of the policy is bfloat16, adapters and heads included; gradients pass through a bucket that is made whole at once.
+all of the policy is bfloat16, adapters and heads included; gradients pass through a bucket that is gathered at once.
 Shares are exact up to padding, the gathered weights of a pass an upper bound.
 """
 
@@ -25,7 +25,7 @@ class Zero:
         weights_device: where the weights' share lies, none: with the policy.
         bucket: of gradients, in numbers.
         live: of gathered weights, in numbers, at most.
-        whole: whether a process generates with all weights.
+        gathers: whether a process generates with all weights.
     """
 
     processes: int
@@ -34,7 +34,7 @@ class Zero:
     weights_device: str | None
     bucket: int
     live: int
-    whole: bool
+    gathers: bool
 
 
 def zero_of(config: Row, processes: int) -> Zero:
@@ -54,7 +54,7 @@ def zero_of(config: Row, processes: int) -> Zero:
         weights_device=device("offload_param") if stage == 3 else None,
         bucket=int(zero.get("reduce_bucket_size", 5e8)) * (2 if doubled else 1) if stage else 0,
         live=int(zero.get("stage3_max_live_parameters", 1e9)),
-        whole=config.get("textsafe", {}).get("gather_for_generation", True),
+        gathers=config.get("textsafe", {}).get("gather_for_generation", True),
     )
 
 
@@ -86,10 +86,10 @@ def sharded(
     found = [Part(name, share(weights, width, 3), place, note=f"of {weights / 1e6:.1f} M")]
     if zero.stage == 3:
         live = width * min(weights, zero.live)
-        if zero.whole:
+        if zero.gathers:
             playing = ("rollout", "scoring")
-            found.append(Part("weights, gathered whole", width * weights, device, playing, "to generate with"))
-        phases = ("update",) if zero.whole else PHASES
+            found.append(Part("weights, gathered", width * weights, device, playing, "to generate with"))
+        phases = ("update",) if zero.gathers else PHASES
         found.append(Part("weights, gathered", live, device, phases, "stage3_max_live_parameters"))
     found += [
         x for x in parts if x.name.startswith("weights") and x.name not in ("weights: policy", "weights: critics")

@@ -102,7 +102,7 @@ def _play_responses(
     # In lower precision the cache's rounding would show in the ratios, so that a pass as in training has to tell.
     exact = actor.model.dtype == torch.float32
     from_states = exact and (critics is None or critics.read_states)
-    said = generate(
+    generated = generate(
         actor.model,
         prompt["input_ids"],
         prompt["attention_mask"],
@@ -114,7 +114,7 @@ def _play_responses(
         keep_states=from_states and critics is not None,
         lockstep=actor.lockstep,
     )
-    tokens, lengths = said.tokens, said.lengths
+    tokens, lengths = generated.tokens, generated.lengths
     played = task.play(tokens.cpu().numpy(), lengths.cpu().numpy())
     device = actor.device
     observations = {
@@ -124,9 +124,9 @@ def _play_responses(
     mask = torch.arange(budget, device=device) < lengths[:, None]
     values: dict[str, Tensor] = {}
     if from_states:
-        log_probs = said.log_probs
-        if critics is not None and said.states is not None:
-            found = critics.values(said.states, tokens, mask, mask)
+        log_probs = generated.log_probs
+        if critics is not None and generated.states is not None:
+            found = critics.values(generated.states, tokens, mask, mask)
             values = {f"{kind}_values": x.masked_fill(~mask, 0.0) for kind, x in found.items()}
     else:
         old = actor.evaluate_in_chunks(observations, tokens, mask, critics)
@@ -136,7 +136,7 @@ def _play_responses(
                 values[name] = x.masked_fill(~mask, 0.0)
     last = mask & (torch.arange(budget, device=device) == lengths[:, None] - 1)
 
-    def paid(scores: "np.ndarray") -> "Tensor":
+    def at_last_token(scores: "np.ndarray") -> "Tensor":
         return torch.as_tensor(scores, dtype=torch.float32, device=device)[:, None] * last
 
     # A response ends by EOS or by its budget, and both end the MDP: no state comes after, so there are no final values.
@@ -145,10 +145,10 @@ def _play_responses(
         actions=tokens,
         mask=mask,
         log_probs=log_probs,
-        rewards=paid(played.rewards),
-        costs=paid(played.costs),
+        rewards=at_last_token(played.rewards),
+        costs=at_last_token(played.costs),
         reference_log_probs=None if reference is None else reference.log_probs(observations, tokens, mask),
-        named_costs={name: paid(costs) for name, costs in played.named_costs.items()},
+        named_costs={name: at_last_token(costs) for name, costs in played.named_costs.items()},
         groups=groups.to(device),
         infos=played.infos,
         **values,

@@ -60,19 +60,19 @@ def play_steps(
                 "environment with textsafe_gym.adapters.safety_gymnasium.from_safety_gymnasium"
             ) from None
         over = terminations | truncations
-        paid, parts = np.zeros(env.num_envs), [dict[str, float]() for _ in running]
+        step_costs, parts = np.zeros(env.num_envs), [dict[str, float]() for _ in running]
         for i in np.flatnonzero(running).tolist():
             # SAME_STEP hands the last observation and info of an ended episode over apart from the new one's.
             moved = mode == AutoresetMode.SAME_STEP and over[i]
             own = read(info["final_info"] if moved else info, i)
-            paid[i], parts[i] = own["cost"], own.get("costs", {})
+            step_costs[i], parts[i] = own["cost"], own.get("costs", {})
             if over[i]:
                 infos[i] = own
                 player.end(i, info["final_obs"][i] if moved else _row(observation, i))
                 truncated[i] = truncations[i] and not terminations[i]
         masks.append(running.copy())
         rewards.append(reward)
-        costs.append(paid)
+        costs.append(step_costs)
         named.append(parts)
         running &= ~over
         if mode == AutoresetMode.DISABLED and over.any() and running.any():

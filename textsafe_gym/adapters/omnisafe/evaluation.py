@@ -13,7 +13,7 @@ from textsafe_gym.adapters.omnisafe.library import library
 from textsafe_gym.adapters.omnisafe.models import PolicyActor
 from textsafe_gym.config import read_json
 from textsafe_gym.data.prompts import Prompt
-from textsafe_gym.envs.text import episode_text, outcome_line
+from textsafe_gym.envs.text import episode_text, summary_line
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.models.files import one_line
 from textsafe_gym.protocols import Actor, Info, TextTask
@@ -73,10 +73,10 @@ class Evaluator(library.Evaluator):
         if not self._ours:
             return super().evaluate(num_episodes, cost_criteria)
         rewards, costs, lengths = [], [], []
-        for rewarded, paid, _ in self._episodes(num_episodes):
-            rewards.append(rewarded)
-            costs.append(float((paid * cost_criteria ** torch.arange(len(paid))).sum()))
-            lengths.append(len(paid))
+        for episode_reward, step_costs, _ in self._episodes(num_episodes):
+            rewards.append(episode_reward)
+            costs.append(float((step_costs * cost_criteria ** torch.arange(len(step_costs))).sum()))
+            lengths.append(len(step_costs))
         means = (f"{name} {np.mean(x):.3f}" for name, x in (("reward", rewards), ("cost", costs), ("length", lengths)))
         print(f"{self._model_name}: means of {num_episodes} episodes: {', '.join(means)}")
         return rewards, costs
@@ -94,8 +94,8 @@ class Evaluator(library.Evaluator):
             raise ConfigError("render() prints texts; for videos play `agent.agent.policy` in an environment of yours")
         print(f"{self._model_name}:")
         for reward, costs, info in self._episodes(num_episodes):
-            outcome = outcome_line(info["finish_reason"], reward, float(costs.sum()))
-            print(episode_text(Prompt(info["prompt"]), info["response"], outcome), end="\n\n")
+            summary = summary_line(info["finish_reason"], reward, float(costs.sum()))
+            print(episode_text(Prompt(info["prompt"]), info["response"], summary), end="\n\n")
 
     def _episodes(self, number: int) -> Iterator[tuple[float, Tensor, Info]]:
         """Reward, costs step by step, and last info of episodes."""
