@@ -102,6 +102,23 @@ def test_observations_are_flattened_as_gymnasium_does(kind: str, mode: Autoreset
     assert torch.equal(collect(loaded, env, 1).actions, rollout.actions)
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_an_environment_may_use_its_arrays_again(mode: AutoresetMode) -> None:
+    made = [SyncVectorEnv([lambda: Shown("dict", truncates=True)] * 3, autoreset_mode=mode) for _ in range(2)]
+    torch.manual_seed(0)
+    actor = make_actor(made[0], hidden=[4])
+    plain, reused = (collect(actor, env, 1) for env in (made[0], cmdps.Reusing(made[1])))
+    for name in ("actions", "mask", "rewards", "costs"):
+        assert torch.equal(getattr(plain, name), getattr(reused, name)), name
+    assert torch.equal(plain.observations["observation"], reused.observations["observation"])
+    assert [info["flat"].tolist() for info in plain.infos] == [info["flat"].tolist() for info in reused.infos]
+    crossings = [cmdps.vector(cmdps.Crossing, 3), cmdps.Reusing(cmdps.vector(cmdps.Crossing, 3))]
+    actor = make_actor(crossings[0], hidden=[4])
+    plain, reused = (collect(actor, env, 1) for env in crossings)
+    assert len(set(plain.rewards[plain.mask].tolist())) > 1
+    assert torch.equal(plain.rewards, reused.rewards)
+
+
 def test_ids_instances_wrappers_and_vectors(registered: str) -> None:
     made = gym.make(registered)
     again = {"id": registered, "instance": made, "wrapped": gym.wrappers.TimeLimit(made, 2)}

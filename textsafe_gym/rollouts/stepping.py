@@ -71,7 +71,7 @@ def play_steps(
                 player.end(i, info["final_obs"][i] if moved else _row(observation, i))
                 truncated[i] = truncations[i] and not terminations[i]
         masks.append(running.copy())
-        rewards.append(reward)
+        rewards.append(np.array(reward))  # the environment may use its arrays again
         costs.append(paid)
         named.append(parts)
         running &= ~over
