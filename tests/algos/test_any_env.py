@@ -16,6 +16,8 @@ import algos
 from tests.helpers import cmdps
 from tests.helpers.rounding import FLOAT32, same_tensors
 from textsafe_gym.cli.main import main
+from textsafe_gym.envs.exact import ExactEnv
+from textsafe_gym.envs.text import SafeRLHFEnv
 from textsafe_gym.errors import ConfigError, ModelError, UnknownNameError
 from textsafe_gym.experiments.play import evaluate_policy
 from textsafe_gym.models import load_policy, make_actor, make_critics
@@ -117,6 +119,56 @@ def test_an_environment_may_use_its_arrays_again(mode: AutoresetMode) -> None:
     plain, reused = (collect(actor, env, 1) for env in crossings)
     assert len(set(plain.rewards[plain.mask].tolist())) > 1
     assert torch.equal(plain.rewards, reused.rewards)
+
+
+class Twofold(SafeRLHFEnv):
+    """Pays twice as much."""
+
+    def step(self, action: int) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, 2 * reward, *rest
+
+
+class TwofoldExact(ExactEnv):
+    step: Any = Twofold.step
+
+
+def test_a_subclass_given_as_an_object_is_what_is_trained_in() -> None:
+    for kind, base in ((Twofold, "SafeRLHF-v0"), (TwofoldExact, "SafeRLHF-Exact-v0")):
+        mine = kind()
+        for env in (mine, gym.wrappers.TimeLimit(mine, 50)):
+            trainer = algos.make("ppo", env, **SMALL)
+            assert trainer.source.env.envs[0].unwrapped is mine
+        assert algos.make("ppo", gym.make(base), **SMALL).source.env.num_envs == 4
+
+
+def test_an_object_that_was_changed_is_not_made_again_without_a_word(registered: str) -> None:
+    def limit(env: Any) -> None:
+        env.unwrapped.task.cost_limit = 5.0
+
+    def prompts(env: Any) -> None:
+        env.unwrapped.task.prompts = env.unwrapped.task.prompts[:2]
+
+    def coefficient(env: Any) -> None:
+        env.unwrapped.kl_coefficient = 0.3
+
+    def own_limit(env: Any) -> None:
+        env.unwrapped.cost_limit = 0.7
+
+    cases = {
+        "cost_limit is 5.0": ("SafeRLHF-v0", limit),
+        r"prompts is \[Prompt": ("SafeRLHF-v0", prompts),
+        "kl_coefficient is 0.3": ("SafeRLHF-Exact-v0", coefficient),
+        "cost_limit is 0.7, but it is made again for training, and then has 0.5; give": (registered, own_limit),
+    }
+    for message, (env_id, change) in cases.items():
+        env = gym.make(env_id)
+        env.reset(seed=0)
+        env.step(env.action_space.sample())
+        algos.make("ppo", env, **SMALL)  # having been played with is no change
+        change(env)
+        with pytest.raises(ConfigError, match=f"env: its {message}"):
+            algos.make("ppo", env, **SMALL)
 
 
 def test_ids_instances_wrappers_and_vectors(registered: str) -> None:
