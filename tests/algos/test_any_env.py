@@ -171,6 +171,19 @@ def test_an_object_that_was_changed_is_not_made_again_without_a_word(registered:
             algos.make("ppo", env, **SMALL)
 
 
+def test_a_text_environment_in_other_processes_is_refused_with_what_to_do() -> None:
+    several = gym.make_vec("SafeRLHF-Exact-v0", num_envs=1, vectorization_mode="async")
+    try:
+        with pytest.raises(
+            ModelError, match=r"in processes of its own is out of reach; leave vectorization_mode='async"
+        ):
+            algos.make("ppo", several, **SMALL)
+    finally:
+        several.close()
+    several = gym.make_vec("SafeRLHF-Exact-v0", num_envs=2, vectorization_mode="sync")
+    assert algos.make("ppo_lagrangian", several, **SMALL).cost_limit == 0
+
+
 def test_ids_instances_wrappers_and_vectors(registered: str) -> None:
     made = gym.make(registered)
     again = {"id": registered, "instance": made, "wrapped": gym.wrappers.TimeLimit(made, 2)}
