@@ -44,6 +44,13 @@ class Judge: ...
 number = 3
 """
 
+TASKS = """
+import gymnasium as gym
+class Plain(gym.Env):
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,)), gym.spaces.Discrete(2)
+gym.register("OwnPlain-v0", entry_point=Plain)
+"""
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -59,10 +66,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own_judges.py").write_text(JUDGES)
     (tmp_path / "own_judges_at_the_end.py").write_text("raise SystemExit\n")
     (tmp_path / "own_judges_of_env.py").write_text("import argparse\nargparse.ArgumentParser().exit()\n")
+    (tmp_path / "own_tasks.py").write_text(TASKS)
     (tmp_path / "console.py").write_text(ENTRY)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in [name for name in sys.modules if name.startswith(("own_package", "own_judges"))]:
+    for name in [name for name in sys.modules if name.startswith(("own_package", "own_judges", "own_tasks"))]:
         del sys.modules[name]
 
 
@@ -135,6 +143,10 @@ def test_the_settings_are_the_class_s_own_or_its_module_s(here: Path, monkeypatc
         (
             ["train", "rloo", "--set", "env.cost_model={a: own_judges:leaving}"],
             "cost model 'a': own_judges:leaving raised SystemExit: 3 (own_judges.py:11)",
+        ),
+        (
+            ["train", "ppo", "--env", "own_tasks:OwnPlain-v0", "--set", "env.size=3"],
+            "env own_tasks:OwnPlain-v0: takes no arguments, so that 'size' cannot be set",
         ),
         (["train", "own_judges_at_the_end:Mine"], "importing 'own_judges_at_the_end' failed: SystemExit\n"),
         (
