@@ -73,8 +73,9 @@ def make(
     from algos.core.loop import Setup, Trainer
     from algos.core.sources import DATA, Dataset, Rollouts, planned
     from textsafe_gym.config import Settings, merge, validate
-    from textsafe_gym.envs.making import own_cost_limit, vectorised
+    from textsafe_gym.envs.making import check_cost_names, own_cost_limit, vectorised
     from textsafe_gym.parallel.process_group import SingleProcess
+    from textsafe_gym.protocols import CostTask
     from textsafe_gym.types import Agent
 
     own = definition(name)
@@ -90,6 +91,9 @@ def make(
     if own.offline and demonstrations is not None:
         raise ConfigError(f"{name} has no PTX term; leave demonstrations out")
     vector = vectorised(env, 1 if own.offline else max(1, settings.episodes_per_iteration // processes.world_size))
+    # Where a wrapper may add costs, the first iteration shows which there are.
+    if isinstance(vector, CostTask) and vector.unwrapped is vector:
+        check_cost_names(given.section("cost_limits").values, vector.cost_names)
     own_policy = policy is None
     actor, made = _actor_and_critics(vector, policy, own.critics, settings.seed)
     agent = Agent(actor, critics if critics is not None else made, actor.reference())

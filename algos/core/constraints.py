@@ -186,14 +186,14 @@ class Constraints:
                 f"cost_limits: no episode of the first iteration had a cost '{name}', which counts as 0 until one "
                 f"has; named costs so far: {', '.join(known) or 'none'}; {did_you_mean(name, known)}".rstrip("; ")
             )
-        self.slack = all(over < 0 for over in excess.values())
+        seen = [name for name in excess if name not in self.unseen]
+        self.slack = bool(seen) and all(over < 0 for over in excess.values())
         if self.slack:
-            name, over = next(iter(excess.items()))
             logging.getLogger("algos").warning(
                 "the cost limit %g is slack: the policy starts at %.3g, and training may raise the cost up to the "
                 "limit; set a lower limit to prevent that",
-                self.limits[name],
-                self.limits[name] + over,
+                self.limits[seen[0]],
+                self.limits[seen[0]] + excess[seen[0]],
             )
 
 

@@ -1,7 +1,7 @@
 """Vector environments made from ids, environments or vector environments, and their cost limits."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +11,7 @@ from textsafe_gym.data.prompts import Prompt
 from textsafe_gym.errors import ConfigError, UnknownNameError
 from textsafe_gym.models import task_of
 from textsafe_gym.protocols import Info
+from textsafe_gym.registry import did_you_mean
 
 _PLAIN = (bool, int, float, str, type(None), Prompt)
 
@@ -110,6 +111,23 @@ def own_cost_limit(env: gym.vector.VectorEnv) -> float | None:
         first = env.unwrapped.envs[0]
         limit = first.get_wrapper_attr("cost_limit") if first.has_wrapper_attr("cost_limit") else None
     return None if limit is None else float(limit)
+
+
+def check_cost_names(limited: Iterable[str], known: Collection[str]) -> None:
+    """Refuses limits on costs that there are not.
+
+    Args:
+        limited: the names in `cost_limits`.
+        known: the names of all costs that the environment has.
+
+    Raises:
+        ConfigError: names the first that is not known.
+    """
+    for name in sorted(set(limited).difference(known)):
+        raise ConfigError(
+            f"cost_limits: '{name}' is not a cost of the environment; its named costs: "
+            f"{', '.join(known) or 'none'}; {did_you_mean(name, known)}".rstrip("; ")
+        )
 
 
 def _in_floats(info: Mapping[str, object]) -> Info:
