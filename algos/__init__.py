@@ -51,7 +51,8 @@ def make(
     Args:
         name: one of `available()` or `members()`, or "MODULE:CLASS" for a class of your own.
         env: an id, an environment or a vector environment. An id or a single registered environment is made anew as a
-            vector environment of `episodes_per_iteration`; one that is not registered plays one episode at a time.
+            vector environment of `episodes_per_iteration`, and refused if it was changed since; one that is not
+            registered, as of a subclass, plays one episode at a time.
         policy: to start from: an actor, or a model folder or hub id; by default the one that suits the environment.
         demonstrations: supervised episodes for the PTX term; without them there is none.
         processes: those that train together, such as `textsafe_gym.parallel.deepspeed.start` gives; without them,

@@ -113,6 +113,17 @@ def test_the_settings_are_the_class_s_own_or_its_module_s(here: Path, monkeypatc
     assert algos.load(here / "saved", "SafeRLHF-Exact-v0").iteration == 1
 
 
+def test_the_task_of_the_page_has_its_limit(here: Path) -> None:
+    page = (ROOT / "textsafe_gym" / "docs" / "new_algorithm.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "gym.register" in block]
+    (here / "own_tasks.py").write_text(code)
+    request = ["train", "ppo_lagrangian", "--env", "own_tasks:BusyRoad-v0", *SMALL, "--json", "--out", "out"]
+    done = CliRunner().invoke(main, [*request, "--set", "env.cost_limit=0.5"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["cost_limit"] == 0.5
+    assert algos.make("ppo_lagrangian", "own_tasks:BusyRoad-v0").cost_limit == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
