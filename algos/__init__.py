@@ -92,15 +92,15 @@ def make(
     if own.offline and demonstrations is not None:
         raise ConfigError(f"{name} has no PTX term; leave demonstrations out")
     vector = vectorised(env, 1 if own.offline else max(1, settings.episodes_per_iteration // processes.world_size))
-    # Where a wrapper may add costs, the first iteration shows which there are.
-    if isinstance(vector, CostTask) and vector.unwrapped is vector:
-        check_cost_names(given.section("cost_limits").values, vector.cost_names)
     own_policy = policy is None
     actor, made = _actor_and_critics(vector, policy, own.critics, settings.seed)
     agent = Agent(actor, critics if critics is not None else made, actor.reference())
     limit = settings.cost_limit if settings.cost_limit is not None else own_cost_limit(vector)
     iterations = planned(settings, 0 if data is None else len(data))
     algorithm = own.algorithm(Setup(agent, settings, limit, iterations, demonstrations, processes, vector))
+    # Where a wrapper may add costs, the first iteration shows which there are.
+    if isinstance(vector, CostTask) and vector.unwrapped is vector:
+        check_cost_names(given.section("cost_limits").values, vector.cost_names)
     source: Rollouts | Dataset
     if data is not None:
         source = Dataset(data, settings)

@@ -236,7 +236,7 @@ def test_bash_completes_keys_up_to_the_equals_sign(tmp_path: Path) -> None:
         (["train", "ppo_lagrangian", "--set", "lr=3e-4"], "did you mean 'learning_rate'?"),
         (
             ["compare", "ppo", "cpo", "--set", "multiplier_init=2", "--set", "learning_rate=x"],
-            "error: none of ppo, cpo has a setting 'multiplier_init' (--set multiplier_init=2); the nearest are ",
+            "error: unknown key 'multiplier_init' (--set multiplier_init=2): none of ppo, cpo has it; the nearest are ",
         ),
         (
             ["compare", "ppo", "cpo", "--set", "multiplier_init=2", "--set", "learning_rate=x"],

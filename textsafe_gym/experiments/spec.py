@@ -303,7 +303,9 @@ def build_spec(
     for key in odd:
         with faults:
             hint = nearest(key, sections, listed)
-            raise ConfigError(f"none of {', '.join(compared)} has a setting '{key}' ({shared.where((key,))}); {hint}")
+            raise ConfigError(
+                f"unknown key '{key}' ({shared.where((key,))}): none of {', '.join(compared)} has it; {hint}"
+            )
     shared = shared.without(*odd)
     given = merge(shared, given.section(algorithm), variant)
     fixed = {name: value for name, value in (("episodes", episodes), ("seed", seed)) if value is not None}
