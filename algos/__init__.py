@@ -51,7 +51,8 @@ def make(
     Args:
         name: one of `available()` or `members()`, or "MODULE:CLASS" for a class of your own.
         env: an id, an environment or a vector environment. An id or a single registered environment is made anew as a
-            vector environment of `episodes_per_iteration`; one that is not registered plays one episode at a time.
+            vector environment of `episodes_per_iteration`, and refused if it was changed since; one that is not
+            registered, as of a subclass, plays one episode at a time.
         policy: to start from: an actor, or a model folder or hub id; by default the one that suits the environment.
         demonstrations: supervised episodes for the PTX term; without them there is none.
         processes: those that train together, such as `textsafe_gym.parallel.deepspeed.start` gives; without them,
@@ -73,8 +74,9 @@ def make(
     from algos.core.loop import Setup, Trainer
     from algos.core.sources import DATA, Dataset, Rollouts, planned
     from textsafe_gym.config import Settings, merge, validate
-    from textsafe_gym.envs.making import own_cost_limit, vectorised
+    from textsafe_gym.envs.making import check_cost_names, own_cost_limit, vectorised
     from textsafe_gym.parallel.process_group import SingleProcess
+    from textsafe_gym.protocols import CostTask
     from textsafe_gym.types import Agent
 
     own = definition(name)
@@ -96,6 +98,9 @@ def make(
     limit = settings.cost_limit if settings.cost_limit is not None else own_cost_limit(vector)
     iterations = planned(settings, 0 if data is None else len(data))
     algorithm = own.algorithm(Setup(agent, settings, limit, iterations, demonstrations, processes, vector))
+    # Where a wrapper may add costs, the first iteration shows which there are.
+    if isinstance(vector, CostTask) and vector.unwrapped is vector:
+        check_cost_names(given.section("cost_limits").values, vector.cost_names)
     source: Rollouts | Dataset
     if data is not None:
         source = Dataset(data, settings)

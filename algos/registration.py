@@ -9,13 +9,15 @@
 
 import ast
 import difflib
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard
 
 from pydantic import BaseModel
 
@@ -111,18 +113,45 @@ FAMILIES: Registry[Family] = Registry(
 
 @cache
 def _algorithms() -> Registry[Definition | ConfigError]:
-    """Classes, or the `Definition`s that `register` was given; an error under a name that several have."""
+    """Classes, or the `Definition`s that `register` was given; an error under a name that several packages have."""
     found: Registry[Definition | ConfigError] = Registry("algorithm")
     for name, about in _of_this_folder().items():
         found.register(name, Lazy(f"algos.{name}:Algorithm"), about)
+    own = set(found)
     # A package that lies in two places of Python's path is listed twice.
-    for name, value in dict.fromkeys((point.name, point.value) for point in entry_points(group=GROUP)):
+    for point in {(point.name, point.value): point for point in entry_points(group=GROUP)}.values():
+        name, value = point.name, point.value
         try:
-            found.register(name, Lazy(value), value)
+            found.register(name, Lazy(value), partial(_described, value))
         except ConfigError as taken:  # another package's fault, for which the other names are not to pay
+            if name in own:
+                logging.getLogger("algos").warning(
+                    "%s has an algorithm '%s' of its own, which only '%s' stands for: that name is taken",
+                    f"the package '{point.dist.name}'" if point.dist else f"the package of '{value}'", name, value,
+                )  # fmt: skip
+                continue
             found.remove(name)
             found.register(name, taken, str(taken))
     return found
+
+
+def _described(path: str) -> str:
+    """The first line of the docstring of the class "MODULE:CLASS", or of its module, read from the source; or `path`.
+
+    Only the packages around the module are imported.
+    """
+    module, _, name = path.partition(":")
+    try:
+        spec = find_spec(module)
+        tree = ast.parse(Path(spec.origin or "").read_text(encoding="utf-8")) if spec else ast.Module([], [])
+    except (Exception, SystemExit):  # whatever another's package does; whoever uses it is told
+        return path
+    nodes: list[ast.ClassDef | ast.Module] = [
+        *(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name),
+        tree,
+    ]
+    lines = ((ast.get_docstring(node) or "").partition("\n")[0] for node in nodes)
+    return next(filter(None, lines), path)
 
 
 def _of_this_folder() -> dict[str, str]:
@@ -210,12 +239,16 @@ def definition(name: str) -> Definition:
 
 def _load_class(name: str) -> object:
     try:
-        return load_object(name)
+        return load_object(name, lambda other: _updates(other) and hasattr(other, "source"))
     except UnknownNameError as error:
         close = difflib.get_close_matches(name.lower(), by_lower := {full.lower(): full for full in members()}, n=1)
         if not close:
             raise UnknownNameError(f"unknown algorithm {error}") from None
         raise UnknownNameError(f"unknown algorithm '{name}'; did you mean '{by_lower[close[0]]}'?") from None
+
+
+def _updates(found: object) -> TypeGuard[type]:
+    return isinstance(found, type) and callable(getattr(found, "update", None))
 
 
 def _of_class(name: str, found: object) -> Definition:
@@ -224,7 +257,7 @@ def _of_class(name: str, found: object) -> Definition:
     Raises:
         ConfigError: it is something else, or has no settings.
     """
-    if not isinstance(found, type) or not callable(getattr(found, "update", None)):
+    if not _updates(found):
         raise ConfigError(f"algorithm '{name}': expected a class with a method `update`, found {found!r:.60}")
     config = getattr(found, "Config", None) or getattr(sys.modules[found.__module__], "Config", None)
     return _defined(name, config, found)
@@ -261,4 +294,6 @@ def _hint(name: str) -> str:
     theirs = {full.partition(":")[2].lower(): full for full in members()}
     if name.lower() in theirs.keys() - available().keys():
         return f"did you mean '{theirs[name.lower()]}'?"
+    if "." in name:
+        return f"a class of your own is MODULE:CLASS, such as '{name}:Algorithm'"
     return nearest(name, available())

@@ -7,13 +7,13 @@ from typing import get_args
 import pytest
 
 import algos
-from algos import registration
+from algos import ppo_lagrangian, registration
 from algos.core.constraints import RULES
 from algos.core.settings import MultiplierConfig, TrainingConfig
 from textsafe_gym.cli.main import COMMANDS
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError, UnknownNameError
-from textsafe_gym.registry import Lazy, Registry, load_object
+from textsafe_gym.registry import Lazy, Registry, did_you_mean, load_object
 
 
 def test_a_name_stands_once_and_a_miss_offers_the_nearest() -> None:
@@ -29,6 +29,21 @@ def test_a_name_stands_once_and_a_miss_offers_the_nearest() -> None:
     known.remove("one")
     known.register("one", 3)
     assert known["one"] == 3
+
+
+@pytest.mark.parametrize(
+    ("short", "known"),
+    [
+        ("lr", "learning_rate"),
+        ("mlr", "multiplier_learning_rate"),
+        ("ent_coef", "entropy_coefficient"),
+        ("KL_coef", "kl_coefficient"),
+        ("zz", ""),
+    ],
+)
+def test_an_abbreviation_is_understood(short: str, known: str) -> None:
+    names = [*ppo_lagrangian.Config.model_fields]
+    assert did_you_mean(short, names) == (f"did you mean '{known}'?" if known else "")
 
 
 def test_a_lazy_entry_is_imported_when_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,6 +267,16 @@ class PromptTask(TextTask, Protocol):
 
 
 @runtime_checkable
+class CostTask(Protocol):
+    """An environment that knows the names of all costs that its `info["costs"]` may have."""
+
+    @property
+    def cost_names(self) -> Sequence[str]:
+        """The names; empty if there is one cost without a name."""
+        ...
+
+
+@runtime_checkable
 class PreferenceTask(Protocol):
     """An environment that simulates labelled pairs."""
 

@@ -6,7 +6,7 @@ A registry refuses duplicates, answers a miss with the nearest name, and imports
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,8 +16,14 @@ T = TypeVar("T")
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A question for the known name that is near an unknown one; empty if none is."""
+    """A question for the known name that is near an unknown one, or that it abbreviates; empty if none is."""
     by_lower = {known.lower(): known for known in names}
+    for known in by_lower:
+        words = known.split("_")
+        short = list(name.lower()) if len(name) == len(words) else name.lower().split("_")
+        # "lr" by the initials, "ent_coef" by how the words begin.
+        if len(words) == len(short) > 1 and all(map(str.startswith, words, short)):
+            return f"did you mean '{by_lower[known]}'?"
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     return f"did you mean '{by_lower[close[0]]}'?" if close else ""
 
@@ -35,11 +41,15 @@ def nearest(name: str, names: Iterable[str], listed: str = "") -> str:
         return close
     if listed:
         return f"the nearest are {', '.join(difflib.get_close_matches(name, names, cutoff=0.0))}; '{listed}' lists all"
-    return f"known: {', '.join(sorted(names))}"
+    return f"known: {', '.join(sorted(names)) or 'none'}"
 
 
-def load_object(path: str) -> Any:
+def load_object(path: str, offered: Callable[[Any], bool] = lambda found: True) -> Any:
     """What "MODULE:NAME" names, or the module that "MODULE" names; NAME may have dots.
+
+    Args:
+        path: the names.
+        offered: of what else is there, what a message may offer in place of a wrong NAME.
 
     Raises:
         UnknownNameError: there is no such module or no such name in it; the message offers the nearest.
@@ -59,7 +69,8 @@ def load_object(path: str) -> Any:
         raise ConfigError(f"'{path}': importing '{name}' failed: {what}") from error
     for part in attribute.split(".") if attribute else []:
         if not hasattr(found, part):
-            public = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
+            own = vars(found) if hasattr(found, "__dict__") else {}
+            public = [known for known, value in own.items() if not known.startswith("_") and offered(value)]
             raise UnknownNameError(f"'{path}': there is no '{part}' in '{name}'; {nearest(part, public)}")
         found = getattr(found, part)
     return found
@@ -99,17 +110,17 @@ class Registry(Mapping[str, T]):
     def __init__(self, kind: str, entries: Iterable[tuple[str, T | Lazy, str]] = ()) -> None:
         self.kind = kind
         self._entries: dict[str, T | Lazy] = {}
-        self._about: dict[str, str] = {}
+        self._about: dict[str, str | Callable[[], str]] = {}
         for name, entry, about in entries:
             self.register(name, entry, about)
 
-    def register(self, name: str, entry: T | Lazy, about: str = "") -> None:
+    def register(self, name: str, entry: T | Lazy, about: str | Callable[[], str] = "") -> None:
         """Adds an entry.
 
         Args:
             name: of the entry.
             entry: the thing itself, or where it can be imported from.
-            about: one line about it, for lists that import nothing.
+            about: one line about it, for lists that import nothing, or what finds it when it is asked for.
 
         Raises:
             ConfigError: the name is taken.
@@ -125,7 +136,8 @@ class Registry(Mapping[str, T]):
 
     def about(self, name: str) -> str:
         """One line about an entry; empty if it came without."""
-        return self._about[name]
+        about = self._about[name]
+        return about if isinstance(about, str) else about()
 
     def __getitem__(self, name: str) -> T:
         """The entry of that name, imported if it is a lazy one.

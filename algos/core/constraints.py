@@ -62,10 +62,9 @@ class Constraints:
     def __init__(
         self, config: ConstraintConfig | None, cost_limit: float | None, algorithm: str, several: bool = True
     ) -> None:
-        self.algorithm = algorithm
+        self.algorithm, self.cost_limit = algorithm, cost_limit
         self.limits: dict[str, float] = {}
         self.unseen: set[str] = set()
-        self.cost_limit = cost_limit
         self.windows: dict[str, deque[float]] = {}
         self.started = self.slack = False
         if config is None:
@@ -84,10 +83,10 @@ class Constraints:
             raise ConfigError(f"{algorithm} needs a cost limit and the environment has none; set cost_limit")
         else:
             self.limits = {"": cost_limit}
-        if config.constraint == "probability" and "" in self.limits and getattr(config, "cost_limit", None) is None:
+        if config.constraint != "mean" and "" in self.limits and getattr(config, "cost_limit", None) is None:
             raise ConfigError(
-                "constraint = 'probability' needs a cost_limit of its own, the largest allowed P(cost > 0); the "
-                f"environment's limit {cost_limit:g} is one on the mean cost"
+                f"constraint = '{config.constraint}' needs a cost_limit of its own, the largest allowed "
+                f"{config.constraint}; the environment's limit {cost_limit:g} is one on the mean cost"
             )
         for name, limit in self.limits.items():
             self.set_limit(limit, name)
@@ -187,14 +186,14 @@ class Constraints:
                 f"cost_limits: no episode of the first iteration had a cost '{name}', which counts as 0 until one "
                 f"has; named costs so far: {', '.join(known) or 'none'}; {did_you_mean(name, known)}".rstrip("; ")
             )
-        self.slack = all(over < 0 for over in excess.values())
+        seen = [name for name in excess if name not in self.unseen]
+        self.slack = bool(seen) and all(over < 0 for over in excess.values())
         if self.slack:
-            name, over = next(iter(excess.items()))
             logging.getLogger("algos").warning(
                 "the cost limit %g is slack: the policy starts at %.3g, and training may raise the cost up to the "
                 "limit; set a lower limit to prevent that",
-                self.limits[name],
-                self.limits[name] + over,
+                self.limits[seen[0]],
+                self.limits[seen[0]] + excess[seen[0]],
             )
 
 

@@ -200,7 +200,10 @@ class Trainer:
         if rows and unseen and self.iteration == self.source.iterations:
             names = ", ".join(f"'{name}'" for name in sorted(unseen))
             logging.getLogger("algos").warning(
-                "cost_limits: no episode of the whole run had a cost %s: its limit bounded nothing", names
+                "cost_limits: none of the run's %d episodes had a cost %s: its limit bounded nothing, and a "
+                "cost_violation of 0 says nothing of it",
+                self.episodes,
+                names,
             )
         return rows
 

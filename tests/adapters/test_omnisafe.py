@@ -18,10 +18,11 @@ from torch.distributions import Categorical, Normal, kl_divergence
 import algos
 import textsafe_gym  # noqa: F401
 from algos.core.objectives import gae
-from tests.helpers.cmdps import Crossing, Halves, Tracking, vector
+from tests.helpers.cmdps import Crossing, Halves, Reusing, Tracking, vector
 from tests.helpers.rounding import EXACT_LM, FLOAT32, MLP, rounding
 from textsafe_gym.adapters import omnisafe
 from textsafe_gym.adapters.omnisafe import files as omnisafe_files
+from textsafe_gym.adapters.omnisafe.env import GymnasiumCMDP, given
 from textsafe_gym.adapters.omnisafe.models import Tokens
 from textsafe_gym.adapters.omnisafe.rows import TokenRows
 from textsafe_gym.errors import ConfigError, RunError, UnknownNameError
@@ -61,6 +62,18 @@ def _as_it_was() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.enabled = cudnn
+
+
+def test_an_environment_may_use_its_arrays_again() -> None:
+    kept = []
+    for wrapper in (gym.vector.VectorWrapper, Reusing):
+        env = wrapper(gym.vector.SyncVectorEnv([Crossing] * 3, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP))
+        token = given.set((env, Agent(make_actor(env, hidden=[4]), None, None)))
+        ours = GymnasiumCMDP("Crossing-v0", 3)
+        given.reset(token)
+        kept.append([ours.reset(seed=7)[:1], *(ours.step(torch.full((3, 1), t % 2))[:5] for t in range(12))])
+    for plainly, again in zip(*kept, strict=True):
+        assert all(map(torch.equal, plainly, again))
 
 
 def untimed(rows: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -37,6 +37,25 @@ def plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
+def test_an_environment_may_use_its_arrays_again() -> None:
+    kept = []
+    for env in (sync(cmdps.Crossing, 3), cmdps.Reusing(sync(cmdps.Crossing, 3))):
+        ours = CostVecEnv(env)
+        ours.seed(7)
+        kept.append([ours.reset(), *(ours.step(np.full(3, t % 2)) for t in range(12))])
+    for plainly, again in zip(*kept, strict=True):
+        for x, y in zip(plainly, again, strict=True):
+            np.testing.assert_equal(_untimed(y), _untimed(x))
+
+
+def _untimed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_untimed(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _untimed(x) for key, x in value.items() if key != "t"}
+    return round(value, 5) if isinstance(value, float) else value  # rewards of one are float32
+
+
 @pytest.mark.parametrize("kind", ["exact", "truncated", "box"])
 def test_the_same_steps_as_their_own_vector_environment(kind: str) -> None:
     """DummyVecEnv, with the single environments, is what Stable-Baselines3 makes itself."""

@@ -16,6 +16,8 @@ import algos
 from tests.helpers import cmdps
 from tests.helpers.rounding import FLOAT32, same_tensors
 from textsafe_gym.cli.main import main
+from textsafe_gym.envs.exact import ExactEnv
+from textsafe_gym.envs.text import SafeRLHFEnv
 from textsafe_gym.errors import ConfigError, ModelError, UnknownNameError
 from textsafe_gym.experiments.play import evaluate_policy
 from textsafe_gym.models import load_policy, make_actor, make_critics
@@ -100,6 +102,86 @@ def test_observations_are_flattened_as_gymnasium_does(kind: str, mode: Autoreset
     loaded = load_policy(tmp_path / "policy")
     assert same_tensors(actor, loaded)
     assert torch.equal(collect(loaded, env, 1).actions, rollout.actions)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_an_environment_may_use_its_arrays_again(mode: AutoresetMode) -> None:
+    made = [SyncVectorEnv([lambda: Shown("dict", truncates=True)] * 3, autoreset_mode=mode) for _ in range(2)]
+    torch.manual_seed(0)
+    actor = make_actor(made[0], hidden=[4])
+    plain, reused = (collect(actor, env, 1) for env in (made[0], cmdps.Reusing(made[1])))
+    for name in ("actions", "mask", "rewards", "costs"):
+        assert torch.equal(getattr(plain, name), getattr(reused, name)), name
+    assert torch.equal(plain.observations["observation"], reused.observations["observation"])
+    assert [info["flat"].tolist() for info in plain.infos] == [info["flat"].tolist() for info in reused.infos]
+    crossings = [cmdps.vector(cmdps.Crossing, 3), cmdps.Reusing(cmdps.vector(cmdps.Crossing, 3))]
+    actor = make_actor(crossings[0], hidden=[4])
+    plain, reused = (collect(actor, env, 1) for env in crossings)
+    assert len(set(plain.rewards[plain.mask].tolist())) > 1
+    assert torch.equal(plain.rewards, reused.rewards)
+
+
+class Twofold(SafeRLHFEnv):
+    """Pays twice as much."""
+
+    def step(self, action: int) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, 2 * reward, *rest
+
+
+class TwofoldExact(ExactEnv):
+    step: Any = Twofold.step
+
+
+def test_a_subclass_given_as_an_object_is_what_is_trained_in() -> None:
+    for kind, base in ((Twofold, "SafeRLHF-v0"), (TwofoldExact, "SafeRLHF-Exact-v0")):
+        mine = kind()
+        for env in (mine, gym.wrappers.TimeLimit(mine, 50)):
+            trainer = algos.make("ppo", env, **SMALL)
+            assert trainer.source.env.envs[0].unwrapped is mine
+        assert algos.make("ppo", gym.make(base), **SMALL).source.env.num_envs == 4
+
+
+def test_an_object_that_was_changed_is_not_made_again_without_a_word(registered: str) -> None:
+    def limit(env: Any) -> None:
+        env.unwrapped.task.cost_limit = 5.0
+
+    def prompts(env: Any) -> None:
+        env.unwrapped.task.prompts = env.unwrapped.task.prompts[:2]
+
+    def coefficient(env: Any) -> None:
+        env.unwrapped.kl_coefficient = 0.3
+
+    def own_limit(env: Any) -> None:
+        env.unwrapped.cost_limit = 0.7
+
+    cases = {
+        "cost_limit is 5.0": ("SafeRLHF-v0", limit),
+        r"prompts is \[Prompt": ("SafeRLHF-v0", prompts),
+        "kl_coefficient is 0.3": ("SafeRLHF-Exact-v0", coefficient),
+        "cost_limit is 0.7, but it is made again for training, and then has 0.5; give": (registered, own_limit),
+    }
+    for message, (env_id, change) in cases.items():
+        env = gym.make(env_id)
+        env.reset(seed=0)
+        env.step(env.action_space.sample())
+        algos.make("ppo", env, **SMALL)  # having been played with is no change
+        change(env)
+        with pytest.raises(ConfigError, match=f"env: its {message}"):
+            algos.make("ppo", env, **SMALL)
+
+
+def test_a_text_environment_in_other_processes_is_refused_with_what_to_do() -> None:
+    several = gym.make_vec("SafeRLHF-Exact-v0", num_envs=1, vectorization_mode="async")
+    try:
+        with pytest.raises(
+            ModelError, match=r"in processes of its own is out of reach; leave vectorization_mode='async"
+        ):
+            algos.make("ppo", several, **SMALL)
+    finally:
+        several.close()
+    several = gym.make_vec("SafeRLHF-Exact-v0", num_envs=2, vectorization_mode="sync")
+    assert algos.make("ppo_lagrangian", several, **SMALL).cost_limit == 0
 
 
 def test_ids_instances_wrappers_and_vectors(registered: str) -> None:

@@ -130,6 +130,10 @@ def test_every_controller_brings_the_same_plant_to_its_limit(
         assert settled < 0.7 * (int(np.flatnonzero(np.abs(free) > 0.02)[-1]) + 1)
 
 
+class Limited(ConstraintConfig):
+    cost_limit: float | None = None
+
+
 def rollout(costs: list[list[float]], lengths: list[int], named: dict[str, list[list[float]]] | None = None) -> Rollout:
     paid = torch.tensor(costs)
     mask = torch.arange(paid.shape[1]) < torch.tensor(lengths)[:, None]
@@ -171,7 +175,7 @@ def test_probability_counts_costly_episodes_at_their_last_step() -> None:
 
 @pytest.mark.parametrize(("level", "worst"), [(0.5, (3 + 10) / 2), (0.75, 10.0), (0.0, 2.5)])
 def test_cvar_is_the_mean_of_the_worst(level: float, worst: float) -> None:
-    constraints = Constraints(ConstraintConfig(constraint="cvar", cvar_level=level), 1.0, "x")
+    constraints = Constraints(Limited(constraint="cvar", cvar_level=level, cost_limit=1.0), 1.0, "x")
     measured = constraints.measure(FOUR)
     assert measured.excess == {"": pytest.approx(worst - 1.0)}
     assert measured.signals.sum(-1).mean().item() == pytest.approx(worst)  # the signal's mean is what is bounded
@@ -213,8 +217,11 @@ def test_a_named_cost_that_is_absent_is_0_and_said(caplog: pytest.LogCaptureFixt
 def test_what_cannot_be_kept_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs a cost limit"):
         Constraints(ConstraintConfig(), None, "x")
-    with pytest.raises(ConfigError, match="cost_limit of its own"):
-        Constraints(ConstraintConfig(constraint="probability"), 0.5, "x")
+    for other in ("probability", "cvar"):  # the environment's limit is on the mean
+        told = f"constraint = '{other}' needs a cost_limit of its own, the largest allowed {other}; the environment's"
+        with pytest.raises(ConfigError, match=told):
+            Constraints(Limited(constraint=other), 0.5, "x")
+        assert Constraints(Limited(constraint=other, cost_limit=0.25), 0.25, "x").limits == {"": 0.25}
     with pytest.raises(ConfigError, match="keeps one constraint"):
         Constraints(ConstraintConfig(cost_limits={"a": 1.0, "b": 1.0}), None, "x", several=False)
     with pytest.raises(ConfigError, match="is empty"):

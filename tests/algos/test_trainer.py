@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -203,8 +204,34 @@ def test_a_name_that_never_occurs_is_said_at_the_end(caplog: pytest.LogCaptureFi
     rows = trainer.learn()
     assert all(row["window_cost_harm"] > 0 and row["multiplier_harn"] < 1 for row in rows)
     assert caplog.messages[1:] == [
-        "cost_limits: no episode of the whole run had a cost 'harn': its limit bounded nothing"
+        "cost_limits: none of the run's 32 episodes had a cost 'harn': its limit bounded nothing, and a cost_violation "
+        "of 0 says nothing of it"
     ]
+
+
+def test_a_cost_that_was_never_seen_is_not_slack(caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, Any] = {**SMALL, "cost_window": 8}
+    rows = algos.make("ppo_lagrangian", vector(Rare, 8), cost_limits={"harn": 0.5}, **settings).learn()
+    assert {row["limit_slack"] for row in rows} == {0.0}
+    assert not any("slack" in text for text in caplog.messages)
+    caplog.clear()
+    rows = algos.make("ppo_lagrangian", vector(Rare, 8), cost_limits={"harn": 0.5, "harm": 9.0}, **settings).learn()
+    assert {row["limit_slack"] for row in rows} == {1.0}
+    assert any("the cost limit 9 is slack" in text for text in caplog.messages)
+
+
+def test_a_limit_on_a_cost_that_is_not_there_is_refused() -> None:
+    def score(prompts: list[str], responses: list[str]) -> list[float]:
+        return [0.0 for _ in responses]
+
+    cases: list[tuple[Any, str]] = [
+        (gym.make("SafeRLHF-v0", cost_model={"ab": score, "b": score}), "named costs: ab, b; did you mean 'ab'?"),
+        ("SafeRLHF-Exact-v0", "named costs: none"),
+    ]
+    for env, known in cases:
+        told = f"cost_limits: 'abc' is not a cost of the environment; its {known}"
+        with pytest.raises(ConfigError, match=re.escape(told)):
+            algos.make("ppo_lagrangian", env, cost_limits={"abc": 0.1, "b": 0.1}, **SMALL)
 
 
 @pytest.mark.parametrize("poison", ["log_probs", "rewards", "costs", "reward_values"])

@@ -126,7 +126,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "two faults at once": (setting("lerning_rate=1", "epochs=0"), ["lerning_rate", "epochs = 0"]),
     "unknown key of no algorithm": (
         ["compare", "ppo", "cpo", "--set", "zzz=1"],
-        ["unknown key 'zzz' (--set zzz=1); the nearest are ", "; 'textsafe algos ppo' lists all"],
+        [
+            "unknown key 'zzz' (--set zzz=1): none of ppo, cpo has it; the nearest are ",
+            "; 'textsafe algos ppo' lists all",
+        ],
     ),
     "unknown key in a file": (train("--config", "{w}/ppo.yaml"), ["clip_range_ration", "{w}/ppo.yaml:2"]),
     "wrong type": (setting("epochs=many"), ["epochs", "many"]),

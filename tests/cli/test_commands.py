@@ -322,7 +322,7 @@ def test_a_limit_on_a_cost_that_is_named_when_it_occurs(tmp_path: Path) -> None:
     assert "cost_limits" not in right.stderr
     wrong = done("train", "cpo", *small, "cost_limits={harn: 0.5}", "--out", tmp_path / "wrong").stderr
     assert "named costs so far: harm; did you mean 'harm'?\n" in wrong
-    assert "no episode of the whole run had a cost 'harn'" in wrong
+    assert "none of the run's 16 episodes had a cost 'harn'" in wrong
     again = done("train", "cpo", *small, "cost_limits={harn: 0.5}", "--out", tmp_path / "again").stderr
     assert "named costs so far: harm" in again  # a command says what another in this process has said before
 

@@ -233,6 +233,15 @@ def test_bash_completes_keys_up_to_the_equals_sign(tmp_path: Path) -> None:
         (["train", "ppo", "--env", "embeded_world"], "did you mean 'embedded_world'?"),
         (["train", "ppo", "--config", "raund1"], "did you mean 'round1'?"),
         (["train", "ppo", "--deepspeed", "zerro1"], "did you mean 'zero1'?"),
+        (["train", "ppo_lagrangian", "--set", "lr=3e-4"], "did you mean 'learning_rate'?"),
+        (
+            ["compare", "ppo", "cpo", "--set", "multiplier_init=2", "--set", "learning_rate=x"],
+            "error: unknown key 'multiplier_init' (--set multiplier_init=2): none of ppo, cpo has it; the nearest are ",
+        ),
+        (
+            ["compare", "ppo", "cpo", "--set", "multiplier_init=2", "--set", "learning_rate=x"],
+            "; ppo: learning_rate = ",
+        ),
         (["compare", "ppo", "--set", "pppo.epochs=2"], "did you mean 'ppo'?"),
         (["compare", "ppo", "--set", "cpo.epochs=2"], "'cpo' is not compared"),
         (["compare", "ppo", "--set", "ppo.epoch=2"], "did you mean 'epochs'?"),

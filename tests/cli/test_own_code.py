@@ -44,6 +44,13 @@ class Judge: ...
 number = 3
 """
 
+TASKS = """
+import gymnasium as gym
+class Plain(gym.Env):
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,)), gym.spaces.Discrete(2)
+gym.register("OwnPlain-v0", entry_point=Plain)
+"""
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -59,10 +66,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own_judges.py").write_text(JUDGES)
     (tmp_path / "own_judges_at_the_end.py").write_text("raise SystemExit\n")
     (tmp_path / "own_judges_of_env.py").write_text("import argparse\nargparse.ArgumentParser().exit()\n")
+    (tmp_path / "own_tasks.py").write_text(TASKS)
     (tmp_path / "console.py").write_text(ENTRY)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in [name for name in sys.modules if name.startswith(("own_package", "own_judges"))]:
+    for name in [name for name in sys.modules if name.startswith(("own_package", "own_judges", "own_tasks"))]:
         del sys.modules[name]
 
 
@@ -105,12 +113,28 @@ def test_the_settings_are_the_class_s_own_or_its_module_s(here: Path, monkeypatc
     assert algos.load(here / "saved", "SafeRLHF-Exact-v0").iteration == 1
 
 
+def test_the_task_of_the_page_has_its_limit(here: Path) -> None:
+    page = (ROOT / "textsafe_gym" / "docs" / "new_algorithm.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "gym.register" in block]
+    (here / "own_tasks.py").write_text(code)
+    request = ["train", "ppo_lagrangian", "--env", "own_tasks:BusyRoad-v0", *SMALL, "--json", "--out", "out"]
+    done = CliRunner().invoke(main, [*request, "--set", "env.cost_limit=0.5"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["cost_limit"] == 0.5
+    assert algos.make("ppo_lagrangian", "own_tasks:BusyRoad-v0").cost_limit == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train", "own_packag:Algorithm"], "there is no module 'own_packag'; did you mean 'own_package'?"),
         (["train", "own_package.penaltty:Algorithm"], "'own_package.penaltty'; did you mean 'own_package.penalty'?"),
         (["train", "own_package.penalty:Algoritm"], "there is no 'Algoritm' in 'own_package.penalty'; did you mean"),
+        (
+            ["train", "own_package.penalty"],
+            "a class of your own is MODULE:CLASS, such as 'own_package.penalty:Algorithm'",
+        ),
+        (["train", "own_package.penalty:Nope"], "no 'Nope' in 'own_package.penalty'; known: Algorithm, Stiff\n"),
         (["train", "own_judges:brief"], "'own_judges:brief': expected a class with a method `update`"),
         (["train", "own_judges:Judge"], "'own_judges:Judge': expected a class with a method `update`"),
         (["algos", "own_judges:number"], "expected a class with a method `update`, found 3"),
@@ -135,6 +159,10 @@ def test_the_settings_are_the_class_s_own_or_its_module_s(here: Path, monkeypatc
         (
             ["train", "rloo", "--set", "env.cost_model={a: own_judges:leaving}"],
             "cost model 'a': own_judges:leaving raised SystemExit: 3 (own_judges.py:11)",
+        ),
+        (
+            ["train", "ppo", "--env", "own_tasks:OwnPlain-v0", "--set", "env.size=3"],
+            "env own_tasks:OwnPlain-v0: takes no arguments, so that 'size' cannot be set",
         ),
         (["train", "own_judges_at_the_end:Mine"], "importing 'own_judges_at_the_end' failed: SystemExit\n"),
         (
@@ -193,7 +221,9 @@ def test_an_entry_point_gives_a_short_name(here: Path, monkeypatch: pytest.Monke
     algos.registration._algorithms.cache_clear()
     try:
         listed = CliRunner().invoke(main, ["algos", "--json"])
-        assert {"name": "penalty", "about": point.value} in json.loads(listed.stdout)
+        about = "An agent, its optimiser and the constraint; see `algos.core.loop.Setup`."
+        assert {"name": "penalty", "about": about} in json.loads(listed.stdout)
+        assert "own_package.penalty" not in sys.modules  # read from the source
         shown = CliRunner().invoke(main, ["algos", "penalty", "--json"])
         assert {"key": "stiffness", "value": 10.0} in [
             {key: row[key] for key in ("key", "value")} for row in json.loads(shown.stdout)
@@ -201,16 +231,27 @@ def test_an_entry_point_gives_a_short_name(here: Path, monkeypatch: pytest.Monke
         done = CliRunner().invoke(main, ["train", "penalti"])
         assert "did you mean 'penalty'?" in done.stderr
         other = metadata.EntryPoint("penalty", "another:Penalty", algos.registration.GROUP)
-        ours = metadata.EntryPoint("ppo", "another:PPO", algos.registration.GROUP)
+        (here / "another-1.dist-info").mkdir()
+        (here / "another-1.dist-info/METADATA").write_text("Name: another\nVersion: 1\n")
+        (here / "another-1.dist-info/entry_points.txt").write_text(f"[{point.group}]\nppo = another:PPO\n")
+        (ours,) = metadata.Distribution.at(here / "another-1.dist-info").entry_points
         monkeypatch.setattr(algos.registration, "entry_points", lambda group: [point, point, other, ours])
         algos.registration._algorithms.cache_clear()
-        for name, wrong in (("penalty", "another:Penalty"), ("ppo", "another:PPO")):
-            told = f"the algorithm '{name}' is registered already; '{wrong}' needs another name"
-            assert algos.available()[name] == told
-            with pytest.raises(ConfigError, match=re.escape(told)):
-                algos.make(name, "SafeRLHF-Exact-v0")
-            refused = CliRunner().invoke(main, ["train", name])
-            assert (refused.exit_code, refused.stderr) == (2, f"error: {told}\n")
+        told = "the algorithm 'penalty' is registered already; 'another:Penalty' needs another name"
+        assert algos.available()["penalty"] == told
+        with pytest.raises(ConfigError, match=re.escape(told)):
+            algos.make("penalty", "SafeRLHF-Exact-v0")
+        refused = CliRunner().invoke(main, ["train", "penalty"])
+        assert (refused.exit_code, refused.stderr) == (2, f"error: {told}\n")
+        algos.registration._algorithms.cache_clear()
+        shown = CliRunner().invoke(main, ["algos", "ppo", "--json"])  # what ships keeps its name
+        assert shown.exit_code == 0
+        assert shown.stderr == (
+            "warning: the package 'another' has an algorithm 'ppo' of its own, which only 'another:PPO' stands for: "
+            "that name is taken\n"
+        )
+        assert algos.definition("ppo").algorithm.__module__ == "algos.ppo"
+        assert algos.available()["ppo"].startswith("PPO")
         assert algos.make("rloo", "SafeRLHF-Exact-v0", episodes=4, episodes_per_iteration=4).learn()
     finally:
         algos.registration._algorithms.cache_clear()

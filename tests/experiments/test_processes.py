@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from tests.helpers import cli_world
 from textsafe_gym.cli.main import main
+from textsafe_gym.experiments.display import Display
 
 FOREVER = """
 import sys, time
@@ -96,3 +97,16 @@ def alive(pid: int) -> bool:
         return False
     state = Path(f"/proc/{pid}/stat")
     return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"  # which nobody has waited for
+
+
+def test_warnings_of_one_kind_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(6) as display:
+        for run, kind in (("a", "x"), ("b", "x"), ("a", "y"), ("b", "y"), ("c", "y"), ("a", "z")):
+            display.warn(run, f"{kind} is odd", kind)
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: a: x is odd",
+        "warning: a: y is odd",
+        "warning: a: z is odd",
+        "warning: 1 more run said the same as a",
+        "warning: 2 more runs said the same as a",
+    ]

@@ -19,6 +19,7 @@ from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, ModelError, RunError
 from textsafe_gym.files import read_rows
 
+_EXACT = "SafeRLHF-Exact-v0"
 _ELSEWHERE = """
 import sys
 import algos
@@ -146,6 +147,28 @@ def test_a_limit_that_was_set_while_training_is_the_one_that_counts(tmp_path: Pa
     made.save(tmp_path / "saved")
     result = experiments.evaluate(tmp_path / "saved", out=tmp_path / "out", quiet=True)
     assert result.runs[0].summary["cost_limit"] == -0.25
+
+
+_OWN: dict[str, Any] = {"cost_limit": -0.25}
+
+
+@pytest.mark.parametrize(
+    ("saved_by", "own"),
+    [("trainer", {}), ("trainer", _OWN), ("trainer", {"constraint": "probability", "cost_limit": 0.1}), ("run", _OWN)],
+)
+def test_a_limit_that_is_given_to_evaluate_counts(saved_by: str, own: dict[str, Any], tmp_path: Path) -> None:
+    settings: Any = {"episodes_per_iteration": 4, "minibatch_size": 4, **own}
+    if saved_by == "run":
+        experiments.train("ppo_lagrangian", _EXACT, settings=settings, episodes=4, out=tmp_path / "saved", quiet=True)
+    else:
+        algos.make("ppo_lagrangian", _EXACT, episodes=4, **settings).save(tmp_path / "saved")
+    named = {"id": _EXACT, "kwargs": {"cost_limit": 0.3}}
+    for i, given in enumerate([{"settings": ["env.cost_limit=0.3"]}, {"env": named}]):
+        (run,) = experiments.evaluate(tmp_path / "saved", out=tmp_path / str(i), quiet=True, **given).runs
+        assert run.summary["cost_limit"] == 0.3
+        assert run.summary["evaluation"]["cost_violation"] == max(run.summary["evaluation"]["cost"] - 0.3, 0)
+    (run,) = experiments.evaluate(tmp_path / "saved", out=tmp_path / "as_it_was", quiet=True).runs
+    assert run.summary["cost_limit"] == (None if "constraint" in own else own.get("cost_limit", 0))
 
 
 def test_a_trainer_that_was_given_its_policy(world: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +16,7 @@ import textsafe_gym  # noqa: F401 (registers the environment)
 from tests.helpers.models_doubles import agent_of, make_classifier, make_lm, make_tokenizer, play
 from tests.helpers.rounding import TINY
 from textsafe_gym import rollouts
+from textsafe_gym.envs.vector import SafeRLHFVectorEnv
 from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.models import acting
 from textsafe_gym.models.causal_lm import CausalLMActor
@@ -142,6 +143,37 @@ def test_what_a_wrapper_of_the_vector_environment_pays_is_recorded(warnings: pyt
         assert float(cost) == info["response"].count("w2") + 0.5
     assert len(warnings.records) == 1
     assert "token by token through Doubled" in warnings.records[0].getMessage()
+
+
+class Tripled(SafeRLHFVectorEnv):
+    def step(self, actions: Any) -> Any:
+        observation, rewards, *rest = super().step(actions)
+        return observation, 3 * rewards, *rest
+
+
+class TripledInBoth(Tripled):
+    def step(self, actions: Any) -> Any:
+        return super().step(actions)
+
+    def play(self, actions: Any, lengths: Any) -> Any:
+        played = super().play(actions, lengths)
+        return replace(played, rewards=3 * played.rewards)
+
+
+class Begun(SafeRLHFVectorEnv):
+    def reset(self, **options: Any) -> Any:
+        return super().reset(**options | {"options": {"prompt": "w7"}})
+
+
+@pytest.mark.parametrize("kind", [Tripled, TripledInBoth, Begun])
+def test_what_a_subclass_changes_is_recorded(kind: type[SafeRLHFVectorEnv], warnings: Any) -> None:
+    rollout = play(make_agent(), kind(6, **OPTIONS), seed=1)
+    for reward, info in zip(rollout.episode_rewards, rollout.infos, strict=True):
+        assert float(reward) == (1 if kind is Begun else 3) * len(info["response"].split())
+        assert kind is not Begun or info["prompt"] == "w7"
+    stepped = [record.getMessage() for record in warnings.records]
+    assert len(stepped) == (kind is Tripled)
+    assert all("token by token through Tripled" in line for line in stepped)
 
 
 def test_a_wrapped_single_environment_is_trained_on(warnings: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ Stable-Baselines3 maximises the reward alone. The cost is counted next to it, in
 
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -92,7 +93,7 @@ class CostVecEnv(VecEnv):
         self._sums = [{} for _ in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
-        return observations
+        return deepcopy(observations)  # Stable-Baselines3 keeps them past the next step, which may use them again
 
     def step_async(self, actions: np.ndarray) -> None:
         """Takes the actions of the step to come."""
@@ -109,7 +110,7 @@ class CostVecEnv(VecEnv):
         infos = [self._info(info, i, bool(dones[i]), float(rewards[i])) for i in range(self.num_envs)]
         for i, own in enumerate(infos):
             own["TimeLimit.truncated"] = bool(truncations[i] and not terminations[i])
-        return observations, rewards.astype(np.float32), dones, infos
+        return deepcopy(observations), rewards.astype(np.float32), dones, infos
 
     def _info(self, info: Info, i: int, done: bool, reward: float) -> Info:
         own = self._read(info["final_info"] if done else info, i)
@@ -118,7 +119,7 @@ class CostVecEnv(VecEnv):
         for key, value in {"r": reward, "l": 1, "c": own["cost"], **named}.items():
             sums[key] = sums.get(key, 0) + value
         if done:
-            own["terminal_observation"] = info["final_obs"][i]
+            own["terminal_observation"] = deepcopy(info["final_obs"][i])
             own["episode"] = {**sums, "t": round(time.time() - self._start, 6)}
             begun = info_row(info, i)
             self.reset_infos[i] = {key: begun[key] for key in begun.keys() - {"final_obs", "final_info", *_COSTS}}

@@ -412,6 +412,8 @@ class ExactEnv(ExactView, SafeRLHFEnv):
         self.exact_task = ExactTask(vocabulary, max_response_length, prompts, seed)
         self.kl_coefficient = checked_kl_coefficient(kl_coefficient)
         super().__init__(render_mode, cost_limit=cost_limit, **self.exact_task.options())
+        if type(self) is not ExactEnv:
+            return
         entry_point, vector_entry_point = ENVIRONMENTS[NAME]
         sizes = {"vocabulary": vocabulary, "max_response_length": max_response_length, "prompts": prompts, "seed": seed}
         kwargs = {"cost_limit": cost_limit, "kl_coefficient": kl_coefficient, "render_mode": render_mode, **sizes}

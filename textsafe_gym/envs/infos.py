@@ -68,10 +68,17 @@ class InfoReader:
 
 
 def info_row(info: Mapping[str, Any], i: int) -> Info:
-    """Sub-environment i's own info out of a vector environment's, in which `_key` says whose `key` is set."""
+    """A copy of sub-environment i's own info in a vector environment's, where `_key` says whose `key` is set."""
     own: Info = {}
     for key, value in info.items():
         whose = info.get(f"_{key}")
         if not key.startswith("_") and (whose is None or whose[i]):
-            own[key] = info_row(value, i) if isinstance(value, Mapping) else value[i]
+            own[key] = info_row(value, i) if isinstance(value, Mapping) else _kept(value[i])
     return own
+
+
+def _kept(value: Any) -> Any:
+    """A copy of an array, or of those in a dict, since an environment may use them again."""
+    if isinstance(value, Mapping):
+        return {name: _kept(x) for name, x in value.items()}
+    return value.copy() if isinstance(value, np.ndarray) else value

@@ -1,13 +1,19 @@
 """Vector environments made from ids, environments or vector environments, and their cost limits."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from textsafe_gym.data.prompts import Prompt
 from textsafe_gym.errors import ConfigError, UnknownNameError
+from textsafe_gym.models import task_of
 from textsafe_gym.protocols import Info
+from textsafe_gym.registry import did_you_mean
+
+_PLAIN = (bool, int, float, str, type(None), Prompt)
 
 
 class FloatCosts(gym.Wrapper):
@@ -47,7 +53,7 @@ def vectorised(env: object, episodes: int) -> gym.vector.VectorEnv:
 
     Raises:
         UnknownNameError: no such environment.
-        ConfigError: `env` is none of these.
+        ConfigError: `env` is none of these, or was changed after it was made, which its spec does not know.
     """
     if isinstance(env, gym.vector.VectorEnv):
         return env
@@ -58,14 +64,44 @@ def vectorised(env: object, episodes: int) -> gym.vector.VectorEnv:
             # Gymnasium notes no arguments of a wrapper that is not a `gymnasium.utils.RecordConstructorArgs`.
             if env.spec is None or any(wrapper.kwargs is None for wrapper in env.spec.additional_wrappers):
                 return gym.vector.SyncVectorEnv([lambda: env])
-            if not env.spec.additional_wrappers:
-                return make_vec(env.spec, episodes)
-            return make_vec(env.spec, episodes, vectorization_mode="sync")  # one of its own has no place for wrappers
+            # A vector form of its own has no place for wrappers.
+            options = {"vectorization_mode": "sync"} if env.spec.additional_wrappers else {}
+            vector = make_vec(env.spec, episodes, **options)
+            _check_unchanged(env, vector)
+            return vector
     except (gym.error.Error, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name:
             raise  # the module of "module:id" is there and lacks another
         raise UnknownNameError(f"cannot make the environment: {' '.join(str(error).split())}") from None
     raise ConfigError(f"env is a {type(env).__name__}; give an id, a gymnasium.Env or a gymnasium.vector.VectorEnv")
+
+
+def _check_unchanged(env: gym.Env, made: gym.vector.VectorEnv) -> None:
+    """Refuses an environment whose settings are no longer those that it is made with.
+
+    A setting is a plain attribute that has the name of one of the constructor's arguments, and the cost limit.
+
+    Raises:
+        ConfigError: names the first that differs.
+    """
+    ours, theirs = env.unwrapped, task_of(made)
+    own_limit = env.get_wrapper_attr("cost_limit") if env.has_wrapper_attr("cost_limit") else None
+    settings = [("cost_limit", own_limit, own_cost_limit(made))]
+    for one, other in ((ours, theirs), (getattr(ours, "task", None), getattr(theirs, "task", None))):
+        known = inspect.signature(type(one)).parameters.keys() if hasattr(one, "__dict__") else ()
+        both = [name for name in known if name in vars(one) and name in getattr(other, "__dict__", {})]
+        settings += [(name, vars(one)[name], vars(other)[name]) for name in both if name != "render_mode"]
+    for name, now, again in settings:
+        if _plain(now) and _plain(again) and now != again:
+            made.close()
+            raise ConfigError(
+                f"env: its {name} is {now!r:.60}, but it is made again for training, and then has {again!r:.60}; give "
+                f"gymnasium.make {name}=..., or register a class of your own and give its id"
+            )
+
+
+def _plain(value: object) -> bool:
+    return all(map(_plain, value)) if isinstance(value, list | tuple) else isinstance(value, _PLAIN)
 
 
 def own_cost_limit(env: gym.vector.VectorEnv) -> float | None:
@@ -75,6 +111,23 @@ def own_cost_limit(env: gym.vector.VectorEnv) -> float | None:
         first = env.unwrapped.envs[0]
         limit = first.get_wrapper_attr("cost_limit") if first.has_wrapper_attr("cost_limit") else None
     return None if limit is None else float(limit)
+
+
+def check_cost_names(limited: Iterable[str], known: Collection[str]) -> None:
+    """Refuses limits on costs that there are not.
+
+    Args:
+        limited: the names in `cost_limits`.
+        known: the names of all costs that the environment has.
+
+    Raises:
+        ConfigError: names the first that is not known.
+    """
+    for name in sorted(set(limited).difference(known)):
+        raise ConfigError(
+            f"cost_limits: '{name}' is not a cost of the environment; its named costs: "
+            f"{', '.join(known) or 'none'}; {did_you_mean(name, known)}".rstrip("; ")
+        )
 
 
 def _in_floats(info: Mapping[str, object]) -> Info:

@@ -42,9 +42,11 @@ class SafeRLHFEnv(TaskView, gym.Env):
         self.observation_space = self.task.observation_space()
         self.action_space = self.task.action_space()
         # gym.make sets the same; without it an environment made directly could not be made again from its spec.
-        entry_point, vector_entry_point = ENVIRONMENTS["SafeRLHF-v0"]
-        kwargs = {"render_mode": render_mode, **options}
-        self.spec = EnvSpec("SafeRLHF-v0", entry_point, vector_entry_point=vector_entry_point, kwargs=kwargs)
+        # A subclass is not what that would make.
+        if type(self) is SafeRLHFEnv:
+            entry_point, vector_entry_point = ENVIRONMENTS["SafeRLHF-v0"]
+            kwargs = {"render_mode": render_mode, **options}
+            self.spec = EnvSpec("SafeRLHF-v0", entry_point, vector_entry_point=vector_entry_point, kwargs=kwargs)
         self._ids = np.full(self.task.window, self.task.pad_id, dtype=np.int64)
         self._mask = np.zeros(self.task.window, dtype=np.int8)
         self._prompt = Prompt("")

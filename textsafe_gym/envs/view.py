@@ -43,6 +43,11 @@ class TaskView:
         return self.task.cost_limit
 
     @property
+    def cost_names(self) -> list[str]:
+        """The names of the costs; empty if there is one without a name."""
+        return self.task.names
+
+    @property
     def prompts(self) -> list[Prompt]:
         """The prompts that `reset` draws from."""
         return self.task.prompts

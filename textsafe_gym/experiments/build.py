@@ -46,6 +46,12 @@ def make_env(spec: RunSpec, num_envs: int) -> "gym.vector.VectorEnv":
         )
     except TextsafeError as error:
         raise _located(error, spec) from None
+    except TypeError as error:
+        # What Python says of a class without a constructor, which names no argument.
+        if not kwargs or _takes(env_id) or "takes no arguments" not in str(error):
+            raise
+        name = next(iter(kwargs))
+        raise ConfigError(f"env {env_id}: takes no arguments, so that '{name}' cannot be set") from None
     except gym.error.UnregisteredEnv as error:
         hint = "" if "did you mean" in str(error).lower() else f"; {nearest(env_id, [*ENVIRONMENTS, *shipped('env')])}"
         hint += "; one of your own module is module:id" if hint and ":" not in env_id else ""

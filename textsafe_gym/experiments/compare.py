@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textsafe_gym.config import Settings, Values, dump, parse_assignments
+from textsafe_gym.config import Settings, Values, dump, parse_assignments, parse_value, split_key
 from textsafe_gym.console import is_live, progress_console
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.experiments.arguments import check_arguments, repeated, settings_or_assignments
+from textsafe_gym.experiments.arguments import check_arguments, plain, repeated, settings_or_assignments
 from textsafe_gym.experiments.result import Result
-from textsafe_gym.experiments.spec import INITIAL, RunSpec, build_spec, config_class, parse_vary
+from textsafe_gym.experiments.spec import INITIAL, RunSpec, build_spec, config_class
 from textsafe_gym.files import Row, write_json
 from textsafe_gym.registry import nearest
 
@@ -162,6 +163,46 @@ def _specs(
     initial = replace(plain, algorithm=INITIAL, label=INITIAL, config=kept, data=[], left_out=())
     # Which draws an evaluation prompt gets depends on the batch, and runs of one seed share theirs.
     return [replace(spec, evaluation_batch=plain.num_envs) for spec in (initial, *specs)]
+
+
+def parse_vary(
+    arguments: Sequence[str] | Mapping[str, Sequence[object]], algorithms: Sequence[str]
+) -> dict[str, list[Values]]:
+    """The variants of each algorithm: all combinations of its `--vary` values, or one empty variant.
+
+    Args:
+        arguments: ALGO.KEY=V1,V2,...; or from ALGO.KEY to the values.
+        algorithms: those that are compared.
+
+    Raises:
+        ConfigError: not of the form ALGO.KEY=V1,V2,..., or of an algorithm that is not compared.
+    """
+    axes: dict[str, dict[str, list[object]]] = {name: {} for name in algorithms}
+    listed = arguments if isinstance(arguments, Mapping) else {}
+    for argument in arguments:
+        target, equals, text = (argument, "=", "listed") if listed else argument.partition("=")
+        algorithm, *path = split_key(target, axes)
+        key = ".".join(path)
+        if not equals or not path or not all(path) or not text.strip():
+            raise ConfigError(f"--vary {argument}: expected ALGO.KEY=V1,V2,...")
+        if algorithm not in axes:
+            raise ConfigError(f"--vary {argument}: '{algorithm}' is not compared; {nearest(algorithm, list(axes))}")
+        if key in axes[algorithm]:
+            raise ConfigError(f"--vary {argument}: '{target}' is varied twice")
+        source = f"--vary {argument}"
+        if listed:
+            values = [plain(value, source) for value in listed[argument]]
+        else:
+            values = [parse_value(part, source) for part in text.split(",")]
+        if any(value is None or isinstance(value, dict | list) for value in values):
+            raise ConfigError(f"--vary {argument}: every value must be a number, a word, or true or false")
+        if len(set(map(str, values))) < len(values):
+            raise ConfigError(f"--vary {argument}: a value stands twice")
+        axes[algorithm][key] = values
+    return {
+        name: [dict(zip(own, combination, strict=True)) for combination in product(*own.values())]
+        for name, own in axes.items()
+    }
 
 
 def _left_out_of(specs: Sequence[RunSpec]) -> dict[str, list[str]]:

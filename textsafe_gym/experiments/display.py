@@ -46,7 +46,7 @@ class Display:
         self._progress.stop()
         for first, more in self._warned.values():
             if more:
-                self.say(f"warning: {more} more runs said the same as {first}")
+                self.say(f"warning: {more} more {'run' if more == 1 else 'runs'} said the same as {first}")
 
     def update(self, name: str, event: Row) -> None:
         """Shows how far a run is."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textsafe_gym.config import dump
+from textsafe_gym.envs.making import check_cost_names
 from textsafe_gym.errors import ConfigError, DataError, ExecutionError, RunError, TextsafeError
 from textsafe_gym.evaluation.records import LABELLED, REQUIRED
 from textsafe_gym.experiments.allocator import keep_freed_memory
@@ -32,7 +33,6 @@ from textsafe_gym.files import (
 from textsafe_gym.models import task_of
 from textsafe_gym.models.files import one_line
 from textsafe_gym.protocols import Enumerable, PromptTask, ResponseTask
-from textsafe_gym.registry import did_you_mean
 from textsafe_gym.rollouts import collect
 
 if TYPE_CHECKING:
@@ -90,14 +90,9 @@ def _try_out(spec: RunSpec, played: set[str] | None, processes: "ProcessGroup | 
         named = spec.config.get("cost_limits") or {}
         if played is None or named or key not in played:
             rollout = collect(actor, env, 0)
-            unknown = sorted(named.keys() - rollout.named_costs.keys())
             # A text environment scores every cost of a response; another may report one when it occurs.
-            if unknown and isinstance(env.unwrapped, ResponseTask):
-                known = list(rollout.named_costs)
-                raise ConfigError(
-                    f"cost_limits: '{unknown[0]}' is not a cost of the environment; its named costs: "
-                    f"{', '.join(known) or 'none'}; {did_you_mean(unknown[0], known)}".rstrip("; ")
-                )
+            if isinstance(env.unwrapped, ResponseTask):
+                check_cost_names(named, rollout.named_costs)
             _try_prompts(spec, env)
             if played is not None:
                 played.add(key)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from textsafe_gym.protocols import Actor, Reference
 
+LIMITS = ("cost_limit", "cost_limits", "constraint")  # an algorithm's settings that say what is bounded by how much
 MODEL = "model"  # what stands for the algorithm where a policy comes without a run
 STATE, _POLICY = "state.json", "policy"  # of a folder that a trainer's `save` wrote
 
@@ -71,10 +72,13 @@ def saved_policy(
     else:
         found = _of_model(source, directory)
     spec = found.spec
-    options = Settings(spec.policy)
+    options, own_env = Settings(spec.policy), given.section("env")
     if env is not None:
         env_id, kwargs, policy = resolve_env(env)
         spec, options = replace(spec, env={"id": env_id, "kwargs": kwargs.values}), merge(options, policy)
+        own_env = merge(kwargs, own_env)
+    if "cost_limit" in own_env.values:  # given for this evaluation, so that it counts, whatever training bounded
+        spec = replace(spec, config={name: x for name, x in spec.config.items() if name not in LIMITS})
     changed = merge(Settings(spec.env["kwargs"]), given.section("env"))
     options = merge(options, given.section("policy"))
     if found.weights is None and not found.start_known:

@@ -4,7 +4,6 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,14 +15,12 @@ from textsafe_gym.config import (
     Values,
     merge,
     parse_assignments,
-    parse_value,
     read_yaml,
-    split_key,
     validate,
 )
 from textsafe_gym.envs import ENVIRONMENTS
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.experiments.arguments import as_settings, plain
+from textsafe_gym.experiments.arguments import as_settings
 from textsafe_gym.installation import shipped
 from textsafe_gym.presets import SMALL, preset_of, preset_settings, section_of
 from textsafe_gym.registry import load_object, nearest
@@ -299,6 +296,17 @@ def build_spec(
     )
     variant = parse_variant(varied or {})
     shared, left_out = _applicable(given.without(*others, algorithm), schema, [config_class(name) for name in compared])
+    theirs = [key for name in compared for key in config_class(name).model_fields]
+    sections, listed = ("env", "policy", algorithm, *others, *theirs), f"textsafe algos {algorithm}"
+    faults = Faults()
+    odd = [key for key in shared.values if len(compared) > 1 and key not in sections]
+    for key in odd:
+        with faults:
+            hint = nearest(key, sections, listed)
+            raise ConfigError(
+                f"unknown key '{key}' ({shared.where((key,))}): none of {', '.join(compared)} has it; {hint}"
+            )
+    shared = shared.without(*odd)
     given = merge(shared, given.section(algorithm), variant)
     fixed = {name: value for name, value in (("episodes", episodes), ("seed", seed)) if value is not None}
     own = merge(
@@ -306,11 +314,8 @@ def build_spec(
         given.without("env", "policy"),
         Settings(fixed, {(name,): f"--{name}" for name in fixed}),
     )
-    faults = Faults()
     with faults:
-        theirs = (key for name in compared for key in config_class(name).model_fields)
-        sections = ("env", "policy", algorithm, *others, *theirs)
-        resolved = validate(schema, own, algorithm, sections, f"textsafe algos {algorithm}")
+        resolved = validate(schema, own, algorithm, sections, listed)
     with faults:
         policy = merge(policy, given.section("policy"))
         options = validate(PolicyOptions, policy, "policy").model_dump(exclude_none=True)
@@ -407,43 +412,3 @@ def _from_run(given: Settings, algorithm: str) -> tuple[Settings, str]:
         origin = {(name, *path): place for path, place in section.origin.items()}
         parts.append(Settings({name: section.values}, origin))
     return merge(*parts), str(env.values.get("id", DEFAULT_ENV))
-
-
-def parse_vary(
-    arguments: Sequence[str] | Mapping[str, Sequence[object]], algorithms: Sequence[str]
-) -> dict[str, list[Values]]:
-    """The variants of each algorithm: all combinations of its `--vary` values, or one empty variant.
-
-    Args:
-        arguments: ALGO.KEY=V1,V2,...; or from ALGO.KEY to the values.
-        algorithms: those that are compared.
-
-    Raises:
-        ConfigError: not of the form ALGO.KEY=V1,V2,..., or of an algorithm that is not compared.
-    """
-    axes: dict[str, dict[str, list[object]]] = {name: {} for name in algorithms}
-    listed = arguments if isinstance(arguments, Mapping) else {}
-    for argument in arguments:
-        target, equals, text = (argument, "=", "listed") if listed else argument.partition("=")
-        algorithm, *path = split_key(target, axes)
-        key = ".".join(path)
-        if not equals or not path or not all(path) or not text.strip():
-            raise ConfigError(f"--vary {argument}: expected ALGO.KEY=V1,V2,...")
-        if algorithm not in axes:
-            raise ConfigError(f"--vary {argument}: '{algorithm}' is not compared; {nearest(algorithm, list(axes))}")
-        if key in axes[algorithm]:
-            raise ConfigError(f"--vary {argument}: '{target}' is varied twice")
-        source = f"--vary {argument}"
-        if listed:
-            values = [plain(value, source) for value in listed[argument]]
-        else:
-            values = [parse_value(part, source) for part in text.split(",")]
-        if any(value is None or isinstance(value, dict | list) for value in values):
-            raise ConfigError(f"--vary {argument}: every value must be a number, a word, or true or false")
-        if len(set(map(str, values))) < len(values):
-            raise ConfigError(f"--vary {argument}: a value stands twice")
-        axes[algorithm][key] = values
-    return {
-        name: [dict(zip(own, combination, strict=True)) for combination in product(*own.values())]
-        for name, own in axes.items()
-    }

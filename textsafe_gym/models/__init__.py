@@ -30,6 +30,8 @@ def make_actor(env: "gym.vector.VectorEnv", model: str | Path | None = None, **o
         ModelError: there is no model to load, it does not fit, or an MLP was asked to load one.
         ConfigError: an option is wrong, or the spaces are for no actor.
     """
+    from gymnasium.vector import AsyncVectorEnv
+
     from textsafe_gym.models.mlp import CONFIG, MLPActor
 
     if reads_tokens(env):
@@ -37,6 +39,11 @@ def make_actor(env: "gym.vector.VectorEnv", model: str | Path | None = None, **o
 
         task = task_of(env)
         source = task.default_policy if model is None and isinstance(task, PromptTask) else model
+        if source is None and isinstance(env.unwrapped, AsyncVectorEnv):
+            raise ModelError(
+                "the policy of an environment in processes of its own is out of reach; leave "
+                "vectorization_mode='async' out, or give a model's folder or hub id"
+            )
         if source is None:
             raise ModelError("this environment brings no policy of its own; give a model's folder or hub id")
         if isinstance(source, tuple):

@@ -167,7 +167,8 @@ def _say_that_tokens_are_stepped(changing: str) -> None:
 
 
 def _changes_steps(env: "gym.vector.VectorEnv") -> str | None:
-    """The name of the outermost wrapper that has a `step` of its own, or of the limit that cuts episodes; else none."""
+    """The name of the outermost wrapper that has a `step` of its own, or of the environment's class if its `step` is
+    newer than its `play`, or of the limit that cuts episodes; else none."""
     import gymnasium as gym
 
     layer: Any = env
@@ -176,5 +177,8 @@ def _changes_steps(env: "gym.vector.VectorEnv") -> str | None:
         if type(layer).step is not gym.vector.VectorWrapper.step:
             return type(layer).__name__
         layer = layer.env
+    newest = next(kind for kind in type(task).__mro__ if "step" in vars(kind) or "play" in vars(kind))
+    if "play" not in vars(newest):
+        return type(task).__name__
     limit = task.max_episode_steps
     return None if limit is None else f"max_episode_steps={limit}"

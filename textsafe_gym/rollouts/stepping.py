@@ -71,7 +71,7 @@ def play_steps(
                 player.end(i, info["final_obs"][i] if moved else _row(observation, i))
                 truncated[i] = truncations[i] and not terminations[i]
         masks.append(running.copy())
-        rewards.append(reward)
+        rewards.append(np.array(reward))  # the environment may use its arrays again
         costs.append(step_costs)
         named.append(parts)
         running &= ~over
@@ -124,6 +124,6 @@ def _row(observation: Any, i: int) -> object:
     """One sub-environment's part of a batched observation."""
     if isinstance(observation, dict):
         return {name: _row(x, i) for name, x in observation.items()}
-    if isinstance(observation, tuple) and not isinstance(observation, np.ndarray):
+    if isinstance(observation, tuple):
         return tuple(_row(x, i) for x in observation)
     return observation[i]

@@ -106,8 +106,8 @@ class GymnasiumCMDP(CMDP):
                 ends[i] = self.rows.one(found["final_obs"][i])
             info = {"final_observation": ends, "_final_observation": torch.as_tensor(done, device=self._device)}
             info = {name: self._alone(x) for name, x in info.items()}
-        numbers = (torch.as_tensor(np.asarray(x, np.float32), device=self._device) for x in (reward, cost))
-        flags = (torch.as_tensor(np.asarray(x, bool), device=self._device) for x in (over, cut))
+        numbers = (torch.as_tensor(np.array(x, np.float32), device=self._device) for x in (reward, cost))
+        flags = (torch.as_tensor(np.array(x, bool), device=self._device) for x in (over, cut))
         return self._rows(observation), *map(self._alone, (*numbers, *flags)), info  # type: ignore[return-value]
 
     def set_seed(self, seed: int) -> None:
