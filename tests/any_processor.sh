@@ -26,6 +26,8 @@ while read -r environment; do
     [ -n "$environment" ] || continue
     number=$((number + 1))
     log=$out/$number.log
+    # What torch.compile kept of one instruction set does not compile for another.
+    export TORCHINDUCTOR_CACHE_DIR="$out/inductor.$number"
     # shellcheck disable=SC2086  # words of the line, and of $PYTEST
     env $environment $pytest -m "not timing" -p no:cacheprovider "$@" >"$log" 2>&1 </dev/null || failed=1
     printf '%s  %s  %s\n' "$(grep -E '[0-9]+ (passed|failed|error)' "$log" | tail -n 1)" "$environment" "$log"
