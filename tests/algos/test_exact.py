@@ -7,7 +7,6 @@ planted below.
 import copy
 import importlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -208,8 +207,11 @@ def test_it_catches_a_mis_scaled_trust_region(scale: float, monkeypatch: pytest.
     divergence, fisher = trust_region.TrustRegion.divergence, trust_region.TrustRegion.fisher
     monkeypatch.setattr(trust_region.TrustRegion, "divergence", lambda self: scale * divergence(self))
     monkeypatch.setattr(trust_region.TrustRegion, "fisher", lambda self, vector: scale * fisher(self, vector))
-    with suppress(RunError):  # by the processor's rounding, steps that are too long end in numbers that are not finite
+    try:
         assert train("trpo_lagrangian").lagrangian < LEAST
+    except RunError as error:  # by the processor's rounding, steps that are too long end in this
+        if "the trust region's step is not finite" not in str(error):
+            raise
 
 
 def constrained(limit: float, **changes: Any) -> tuple[Any, list[Any]]:
