@@ -1,18 +1,16 @@
 """The environment adds little: the time of a step with the scorers taken out, and of making it."""
 
-import subprocess
-import sys
-import time
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.helpers.speed import python, times_as_long
 from tests.helpers.texts import word_tokenizer
 from textsafe_gym.envs.vector import SafeRLHFVectorEnv
 
 pytestmark = pytest.mark.timing
-LIMIT = 30e-6  # seconds for a vector step of 64 rows and a window of 128
+LIMIT = 3.0  # times as long as what no such environment does without; it took 2.3 times as long, 20 µs
 
 
 def zeros(prompts: list[str], responses: list[str]) -> np.ndarray:
@@ -29,28 +27,29 @@ def env() -> Any:
 
 def test_a_step_of_64_rows(env: Any) -> None:
     actions = np.random.default_rng(0).integers(3, 25, (63, 64))
-    best = np.inf
-    for _ in range(60):  # the least of many is what the code costs; the rest is what else the machine does
-        env.reset(seed=0)
-        begin = time.perf_counter()
+    ids, mask, rows = np.zeros((64, 128), np.int64), np.zeros((64, 128), np.int8), np.arange(64)
+
+    def steps() -> None:
         for row in actions:
             env.step(row)
-        best = min(best, (time.perf_counter() - begin) / len(actions))
-        if best <= LIMIT / 2:
-            break
-    print(f"vector step: {best * 1e6:.1f} µs")
-    assert best <= LIMIT
+
+    def bare() -> None:
+        """A token in every row, a copy for whoever looks, and arrays for reward, cost and the two ends."""
+        for column, row in enumerate(actions):
+            ids[rows, column], mask[rows, column] = row, 1
+            ids.copy(), mask.copy(), np.zeros(64), np.zeros(64), row == 3, np.zeros(64, dtype=bool)
+
+    longer = times_as_long(steps, bare, lambda: env.reset(seed=0), pairs=60)
+    print(f"vector step: {longer:.2f} times the bare arrays")
+    assert longer < LIMIT
 
 
 def test_from_make_to_first_reset() -> None:
+    """It took 5 times as long as the import of Gymnasium, 0.8 s after it; the score models wait until needed."""
     program = (
-        "import time, sys, gymnasium, textsafe_gym; begin = time.perf_counter();"
-        "gymnasium.make('SafeRLHF-v0').reset(seed=0); print(time.perf_counter() - begin, 'torch' in sys.modules)"
+        "import sys, gymnasium, textsafe_gym; gymnasium.make('SafeRLHF-v0').reset(seed=0);"
+        "assert 'torch' not in sys.modules"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-        for _ in range(2)
-    ]
-    print("make to first reset, seconds:", runs)
-    assert min(float(seconds) for seconds, _ in runs) <= 2
-    assert {torch for _, torch in runs} == {"False"}  # the score models wait until they are needed
+    longer = times_as_long(python(program), python("import gymnasium"), pairs=5)
+    print(f"to the first reset: {longer:.2f} times the import")
+    assert longer < 7

@@ -79,9 +79,9 @@ track_option = click.option(
 
 
 def _installed(name: str | None) -> str | None:
-    from textsafe_gym.tracking import check_installed
-
     if name is not None:
+        from textsafe_gym.tracking import check_installed
+
         check_installed(name)
     return name
 

@@ -1,16 +1,16 @@
 """What the shell offers for arguments and options: names, keys and files, read from the classes that take them."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
 from click import Context, Parameter
 from click.shell_completion import CompletionItem
-from pydantic import BaseModel
 
-from textsafe_gym.config import split_key
 from textsafe_gym.errors import TextsafeError
 from textsafe_gym.installation import first_comment, shipped
-from textsafe_gym.presets import section_of
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _SECTIONS = {"env.": "the environment's", "policy.": "the policy's"}
 
@@ -105,7 +105,7 @@ def algorithm_choices(name: str) -> dict[str, list[str]]:
     return {} if schema is None else _choices_of(schema)
 
 
-def _schema_of(name: str) -> type[BaseModel] | None:
+def _schema_of(name: str) -> "type[BaseModel] | None":
     from textsafe_gym.experiments.spec import config_class
 
     try:
@@ -114,8 +114,10 @@ def _schema_of(name: str) -> type[BaseModel] | None:
         return None
 
 
-def _settings_of(schema: type[BaseModel], prefix: str = "") -> list[tuple[str, str, object]]:
+def _settings_of(schema: "type[BaseModel]", prefix: str = "") -> list[tuple[str, str, object]]:
     """Key, description and type of each setting; those of a section by their path."""
+    from textsafe_gym.presets import section_of
+
     found = []
     for name, field in schema.model_fields.items():
         section = section_of(schema, name)
@@ -126,7 +128,7 @@ def _settings_of(schema: type[BaseModel], prefix: str = "") -> list[tuple[str, s
     return found
 
 
-def _choices_of(schema: type[BaseModel]) -> dict[str, list[str]]:
+def _choices_of(schema: "type[BaseModel]") -> dict[str, list[str]]:
     found = {key: _choices(annotation) for key, _, annotation in _settings_of(schema)}
     return {key: values for key, values in found.items() if values}
 
@@ -175,6 +177,8 @@ def _keys(known: Mapping[str, str], context: Context, incomplete: str) -> list[C
 
 def _values(context: Context, incomplete: str) -> list[CompletionItem]:
     """KEY=VALUE for each of the few values of a key; none for others."""
+    from textsafe_gym.config import split_key
+
     key, chosen = incomplete.partition("=")[0], _algorithms_of(context)
     own, *below = split_key(key, chosen)
     chosen, path = ([own], below) if own in chosen else (chosen, [own, *below])
@@ -185,7 +189,7 @@ def _values(context: Context, incomplete: str) -> list[CompletionItem]:
     return _matching(dict.fromkeys((f"{key}={value}" for value in found), ""), incomplete)
 
 
-def _policy_options() -> type[BaseModel]:
+def _policy_options() -> "type[BaseModel]":
     from textsafe_gym.experiments.spec import PolicyOptions
 
     return PolicyOptions

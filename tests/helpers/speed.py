@@ -1,0 +1,39 @@
+"""How long something takes beside something else, which holds on a slower machine and on one that others use too."""
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+Action = Callable[[], object]
+
+
+def times_as_long(action: Action, yardstick: Action, prepare: Action = lambda: None, pairs: int = 9) -> float:
+    """CPU time of an action over that of a yardstick, both with the processes that they wait for.
+
+    What prepares the action is not counted. They take turns, and the median of the pairs' ratios is given: where cores
+    are shared, the time of the same work doubles from one second to the next.
+    """
+    ratios = []
+    for _ in range(pairs):
+        prepare()
+        ratios.append(_seconds(action) / _seconds(yardstick))
+    return statistics.median(ratios)
+
+
+def python(program: str) -> Action:
+    """A program in an interpreter of its own, for which nothing may go wrong."""
+    return lambda: subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def _seconds(action: Action) -> float:
+    begun = _cpu_seconds()
+    action()
+    return _cpu_seconds() - begun
+
+
+def _cpu_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
