@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from textsafe_gym.types import Evaluation, Rollout
 
 
-_TINY = 1e-8
+_COLLINEAR = 1e-6  # what is orthogonal below this, squared, is rounding, and worth a thousandth of the step at most
 
 
 class Config(TrainingConfig, CriticConfig, ConstraintConfig, TrustRegionConfig):
@@ -58,7 +58,7 @@ class Algorithm:
         """
         from algos.core.objectives import critic_losses, estimate, shaped_rewards
         from algos.core.optim import CRITICS
-        from algos.core.trust_region import TrustRegion
+        from algos.core.trust_region import inner, trust_region
 
         config = self.config
         measured = self.constraints.measure(rollout)
@@ -67,19 +67,17 @@ class Algorithm:
         estimates = estimate(rollout, rewards, costs, config)
 
         # The step, from its products with F⁻¹.
-        region = TrustRegion(self.agent.actor, rollout, config, generator, config.at_once)
-        g, b = region.gradients(estimates.reward, estimates.cost)
-        x, p = region.solve(g), region.solve(b)
-        case, along_reward, along_cost = cpo_step(
-            g.dot(x).item(), g.dot(p).item(), b.dot(p).item(), excess, config.max_kl
-        )
+        with trust_region(self.agent.actor, rollout, config, generator, self.optimizer) as region:
+            g, b = region.gradients(estimates.reward, estimates.cost)
+            x, p = region.solve(g), region.solve(b)
+            case, along_reward, along_cost = cpo_step(inner(g, x), inner(g, p), inner(b, p), excess, config.max_kl)
 
-        def acceptable() -> bool:
-            gain, rise = region.surrogates(estimates.reward, estimates.cost)
-            return rise <= max(-excess, 0.0) and (gain > 0 or case in ("infeasible", "recovery"))
+            def acceptable() -> bool:
+                gain, rise = region.surrogates(estimates.reward, estimates.cost)
+                return rise <= max(-excess, 0.0) and (gain > 0 or case in ("infeasible", "recovery"))
 
-        fraction = region.search(along_reward * x - along_cost * p, acceptable)
-        step = {"recovering": float(case == "recovery"), "step_kl": region.divergence(), "step_fraction": fraction}
+            fraction = region.search(along_reward * x - along_cost * p, acceptable)
+            step = {"recovering": float(case == "recovery"), "step_kl": region.divergence(), "step_fraction": fraction}
 
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             return critic_losses(new, batch, index, estimates, config)
@@ -91,14 +89,14 @@ class Algorithm:
 def cpo_step(q: float, r: float, s: float, c: float, max_kl: float) -> tuple[str, float, float]:
     """The solution α·F⁻¹g - β·F⁻¹b of CPO's quadratic program.
 
-    With the multipliers λ of the trust region and ν >= 0 of the constraint, x = F⁻¹(g - ν·b) / λ. For a given λ the
-    best ν is ((λ·c + r) / s)⁺, which leaves one dimension:
+    In units of the trust region's radius, with x = √(2δ)·F^-½·y, the directions u of F^-½g and v of F^-½b, their
+    cosine ρ = r / √(q·s), and κ = c / √(2δ·s), the limit's distance as a share of what one step can move the cost:
 
-        D(λ) = ½(A/λ + B·λ) - r·c/s   where λ·c + r > 0,  with A = q - r²/s and B = 2δ - c²/s
-        D(λ) = ½(q/λ + 2δ·λ)          elsewhere
+        max uᵀy  subject to  κ + vᵀy <= 0  and  |y| <= 1
 
-    each minimised in closed form and clipped to its own interval; the smaller D wins. (The paper's appendix 10.2
-    minimises gᵀx, so that its r has the other sign.)
+    whose solution is u where that keeps the limit (κ + ρ <= 0); else the constraint is active, and what is left of the
+    radius goes along u as far as it is orthogonal to v: y = -κ·v + √(1 - κ²)·(u - ρ·v) / √(1 - ρ²); and -v where κ > 1.
+    That is the paper's dual (eqs. 11-12, appendix 10.2) solved; nothing in it depends on the units of reward and cost.
 
     Args:
         q: gᵀF⁻¹g.
@@ -110,21 +108,22 @@ def cpo_step(q: float, r: float, s: float, c: float, max_kl: float) -> tuple[str
     Returns:
         Which case it is, α and β: "free", the limit is out of the step's reach; "feasible", it is within reach and
         kept; "infeasible", it is violated and one step can mend that; "recovery", one step can only lower the cost.
+
+    Raises:
+        RunError: q or s is negative or not finite.
     """
-    if s <= _TINY or (c < 0 and 2 * max_kl - c * c / s < 0):
-        # Nothing that the step could do changes whether the limit is kept.
-        return "free", math.sqrt(2 * max_kl / max(q, _TINY)), 0.0
-    a, b = max(q - r * r / s, 0.0), 2 * max_kl - c * c / s
-    if c >= 0 and b < 0:
-        return "recovery", 0.0, math.sqrt(2 * max_kl / s)
-    border = -r / c if c else (-math.inf if r > 0 else math.inf)
-    inside, outside = ((0.0, border), (border, math.inf)) if c < 0 else ((border, math.inf), (0.0, border))
-    best = math.inf, 1.0
-    for (low, high), top, bottom, constant in ((inside, a, b, -r * c / s), (outside, q, 2 * max_kl, 0.0)):
-        low = max(low, 0.0)
-        if high >= low:
-            value = min(max(math.sqrt(top / bottom) if bottom > 0 else math.inf, low, _TINY), max(high, _TINY))
-            best = min(best, (0.5 * (top / value + bottom * value) + constant, value))
-    multiplier = best[1]
-    nu = max(multiplier * c + r, 0.0) / s
-    return ("feasible" if c < 0 else "infeasible"), 1 / multiplier, nu / multiplier
+    from algos.core.trust_region import radius
+
+    along_reward, along_cost = radius(q, max_kl, "reward"), radius(s, max_kl, "cost")
+    if s == 0:  # the cost has no slope: the step neither breaks the limit nor mends it
+        return ("free", along_reward, 0.0) if c <= 0 else ("recovery", 0.0, 0.0)
+    distance = c * along_cost / (2 * max_kl)
+    if distance >= 1:
+        return "recovery", 0.0, along_cost
+    case = "free" if distance <= -1 else "feasible" if c < 0 else "infeasible"
+    cosine = max(-1.0, min(r * along_reward * along_cost / (2 * max_kl), 1.0))
+    if distance + cosine <= 0:
+        return case, along_reward, 0.0
+    rest = 1 - cosine**2
+    share = math.sqrt((1 - distance**2) / rest) if rest > _COLLINEAR else 0.0
+    return case, share * along_reward, (share * cosine + distance) * along_cost

@@ -10,8 +10,9 @@ the gradient is either with the full penalty or without any, so that too large a
 minibatches, that is κ times the share of them that violates: the policy settles where that product is right, which is
 below the limit for a large κ and above it for one that hardly exceeds the optimum's multiplier.
 
-What differs: L_C and J_C are of whole episodes, and the penalty is divided by their mean length, to be on the scale of
-L_R, a mean over steps; the KL to the reference is in the reward.
+What differs: whether the limit is violated is a matter of whole episodes, L_C + J_C with L_C their sums; the penalty's
+gradient weighs steps as L_R does, by the length of their episode, so that the two balance where the gradients of reward
+and λ·cost do in the other methods; the KL to the reference is in the reward.
 """
 
 from __future__ import annotations
@@ -53,13 +54,12 @@ class Algorithm:
 
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over its minibatches, the window's, and the `penalty_loss`."""
-        import torch
-
         from algos.core.objectives import (
             actor_loss,
             clipped_ratio_term,
             critic_losses,
             estimate,
+            masked_mean,
             shaped_rewards,
         )
 
@@ -73,7 +73,8 @@ class Algorithm:
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             actor, reports = actor_loss(new, batch, estimates.reward[index], config)
             rises = clipped_ratio_term(new.log_probs, batch.log_probs, estimates.cost[index], batch.mask, clip)
-            penalty = config.penalty * torch.relu(rises.sum(-1).mean() + excess) / length
+            violated = (rises.sum(-1).mean() + excess > 0).float()
+            penalty = config.penalty * violated * (masked_mean(rises, batch.mask) + excess / length)
             critics, parts = critic_losses(new, batch, index, estimates, config)
             return actor + penalty + critics, {**reports, "penalty_loss": penalty, **parts}
 

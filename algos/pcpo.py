@@ -53,7 +53,7 @@ class Algorithm:
         """
         from algos.core.objectives import critic_losses, estimate, shaped_rewards
         from algos.core.optim import CRITICS
-        from algos.core.trust_region import TrustRegion
+        from algos.core.trust_region import inner, trust_region
 
         config = self.config
         measured = self.constraints.measure(rollout)
@@ -61,20 +61,20 @@ class Algorithm:
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         estimates = estimate(rollout, rewards, costs, config)
 
-        region = TrustRegion(self.agent.actor, rollout, config, generator, config.at_once)
-        g, b = region.gradients(estimates.reward, estimates.cost)
-        x, p = region.solve(g), region.solve(b)
-        forward, back = pcpo_step(g.dot(x).item(), g.dot(p).item(), b.dot(p).item(), excess, config.max_kl)
-        step = forward * x - back * p
-        if (width := math.sqrt(step.dot(region.fisher(step)).clamp(min=0).item() / (2 * config.max_kl))) > 1:
-            step = step / width  # the projection led out of the region
+        with trust_region(self.agent.actor, rollout, config, generator, self.optimizer) as region:
+            g, b = region.gradients(estimates.reward, estimates.cost)
+            x, p = region.solve(g), region.solve(b)
+            forward, back = pcpo_step(inner(g, x), inner(g, p), inner(b, p), excess, config.max_kl)
+            step = forward * x - back * p
+            if (width := math.sqrt(max(inner(step, region.fisher(step)), 0.0) / (2 * config.max_kl))) > 1:
+                step = step / width  # the projection led out of the region
 
-        def acceptable() -> bool:
-            gain, rise = region.surrogates(estimates.reward, estimates.cost)
-            return rise <= max(-excess, 0.0) and (gain > 0 or back > 0)
+            def acceptable() -> bool:
+                gain, rise = region.surrogates(estimates.reward, estimates.cost)
+                return rise <= max(-excess, 0.0) and (gain > 0 or back > 0)
 
-        fraction = region.search(step, acceptable)
-        taken = {"step_kl": region.divergence(), "step_fraction": fraction}
+            fraction = region.search(step, acceptable)
+            taken = {"step_kl": region.divergence(), "step_fraction": fraction}
 
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             return critic_losses(new, batch, index, estimates, config)
@@ -84,6 +84,11 @@ class Algorithm:
 
 
 def pcpo_step(q: float, r: float, s: float, c: float, max_kl: float) -> tuple[float, float]:
-    """α and β of the step α·F⁻¹g - β·F⁻¹b; arguments as for `algos.cpo.cpo_step`."""
-    forward = math.sqrt(2 * max_kl / max(q, 1e-8))
-    return forward, max(forward * r + c, 0.0) / max(s, 1e-8)
+    """α and β of the step α·F⁻¹g - β·F⁻¹b; arguments and errors as for `algos.cpo.cpo_step`.
+
+    A cost without slope (s = 0) is left out, as no step can change it.
+    """
+    from algos.core.trust_region import radius
+
+    forward, along_cost = radius(q, max_kl, "reward"), radius(s, max_kl, "cost")
+    return forward, max(forward * r + c, 0.0) * along_cost**2 / (2 * max_kl)

@@ -11,6 +11,7 @@ too, so that the stated problem is the one that is solved; E[C] then ends β·KL
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -66,7 +67,8 @@ class Algorithm:
 
         # What to learn from.
         rewards = shape_with_kl(rollout.rewards, to_reference, -kl, clip)
-        costs = shape_with_kl(cost_signal, to_reference, 0.0 if included else kl, clip)
+        of_costs = clip if config.constraint == "mean" else math.inf  # a CVaR's values are what λ follows, unclipped
+        costs = shape_with_kl(cost_signal, to_reference, 0.0 if included else kl, of_costs)
         estimates = estimate(rollout, rewards, costs, config)
         advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
 

@@ -10,7 +10,6 @@ since moving the trunk would leave the trust region.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from algos.core.settings import ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig, TrustRegionConfig
@@ -52,7 +51,7 @@ class Algorithm:
         from algos.core.constraints import weighted_cost
         from algos.core.objectives import critic_losses, estimate, mix_advantages, shaped_rewards
         from algos.core.optim import CRITICS
-        from algos.core.trust_region import TrustRegion
+        from algos.core.trust_region import inner, radius, trust_region
 
         config = self.config
         measured = self.constraints.measure(rollout)
@@ -61,12 +60,12 @@ class Algorithm:
         estimates = estimate(rollout, rewards, costs, config)
         advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
 
-        region = TrustRegion(self.agent.actor, rollout, config, generator, config.at_once)
-        (g,) = region.gradients(advantages)
-        x = region.solve(g)
-        step = math.sqrt(2 * config.max_kl / max(g.dot(x).item(), 1e-8)) * x
-        fraction = region.search(step, lambda: region.surrogates(advantages)[0] > 0)
-        taken = {"step_kl": region.divergence(), "step_fraction": fraction}
+        with trust_region(self.agent.actor, rollout, config, generator, self.optimizer) as region:
+            (g,) = region.gradients(advantages)
+            x = region.solve(g)
+            step = radius(inner(g, x), config.max_kl, "reward and cost") * x
+            fraction = region.search(step, lambda: region.surrogates(advantages)[0] > 0)
+            taken = {"step_kl": region.divergence(), "step_fraction": fraction}
 
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             return critic_losses(new, batch, index, estimates, config)

@@ -9,11 +9,14 @@ need the Jacobian's product J·v by finite differences just the same, and a grap
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from algos.core.optim import Optimizer
 from algos.core.settings import TrustRegionConfig
 from textsafe_gym.errors import RunError
 from textsafe_gym.protocols import Actor
@@ -21,6 +24,59 @@ from textsafe_gym.types import Rollout
 
 # Length of the finite difference, relative to that of the parameters.
 _DIFFERENCE = 1e-4
+
+
+@contextmanager
+def trust_region(
+    actor: Actor, rollout: Rollout, config: TrustRegionConfig, generator: torch.Generator, optimizer: Optimizer
+) -> Iterator["TrustRegion"]:
+    """The region around the policy that played a rollout; a step that is taken in the block stays unless it fails.
+
+    A policy of less than float32 is float32 in the block, its frozen weights too: the difference below, a step and its
+    KL are all smaller than the rounding of a bfloat16 number. What it steps from, and to, are the optimiser's float32
+    copies. Its log-probs are made anew, as those of the rollout have that rounding in them.
+
+    Args:
+        actor: as it played the rollout.
+        rollout: whole episodes.
+        config: sizes.
+        generator: chooses the episodes that the Fisher matrix is measured on.
+        optimizer: of the actor.
+    """
+    at_once = optimizer.config.at_once
+    with _in_float32(actor, optimizer.engine.copies) as widened:
+        if widened:
+            rollout = replace(rollout, log_probs=_log_probs(actor, rollout, at_once))
+        region = TrustRegion(actor, rollout, config, generator, at_once)
+        try:
+            yield region
+        except BaseException:
+            region.move(None)
+            raise
+
+
+@contextmanager
+def _in_float32(actor: Actor, copies: Mapping[nn.Parameter, Tensor]) -> Iterator[bool]:
+    """Widens all narrower weights in the block, those that have a copy to that copy; afterwards that is what the
+    parameter has become, and the parameter its rounding. Tells whether there was any."""
+    narrow = {x: x.data for x in actor.parameters() if x.dtype in (torch.bfloat16, torch.float16)}
+    try:
+        for parameter, data in narrow.items():
+            parameter.data = copies[parameter].clone() if parameter in copies else data.float()
+        yield bool(narrow)
+    finally:
+        for parameter, data in narrow.items():
+            if parameter in copies and parameter.dtype == torch.float32:
+                copies[parameter].copy_(parameter.data)
+                data.copy_(parameter.data)
+            parameter.data = data
+
+
+@torch.no_grad()
+def _log_probs(actor: Actor, rollout: Rollout, at_once: int) -> Tensor:
+    """(B, T) of the rollout's actions, as the actor is now."""
+    parts = [rollout[index] for index in torch.arange(len(rollout)).split(at_once)]
+    return torch.cat([actor.evaluate(part.observations, part.actions, part.mask).log_probs for part in parts])
 
 
 class TrustRegion:
@@ -169,6 +225,8 @@ def conjugate_gradient(
 ) -> Tensor:
     """X with `product`(x) ≈ `vector`, for a symmetric positive definite product.
 
+    It ends early at a direction whose curvature is not positive, which only rounding, or too little damping, can bring.
+
     Args:
         product: from (P,) to (P,).
         vector: (P,).
@@ -182,9 +240,36 @@ def conjugate_gradient(
         if squared <= enough:
             break
         image = product(direction)
-        length = squared / direction.dot(image)
+        curvature = direction.dot(image)
+        if not curvature > 0:
+            break
+        length = squared / curvature
         x += length * direction
         residual -= length * image
         before, squared = squared, residual.dot(residual)
         direction = residual + squared / before * direction
     return x
+
+
+def inner(x: Tensor, y: Tensor) -> float:
+    """The inner product of two vectors (P,), added up in float64: differences of such products decide on steps."""
+    return x.double().dot(y.double()).item()
+
+
+def radius(square: float, max_kl: float, of: str) -> float:
+    """√(2δ / `square`), the factor that brings a vector F⁻¹v to the border of the trust region; 0 for v = 0.
+
+    Args:
+        square: vᵀF⁻¹v.
+        max_kl: δ, in nats.
+        of: v, for the message.
+
+    Raises:
+        RunError: `square` is negative or not finite, so that F, as measured, is not positive definite.
+    """
+    if not 0 <= square < math.inf:
+        raise RunError(
+            f"the Fisher matrix is not positive definite along the gradient of the {of}: its product is {square:.3g}; "
+            "raise damping or fisher_episodes"
+        )
+    return math.sqrt(2 * max_kl / square) if square else 0.0

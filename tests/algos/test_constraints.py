@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import algos
 from algos.core.constraints import RULES, Constraints, weighted_cost
 from algos.core.settings import ConstraintConfig, MultiplierConfig
 from algos.hc_lagrangian import upper_bound
@@ -263,3 +264,61 @@ def test_the_upper_bound_of_a_mean_by_hand() -> None:
     assert upper_bound(values, 0.95) == pytest.approx(3 + 2.353363 * math.sqrt(14 / 3 / 4), abs=6e-7)  # of six decimals
     assert upper_bound(values, 0.5) == pytest.approx(3.0)
     assert upper_bound(values[:1], 0.95) == math.inf
+
+
+def test_the_upper_bounds_of_shares_by_hand() -> None:
+    """None of n: 1 - m to the n is 1 - confidence, for single shares and for rows of them."""
+    none = 1 - 0.05 ** (1 / 128)  # 0.0231
+    assert upper_bound(np.zeros(128), 0.95, shares=True) == pytest.approx(none)
+    assert upper_bound(np.zeros((128, 4)), 0.95, shares=True) == pytest.approx(none)
+    assert upper_bound(np.ones(8), 0.95, shares=True) == upper_bound(np.ones((4, 2)), 0.95, shares=True) == 1.0
+    # One of two: the m with 1 - m² = 0.95, and the m with 2·kl(½, m) = log 20, which is 4·m·(1 - m) = 1/20.
+    one = np.array([0.0, 1.0])
+    assert upper_bound(one, 0.95, shares=True) == pytest.approx(math.sqrt(0.95))
+    assert upper_bound(one[:, None], 0.95, shares=True) == pytest.approx((1 + math.sqrt(0.95)) / 2)
+
+
+@pytest.mark.parametrize("share", [0.005, 0.05, 0.5])
+@pytest.mark.parametrize("size", [1, 8])
+def test_the_upper_bound_of_a_share_covers(share: float, size: int) -> None:
+    """4,000 samples of 128 responses; those of a group are harmful with a probability of the group's own.
+
+    A bound at 0.95 that held in 0.94 of them only would be seen: that is 2.9 standard errors of 4,000 draws.
+    """
+    rng = np.random.default_rng(0)
+    # Beta with the mean `share`, and half of what variance there can be between groups.
+    own = rng.beta(share, 1 - share, (4000, 128 // size, 1)) if size > 1 else np.full((4000, 128, 1), share)
+    harmful = (rng.random((4000, 128 // size, size)) < own).astype(float)
+    bounds = [upper_bound(sample[:, 0] if size == 1 else sample, 0.95, shares=True) for sample in harmful]
+    assert np.mean(np.array(bounds) >= share) >= 0.94
+
+
+def test_the_upper_bound_of_a_mean_takes_groups_as_one() -> None:
+    """Eight answers to a prompt that cost the same are one cost: as sixteen single ones, not as 128."""
+    rng = np.random.default_rng(0)
+    costs = rng.normal(size=(2000, 16, 1)) + np.zeros(8)
+    bounds = np.array([upper_bound(sample, 0.95) for sample in costs])
+    apart = np.array([upper_bound(sample.reshape(-1), 0.95) for sample in costs])
+    assert np.mean(bounds >= 0) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 2000))
+    assert np.mean(apart >= 0) < 0.8
+
+
+@pytest.mark.parametrize(("settings", "match"), [
+    ({"constraint": "cvar", "cost_limit": 0.0}, "no confidence bound"),
+    ({"group_size": 4, "cost_window": 4}, "two groups"),
+])  # fmt: skip
+def test_hc_refuses_what_has_no_bound(settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        algos.make("hc_lagrangian", "SafeRLHF-Exact-v0", episodes_per_iteration=16, **settings)
+
+
+@pytest.mark.parametrize(("level", "low"), [(0.9, 0.01), (0.99, 0.05)])
+def test_a_cvar_of_few_episodes_is_low(level: float, low: float) -> None:
+    """By as much as `Constraints` says, on normal costs whose CVaR is density(quantile) / (1 - level)."""
+    from scipy.stats import norm
+
+    constraints = Constraints(Limited(constraint="cvar", cvar_level=level, cost_limit=0.0), 0.0, "x")
+    rng = np.random.default_rng(0)
+    samples = (rollout(rng.normal(size=(128, 1)).tolist(), [1] * 128) for _ in range(1500))
+    found = [constraints.measure(sample).values[""].mean() for sample in samples]
+    assert np.mean(found) / (norm.pdf(norm.ppf(level)) / (1 - level)) - 1 == pytest.approx(-low, abs=0.01)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from textsafe_gym.errors import RunError
 from textsafe_gym.types import Agent, Evaluation
@@ -17,7 +17,14 @@ ADVICE = "no parameter was changed by this step; look at rewards and costs, or l
 
 
 class Engine(Protocol):
-    """Steps an agent's parameters; in many processes each has a part of the work and all end with the same agent."""
+    """Steps an agent's parameters; in many processes each has a part of the work and all end with the same agent.
+
+    Attributes:
+        copies: of parameters of less than float32 the float32 copies that are stepped; empty where the engine keeps
+            them in parts.
+    """
+
+    copies: Mapping[nn.Parameter, Tensor]
 
     @property
     def param_groups(self) -> list[Group]:

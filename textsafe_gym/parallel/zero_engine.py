@@ -75,6 +75,7 @@ class ZeroEngine:
 
         processes.check(agent.actor)
         self.processes = processes
+        self.copies: dict[nn.Parameter, Tensor] = {}  # DeepSpeed's own, in parts
         config = {name: value for name, value in processes.config.items() if name != "textsafe"}
         config.setdefault("zero_optimization", {"stage": 0})
         self.stage = int(config["zero_optimization"].get("stage", 0))

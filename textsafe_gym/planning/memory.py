@@ -13,8 +13,8 @@ states, 4·h, are float32. With gradient checkpointing (arXiv 1604.06174) each l
 the above.
 
 Not counted: the CUDA context and kernels' workspaces, the allocator's fragments, buffers, and what a trust region's
-conjugate gradients keep. Attention that is not fused ("eager") takes more. A layer at work without gradients takes at
-most what it would keep.
+conjugate gradients keep, with a bfloat16 policy its weights in float32. Attention that is not fused ("eager") takes
+more. A layer at work without gradients takes at most what it would keep.
 """
 
 from collections.abc import Iterable, Sequence
