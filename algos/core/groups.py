@@ -30,7 +30,7 @@ def leave_one_out(returns: Tensor, groups: Tensor) -> Tensor:
 def group_centred(returns: Tensor, groups: Tensor) -> Tensor:
     """(B,): each episode's return (B,) less the mean of its group; exactly 0 where all of a group are the same."""
     # The mean of equal numbers may differ from them by rounding, which a division by their deviation would blow up.
-    least = returns.new_full((int(groups.max()) + 1,), torch.inf).index_reduce_(0, groups, returns, "amin")
+    least = returns.new_zeros(int(groups.max()) + 1).scatter_reduce(0, groups, returns, "amin", include_self=False)
     above = returns - least[groups]
     sizes, sums = _group_sums(above, groups)
     return above - sums / sizes

@@ -1,5 +1,7 @@
 """The algorithms on a language model: the same files, whole responses as episodes."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import torch
 
 import algos
 import textsafe_gym  # noqa: F401 (registers the environment)
+from algos.core.trust_region import trust_region
 from tests.helpers.algorithms import SAMPLING
 from tests.helpers.rounding import rounding
 from textsafe_gym import embedded_world
+from textsafe_gym.errors import RunError
 from textsafe_gym.experiments.spec import build_spec
 from textsafe_gym.models import make_actor, make_critics
 
@@ -92,6 +96,57 @@ def test_bfloat16_weights_learn_at_small_rates_and_continue_bit_for_bit(
     again = algos.load(tmp_path / "half", env, make_actor(env, dtype="bfloat16", **partial))
     assert without_times(again.learn()) == without_times(rows[2:])
     assert torch.equal(actor(again), actor(low))
+
+
+@pytest.mark.parametrize("partial", [{}, {"lora_rank": 2}], ids=["weights", "adapter"])
+@pytest.mark.parametrize("name", ["cpo", "pcpo", "trpo_lagrangian"])
+def test_a_trust_regions_step_of_bfloat16_weights_is_that_of_the_same_weights_in_float32(
+    name: str, partial: dict[str, int]
+) -> None:
+    """Without the copies in float32 the difference quotients are rounding, and most of a step is lost when stored."""
+    env = gym.make_vec("SafeRLHF-v0", num_envs=8)
+    # Without a KL in the reward, whose log-probs a rollout in bfloat16 rounds.
+    settings = {**SMALL, "kl_coefficient": 0.0}
+    torch.manual_seed(0)
+    actor: Any = make_actor(env, dtype="bfloat16", **partial)
+    wide: Any = algos.make(name, env, copy.deepcopy(actor).float(), **settings)
+    low: Any = algos.make(name, env, actor, **settings)
+    for seed in range(2):  # the second starts from the copy that the first has left, not from its rounding
+        played = low.source.play(seed)
+        parts = [played[index] for index in torch.arange(8).split(low.config.at_once)]
+        with torch.no_grad():
+            exact = torch.cat([wide.actor.evaluate(x.observations, x.actions, x.mask).log_probs for x in parts])
+        before = {key: x.clone() for key, x in actor.model.state_dict().items()}
+        rows = [
+            trainer.algorithm.update(batch, torch.Generator().manual_seed(seed))
+            for trainer, batch in ((low, played), (wide, replace(played, log_probs=exact)))
+        ]
+        assert 0 < rows[0]["step_kl"] == rows[1]["step_kl"] <= 0.01
+        copies = low.algorithm.optimizer.engine.copies
+        assert bool(copies) != bool(partial)  # an adapter is in float32 itself, on weights that are not
+        pairs = list(zip(actor.trained_parameters(), wide.actor.trained_parameters(), strict=True))
+        assert all(torch.equal(copies.get(own, own), other) for own, other in pairs)
+        assert all(torch.equal(own, other.to(own.dtype)) for own, other in pairs)
+        after = actor.model.state_dict()
+        assert {key: x.dtype for key, x in after.items()} == {key: x.dtype for key, x in before.items()}
+        frozen = before.keys() - {key for key, x in actor.model.named_parameters() if x.requires_grad}
+        assert all(torch.equal(before[key], after[key]) for key in frozen if partial)
+
+
+def test_a_trust_region_that_fails_leaves_the_policy_as_it_was() -> None:
+    env = gym.make_vec("SafeRLHF-v0", num_envs=8)
+    actor: Any = make_actor(env, dtype="bfloat16")
+    trainer: Any = algos.make("cpo", env, actor, **SMALL)
+    played, optimizer = trainer.source.play(0), trainer.algorithm.optimizer
+    before = [x.clone() for x in actor.parameters()]
+    config, generator = trainer.config.model_copy(update={"max_kl": 1e9}), torch.Generator().manual_seed(0)
+    with (
+        pytest.raises(RunError, match="not finite"),
+        trust_region(actor, played, config, generator, optimizer) as region,
+    ):
+        region.search(torch.ones_like(region.start), lambda: bool(region.search(region.start / 0, lambda: True)))
+    assert all(torch.equal(own, was) for own, was in zip(actor.parameters(), before, strict=True))
+    assert all(torch.equal(wide, x.float()) for x, wide in optimizer.engine.copies.items())
 
 
 def test_the_environments_own_policy_is_found_again(tmp_path: Path) -> None:

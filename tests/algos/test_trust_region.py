@@ -16,6 +16,7 @@ from algos.core.trust_region import TrustRegion, conjugate_gradient
 from algos.cpo import cpo_step
 from algos.pcpo import pcpo_step
 from tests.helpers.cmdps import Crossing, Tracking, vector
+from textsafe_gym.errors import RunError
 from textsafe_gym.models.mlp import MLPActor
 from textsafe_gym.rollouts import collect
 from textsafe_gym.types import Rollout
@@ -249,8 +250,76 @@ def test_the_whole_step_of_a_policy_solves_the_quadratic_program(env: Any, exces
     assert np.linalg.norm(step.numpy() - best) < float(torch.linalg.matrix_norm(fisher.inverse(), 2)) * off
 
 
-def test_a_constraint_without_slope_is_no_constraint() -> None:
+def test_a_cost_without_slope() -> None:
     assert cpo_step(4.0, 0.0, 0.0, -1.0, 0.5) == ("free", 0.5, 0.0)  # √(2δ/q)
+    assert cpo_step(4.0, 0.0, 0.0, 1.0, 0.5) == ("recovery", 0.0, 0.0)  # nothing lowers the cost, and none is risked
+    assert pcpo_step(4.0, 0.0, 0.0, 1.0, 0.5) == (0.5, 0.0)
+
+
+def test_a_reward_without_slope() -> None:
+    """The shortest step that mends the violation, -c / s along the cost; none where the limit is kept."""
+    assert cpo_step(0.0, 0.0, 4.0, 1.0, 0.5) == ("infeasible", 0.0, pytest.approx(0.25))
+    assert cpo_step(0.0, 0.0, 4.0, -1.0, 0.5)[1:] == (0.0, 0.0)
+
+
+def problem(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(size=(8, 8))
+    return matrix @ matrix.T + 0.1 * np.eye(8), rng.normal(size=8), rng.normal(size=8)
+
+
+@pytest.mark.parametrize("step", [cpo_step, pcpo_step])
+@pytest.mark.parametrize("share", [-1.5, -0.3, 0.0, 0.3, 1.5])
+def test_the_units_of_reward_and_cost_change_nothing(step: Any, share: float) -> None:
+    fisher, g, b = problem()
+    x, p = np.linalg.solve(fisher, g), np.linalg.solve(fisher, b)
+    c = share * math.sqrt(2 * 0.01 * (b @ p))
+    *case, alpha, beta = step(g @ x, g @ p, b @ p, c, 0.01)
+    for of_reward, of_cost in ((1e-5, 1.0), (1.0, 1e-5), (1e7, 1e-7)):
+        *other, along_reward, along_cost = step(
+            of_reward**2 * (g @ x), of_reward * of_cost * (g @ p), of_cost**2 * (b @ p), of_cost * c, 0.01
+        )
+        assert other == case
+        assert (of_reward * along_reward, of_cost * along_cost) == pytest.approx((alpha, beta), rel=1e-12)
+
+
+@pytest.mark.parametrize("share", [-0.9, -0.3, 0.0, 0.3, 0.9])
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("apart", [0.0, 1e-9, 1e-6, 1e-3, 0.1])
+def test_reward_and_cost_along_one_line(share: float, sign: int, apart: float) -> None:
+    """In float32, as training computes: inside the region, within the limit, and all that can be gained but rounding.
+
+    An orthogonal part that is dropped is worth a thousandth of the radius; the gradients are off by 1e-7 of theirs.
+    """
+    fisher, g, away = problem(1)
+    b = sign * g + apart * away
+    wide = [np.float32(np.linalg.solve(fisher, v)).astype(float) for v in (g, b)]
+    x, p = wide
+    g, b = np.float32(g).astype(float), np.float32(b).astype(float)
+    reach = math.sqrt(2 * 0.01 * (b @ p))
+    case, alpha, beta = cpo_step(g @ x, g @ p, b @ p, share * reach, 0.01)
+    step = alpha * x - beta * p
+    assert case == ("feasible" if share < 0 else "infeasible")
+    assert 0.5 * step @ fisher @ step <= 0.01 * 1.01
+    assert share * reach + b @ step <= 2e-3 * reach
+    value, _ = brute_force(fisher, g, b, share * reach, 0.01, case)
+    assert g @ step >= -value - 2e-3 * math.sqrt(2 * 0.01 * (g @ x))
+
+
+@pytest.mark.parametrize("q", [-1e-3, math.nan, math.inf])
+def test_a_fisher_matrix_that_is_not_positive_is_refused(q: float) -> None:
+    with pytest.raises(RunError, match=r"not positive definite along the gradient of the reward.*raise damping"):
+        cpo_step(q, 0.1, 0.5, -0.01, 0.01)
+    with pytest.raises(RunError, match="gradient of the cost"):
+        pcpo_step(0.5, 0.1, q, -0.01, 0.01)
+
+
+def test_conjugate_gradients_stop_at_a_direction_without_curvature() -> None:
+    matrix = torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
+    found = conjugate_gradient(lambda v: matrix @ v, torch.tensor([2.0, 1.0], dtype=torch.float64), 10)
+    # The first direction is (2, 1), of length² 5 and curvature 3; along the second, (8, 20) / 9, it falls.
+    assert found.tolist() == pytest.approx([10 / 3, 5 / 3])
+    assert conjugate_gradient(lambda v: -v, torch.ones(2), 10).tolist() == [0.0, 0.0]
 
 
 def test_pcpos_step_is_the_projection() -> None:
