@@ -73,7 +73,7 @@ class Algorithm:
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             actor, reports = actor_loss(new, batch, estimates.reward[index], config)
             rises = clipped_ratio_term(new.log_probs, batch.log_probs, estimates.cost[index], batch.mask, clip)
-            violated = (rises.sum(-1).mean() + excess > 0).float()
+            violated = (rises.sum(-1).mean() + excess > 0).to(rises)
             penalty = config.penalty * violated * (masked_mean(rises, batch.mask) + excess / length)
             critics, parts = critic_losses(new, batch, index, estimates, config)
             return actor + penalty + critics, {**reports, "penalty_loss": penalty, **parts}
