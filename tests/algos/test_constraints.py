@@ -63,6 +63,11 @@ def test_pid_by_hand() -> None:
     assert pid.update(0.0) == pytest.approx(0.5 + 3.0 * 4.0)
 
 
+def test_pids_integral_does_not_wind_up_below_zero() -> None:
+    pid = controller("pid", 0.5, 0.1, None, kp=0.0)
+    assert [pid.update(excess) for excess in (-100.0, 2.0)] == [0.0, pytest.approx(0.2)]
+
+
 def test_nu_pi_by_hand() -> None:
     pi = controller("nu_pi", 1.0, 0.1, None, kp=2.0, nu=0.5)
     # ξ: 1, then 0.5 + 0.5·3 = 2, then 1 - 0.5 = 0.5

@@ -66,6 +66,15 @@ def test_omnisafes_side(side_by_side: Any, tmp_path: Path) -> None:
     assert np.isfinite(curve).all()
 
 
+def test_what_omnisafes_cpo_makes_of_its_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shares that its page reports, of fewer problems: within four standard errors, at most 0.5 / √150 each."""
+    module = load(OMNISAFE / "cpo_step.py", "cpo_step", monkeypatch)
+    found = module.compare(300, 1)
+    for kind, wanted in {"kept": (0.24, 0.51, 0.0, 0.51), "violated": (0.001, 0.24, 0.99, 0.57)}.items():
+        assert found[kind].pop("problems") > 120
+        assert list(found[kind].values()) == pytest.approx(wanted, abs=4 * 0.5 / 120**0.5)
+
+
 def test_real_rows_with_and_without_the_dialogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     completions = tmp_path / "xstest" / "model_completions"
     completions.mkdir(parents=True)

@@ -17,14 +17,12 @@ ADVICE = "no parameter was changed by this step; look at rewards and costs, or l
 
 
 class Engine(Protocol):
-    """Steps an agent's parameters; in many processes each has a part of the work and all end with the same agent.
+    """Steps an agent's parameters; in many processes each has a part of the work and all end with the same agent."""
 
-    Attributes:
-        copies: of parameters of less than float32 the float32 copies that are stepped; empty where the engine keeps
-            them in parts.
-    """
-
-    copies: Mapping[nn.Parameter, Tensor]
+    @property
+    def copies(self) -> Mapping[nn.Parameter, Tensor]:
+        """Of parameters of less than float32 the float32 copies that are stepped; empty where they are in parts."""
+        ...
 
     @property
     def param_groups(self) -> list[Group]:
