@@ -43,6 +43,7 @@ COMMANDS: Registry[click.Command] = Registry(
             "Hold the algorithms to a known optimum, over limits and seeds.",
         ),
         ("evaluate", Lazy("textsafe_gym.cli.evaluate:evaluate"), "Evaluate saved policies."),
+        ("frontier", Lazy("textsafe_gym.cli.frontier:frontier"), "Estimate what is attainable, before any training."),
         ("pareto", Lazy("textsafe_gym.cli.pareto:pareto"), "Front and hypervolume of the runs below some directories."),
         ("fit", Lazy("textsafe_gym.cli.fit:fit"), "Fit a policy (SFT), a reward model or a cost model to data."),
         (

@@ -12,9 +12,10 @@ check_not_hidden()
 
 from textsafe_gym.experiments.compare import compare  # noqa: E402 (what is missing is said before anything else fails)
 from textsafe_gym.experiments.evaluate import evaluate  # noqa: E402
+from textsafe_gym.experiments.frontier import frontier  # noqa: E402
 from textsafe_gym.experiments.pareto import pareto  # noqa: E402
 from textsafe_gym.experiments.result import Result  # noqa: E402
 from textsafe_gym.experiments.study import study  # noqa: E402
 from textsafe_gym.experiments.train import train  # noqa: E402
 
-__all__ = ["Result", "compare", "evaluate", "pareto", "study", "train"]
+__all__ = ["Result", "compare", "evaluate", "frontier", "pareto", "study", "train"]

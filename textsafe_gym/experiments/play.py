@@ -80,6 +80,7 @@ def evaluate_policy(
     reference: Reference | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     processes: ProcessGroup | None = None,
+    sample: int = 0,
 ) -> list[Row]:
     """One response to each evaluation prompt, in order (or `EPISODES` episodes where the environment has none).
 
@@ -94,6 +95,7 @@ def evaluate_policy(
         reference: what the rows' `kl` is measured to; without it they have none.
         on_batch: called with the episodes played so far and in all.
         processes: processes that share the work; each gets all rows.
+        sample: which answer to each prompt, from 0; each has draws of its own.
 
     Raises:
         ConfigError: the environment does not take the prompts that it is given.
@@ -106,7 +108,8 @@ def evaluate_policy(
     share = (processes.rank, processes.world_size) if processes else (0, 1)
     batches: list[list[Row]] = []
     for start in range(0, total, env.num_envs * share[1]):
-        batch_seed = int(np.random.SeedSequence([seed, _EVALUATION, start]).generate_state(1)[0])
+        entropy = [seed, _EVALUATION, start, *([sample] if sample else [])]
+        batch_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         first = start + share[0] * env.num_envs
         # The last batch is filled up from the front; the surplus responses are dropped.
         episodes = range(first, first + env.num_envs)

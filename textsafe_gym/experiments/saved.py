@@ -46,12 +46,16 @@ class SavedPolicy:
 
 
 def saved_policy(
-    source: str, env: str | Path | Mapping[str, object] | None, given: Settings | Sequence[str], seed: int | None = None
+    source: str | None,
+    env: str | Path | Mapping[str, object] | None,
+    given: Settings | Sequence[str],
+    seed: int | None = None,
 ) -> SavedPolicy:
     """Finds out what a source is, without loading it.
 
     Args:
-        source: a run's directory, what a trainer's `save` wrote, or a model's directory or hub id.
+        source: a run's directory, what a trainer's `save` wrote, or a model's directory or hub id; none: the untrained
+            policy of the environment.
         env: `--env`; replaces the environment of training.
         given: settings below env and policy only.
         seed: of the responses; by default the run's.
@@ -64,8 +68,10 @@ def saved_policy(
     if odd:
         hint = nearest(odd[0], ["env", "policy"])
         raise ConfigError(f"{given.where((odd[0],))}: only env.KEY and policy.KEY can be set here; {hint}")
-    directory = Path(source)
-    if (directory / CONFIG).is_file():
+    directory = Path(source or "")
+    if source is None:
+        found = _untrained(seed or 0)
+    elif (directory / CONFIG).is_file():
         found = _of_run(source, directory)
     elif (directory / STATE).is_file():
         found = _of_trainer(source, directory, env is not None)
@@ -90,6 +96,12 @@ def saved_policy(
         policy=checked.model_dump(exclude_none=True),
     )
     return replace(found, spec=spec, seed=spec.seed if seed is None else seed)
+
+
+def _untrained(seed: int) -> SavedPolicy:
+    env_id, _, _ = resolve_env(None)
+    config = {"seed": seed, "episodes_per_iteration": BATCH}
+    return SavedPolicy("", RunSpec(INITIAL, INITIAL, {"id": env_id, "kwargs": {}}, {}, config), None, True)
 
 
 def _of_run(source: str, directory: Path) -> SavedPolicy:

@@ -1,0 +1,215 @@
+"""What is attainable, from samples of the untrained policy: `frontier`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textsafe_gym.config import dump, read_yaml
+from textsafe_gym.console import is_live, progress_console
+from textsafe_gym.errors import ConfigError, DataError
+from textsafe_gym.experiments.arguments import check_arguments, settings_or_assignments
+from textsafe_gym.experiments.result import Result
+from textsafe_gym.files import Row, replacing, write_json, write_text
+from textsafe_gym.installation import shipped
+from textsafe_gym.presets import SMALL
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+    import numpy as np
+
+    from textsafe_gym.evaluation.report import Table
+    from textsafe_gym.experiments.saved import SavedPolicy
+
+_AT_ONCE = 512  # responses that are sampled in one batch, at most
+_LEAST = 4  # samples a prompt, of which halves are taken
+_COLUMNS = ("reward", "cost")
+
+
+def frontier(
+    env: str | Path | Mapping[str, object] | None = None,
+    *,
+    settings: Mapping[str, object] | Sequence[str] | None = None,
+    samples: int = 256,
+    beta: float | Iterable[float] | None = None,
+    cost_limit: float | None = None,
+    seed: int = 0,
+    out: str | Path = "runs/frontier",
+    resume: bool = False,
+    quiet: bool = False,
+) -> Result:
+    """Estimates what any policy could attain, as `textsafe frontier` does: an optimum at the limit, a front, best of n
+    samples.
+
+    Draws responses of the untrained policy to each evaluation prompt and scores them once; one file for each answer to
+    all prompts, so that an interrupted call goes on, and more samples can be added, with `resume`. Writes frontier.json
+    and frontier.png; see `textsafe_gym.evaluation.frontier` for what is estimated, and how.
+
+    Args:
+        env: as for `train`.
+        settings: below "env" and "policy".
+        samples: responses to each prompt, at least 4.
+        beta: weights β > 0 of the KL to the untrained policy; the front is that of the first. By default the
+            environment's own, else the preset's `kl_coefficient`.
+        cost_limit: on the mean cost; by default the environment's.
+        seed: of the responses.
+        out: an empty or new directory.
+        resume: go on with, or add to, what is there.
+        quiet: show no progress.
+
+    Returns:
+        Of no run; its values are those of `frontier.json`.
+
+    Raises:
+        TextsafeError: a setting is wrong, the environment has no limit, or a file is damaged.
+    """
+    import numpy as np
+
+    from textsafe_gym.evaluation.frontier import Samples, reference_frontier
+    from textsafe_gym.experiments.build import cost_limit_of
+    from textsafe_gym.experiments.directory import CONFIG, check_out, make_directory, same_request
+    from textsafe_gym.experiments.saved import saved_policy
+
+    check_arguments({"out": out}, env=env, settings=settings, cost_limit=cost_limit, seed=seed)
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < _LEAST:
+        raise ConfigError(f"--samples {samples}: expected a whole number, at least {_LEAST}")
+    directory = Path(out)
+    check_out(directory, resume)
+    saved = saved_policy(None, env, settings_or_assignments(settings), seed)
+    if resume:
+        same_request(saved.spec, directory)
+    vector = _open(saved)
+    weights = _weights(beta, vector)
+    limit = cost_limit_of(saved.spec, vector) if cost_limit is None else cost_limit
+    if limit is None:
+        raise ConfigError(f"env {saved.spec.env['id']} has no cost limit; give --cost-limit")
+    make_directory(directory / "samples")
+    write_text(directory / CONFIG, dump(saved.spec.as_dict()))
+    columns = _sample(saved, vector, samples, directory / "samples", quiet)
+    vector.close()
+    drawn = Samples(*(np.stack([one[name] for one in columns], 1) for name in _COLUMNS))
+    sizes = [2**k for k in range(samples.bit_length()) if 2**k <= samples]
+    values = {"env": saved.spec.env["id"], **reference_frontier(drawn, limit, weights, sizes, seed)}
+    write_json(directory / "frontier.json", values)
+    draw = partial(_draw, values, directory / "frontier.png")
+    return Result(directory, {"directory": str(directory), **values}, _tables(values), draw, [])
+
+
+def _open(saved: "SavedPolicy") -> "gym.vector.VectorEnv":
+    """The environment, in batches as large as its prompts make sense of."""
+    from textsafe_gym.experiments.build import make_env
+    from textsafe_gym.models import task_of
+    from textsafe_gym.protocols import PromptTask
+
+    vector = make_env(saved.spec, 1)
+    task = task_of(vector)
+    count = len(task.evaluation_prompts) if isinstance(task, PromptTask) else 0
+    vector.close()
+    return make_env(saved.spec, min(count, _AT_ONCE) if count else saved.spec.evaluation_envs)
+
+
+def _weights(beta: float | Iterable[float] | None, vector: "gym.vector.VectorEnv") -> list[float]:
+    from textsafe_gym.envs.exact import ExactView
+    from textsafe_gym.envs.optimum import checked_kl_coefficient
+
+    if beta is None:
+        own = vector.unwrapped
+        preset = read_yaml(shipped("preset")[SMALL]).values["kl_coefficient"]
+        beta = own.kl_coefficient if isinstance(own, ExactView) else preset
+    given = list(dict.fromkeys(beta)) if isinstance(beta, Iterable) else [beta]
+    if not given or 0.0 in [checked_kl_coefficient(x) for x in given]:
+        raise ConfigError("--beta: expected numbers above 0, the weight of the KL to the untrained policy")
+    return [float(x) for x in given]
+
+
+def _sample(
+    saved: "SavedPolicy", vector: "gym.vector.VectorEnv", samples: int, folder: Path, quiet: bool
+) -> "list[dict[str, np.ndarray]]":
+    """By sample, the columns (M,) of all prompts; those that are there already are read."""
+    import numpy as np
+    from rich.progress import Progress
+
+    from textsafe_gym.experiments.build import make_actor
+    from textsafe_gym.experiments.play import evaluate_policy
+
+    actor = None
+    found: list[dict[str, np.ndarray]] = []
+    console = progress_console(quiet)
+    with Progress(console=console, transient=True, disable=not is_live(console)) as bars:
+        for number in bars.track(range(samples), description="sampling"):
+            path = folder / f"{number:05d}.npz"
+            if path.exists():
+                found.append(_read(path, len(found[0]["reward"]) if found else None))
+                continue
+            actor = actor or make_actor(saved.spec, vector)
+            rows = evaluate_policy(actor, vector, saved.seed, {}, sample=number)
+            own = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in _COLUMNS}
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, reward=own["reward"], cost=own["cost"])
+            found.append(own)
+    return found
+
+
+def _read(path: Path, prompts: int | None) -> "dict[str, np.ndarray]":
+    import numpy as np
+
+    try:
+        with np.load(path) as held:
+            own = {name: held[name] for name in _COLUMNS}
+    except Exception as error:  # numpy and zipfile raise unrelated types
+        raise DataError(f"{path}: damaged ({type(error).__name__}); delete it, and it is sampled again") from None
+    if any(x.shape != (prompts or len(own["reward"]),) or not np.isfinite(x).all() for x in own.values()):
+        raise DataError(f"{path}: not the samples of this run's prompts; delete it, and it is sampled again")
+    return own
+
+
+def _tables(values: Row) -> "list[Table]":
+    from textsafe_gym.evaluation.report import Cell, Table, cell
+
+    def shown(row: Row, name: str, digits: int = 2) -> Cell:
+        if row.get(name) is None:
+            return Cell("–")
+        low, high = row["intervals"].get(name, (None, None))
+        return cell({"mean": row[name], "low": low, "high": high}, digits)
+
+    names = {"reward": "reward", "cost": "cost", "kl": "KL, nats", "multiplier": "λ"}
+    limit = f"cost limit {values['cost_limit']:g}"
+    note = f"{values['samples']} samples to each of {values['prompts']} prompts; {limit}; 95 % interval over prompts."
+    note += "" if values["trusted"] else f" {_doubt(values)}"
+    optimum = [
+        [Cell(f"{row['kl_coefficient']:g}"), *(shown(row, name) for name in names),
+         Cell(f"{row['effective_sample_size']:.1f}"),
+         Cell("slack" if row["slack"] else "active" if row["feasible"] else "infeasible")]
+        for row in values["by_kl_coefficient"]
+    ]  # fmt: skip
+    best = [
+        [Cell(str(row["n"])), *(shown(row, name) for name in ("reward", "cost", "multiplier")),
+         Cell(f"{row['kl_bound']:.2f}"), Cell("yes" if row["feasible"] else "")]
+        for row in values["best_of_n"]
+    ]  # fmt: skip
+    return [
+        Table("Attainable at the limit", note, ["β", *names.values(), "effective samples", "limit"], optimum),
+        Table(
+            "Best of n",
+            f"Of n answers of the untrained policy that of most reward - λ·cost; λ makes the mean meet the {limit}.",
+            ["n", "reward", "cost", "λ", "KL at most", "keeps the limit"],
+            best,
+        ),
+    ]
+
+
+def _doubt(values: Row) -> str:
+    from textsafe_gym.evaluation.frontier import TRUSTED
+
+    size = values["at_limit"]["effective_sample_size"]
+    return (
+        f"{size:.1f} effective samples a prompt are too few to trust the optimum ({TRUSTED:g} will do): the responses "
+        f"that it lives on are hardly among the samples; --samples {values['samples_needed']} may show them."
+    )
+
+
+def _draw(values: Row, path: Path) -> list[Path]:
+    from textsafe_gym.evaluation.figures import frontier_plane
+
+    frontier_plane(values, path)
+    return [path]
