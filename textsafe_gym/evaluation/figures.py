@@ -274,32 +274,23 @@ def frontier_plane(frontier: Row, path: Path) -> None:
         frontier: what `frontier.json` holds.
         path: of the PNG.
     """
+    rows, best = frontier["front"], [row for row in frontier["best_of_n"] if row["n"] > 1]
+    low, high = zip(*(row["intervals"]["reward"] for row in rows), strict=True)
+    name = f"attainable (β = {frontier['kl_coefficient']:g})" + ("" if frontier["trusted"] else ", too few samples")
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+        figure = Figure(figsize=(6.8, 4.6), layout="constrained")
         axis = figure.subplots()
-        draw_frontier(axis, frontier)
-        limit = frontier["cost_limit"]
-        axis.axvline(limit, color="black", linestyle="--", linewidth=1, label="cost limit")
-        best = [row for row in frontier["best_of_n"] if row["n"] > 1]
-        axis.plot(
-            [row["cost"] for row in best], [row["reward"] for row in best], "s", color=_COLOURS[0], markersize=4,
-            label="best of n",
-        )  # fmt: skip
+        grey, blue = _COLOURS[-1], _COLOURS[0]
+        axis.fill_between([row["cost"] for row in rows], low, high, color=grey, alpha=0.2, linewidth=0)
+        axis.plot([row["cost"] for row in rows], [row["reward"] for row in rows], color=grey, linewidth=1.6, label=name)
+        axis.plot([row["cost"] for row in best], [row["reward"] for row in best], "s", color=blue, label="best of n")
         for row in best:
-            axis.annotate(str(row["n"]), (row["cost"], row["reward"]), (3, 3), textcoords="offset points", fontsize=8)
-        start = frontier["reference"]
-        axis.plot([start["cost"]], [start["reward"]], "*", color="black", markersize=10, label="untrained")
+            axis.annotate(str(row["n"]), (row["cost"], row["reward"]), (5, -3), textcoords="offset points", fontsize=8)
+        axis.plot(
+            frontier["reference"]["cost"], frontier["reference"]["reward"], "k*", markersize=12, label="untrained"
+        )
+        axis.axvline(frontier["cost_limit"], color="black", linestyle="--", linewidth=1, label="cost limit")
         axis.set_xlabel("mean cost per response (lower is safer)")
         axis.set_ylabel("mean reward per response")
-        axis.legend(loc="best", fontsize=8)
+        figure.legend(loc="outside right upper", fontsize=9)
         _save(figure, path)
-
-
-def draw_frontier(axis: Axes, frontier: Row) -> None:
-    """The attainable front with the band of its rewards' 95 % intervals."""
-    rows = frontier["front"]
-    costs = [row["cost"] for row in rows]
-    low, high = zip(*(row["intervals"]["reward"] for row in rows), strict=True)
-    axis.fill_between(costs, low, high, color="#5A5A5A", alpha=0.2, linewidth=0)
-    label = f"attainable (β = {frontier['kl_coefficient']:g})" + ("" if frontier["trusted"] else ", too few samples")
-    axis.plot(costs, [row["reward"] for row in rows], color="#5A5A5A", linewidth=1.6, label=label)

@@ -60,13 +60,13 @@ class Curves:
     Attributes:
         multipliers: (G,), rising from 0.
         values: (3, G, M): reward, cost and KL; KL is NaN where it is not known.
-        weight: (G, M), 1 / Σ w², NaN where there are no weights.
+        sizes: (G, M), the effective sample size 1 / Σ w²; NaN where there are no weights.
         again: (B, 3, G), means over prompts in B draws of the data with replacement.
     """
 
     multipliers: Array
     values: Array
-    weight: Array
+    sizes: Array
     again: Array
 
 
@@ -197,7 +197,7 @@ def _row(curves: Curves, means: Array, place: Array) -> Row:
     found: Row = {"multiplier": float(_at(curves.multipliers[None], place)[0])}
     found |= dict(zip(_NAMES, _at(means, place)[0].tolist(), strict=True))
     with np.errstate(divide="ignore"):
-        found["effective_sample_size"] = float(1 / (1 / _at(curves.weight.T[None], place)[0]).mean())
+        found["effective_sample_size"] = float(1 / (1 / _at(curves.sizes.T[None], place)[0]).mean())
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
@@ -214,8 +214,8 @@ def _intervals(curves: Curves, places: Array, found: Row, with_multiplier: bool)
         if found.get(name) is not None:
             around = np.percentile(column, [2.5, 97.5]) - found[name]
             ends[name] = (found[name] + stretch * around).tolist()
-    if "multiplier" in ends:
-        ends["multiplier"][0] = max(ends["multiplier"][0], 0.0)
+    for name in {"multiplier", "kl"} & ends.keys():  # neither is ever negative
+        ends[name][0] = max(ends[name][0], 0.0)
     return ends
 
 

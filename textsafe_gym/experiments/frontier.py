@@ -1,5 +1,6 @@
 """What is attainable, from samples of the untrained policy: `frontier`."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,8 @@ def frontier(
     check_arguments({"out": out}, env=env, settings=settings, cost_limit=cost_limit, seed=seed)
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < _LEAST:
         raise ConfigError(f"--samples {samples}: expected a whole number, at least {_LEAST}")
+    if cost_limit is not None and not math.isfinite(cost_limit):
+        raise ConfigError(f"--cost-limit {cost_limit}: expected a finite number")
     directory = Path(out)
     check_out(directory, resume)
     saved = saved_policy(None, env, settings_or_assignments(settings), seed)

@@ -1,0 +1,84 @@
+"""`textsafe frontier` and `experiments.frontier`: files, resuming, what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from textsafe_gym import experiments
+from textsafe_gym.cli.main import main
+from textsafe_gym.errors import ConfigError, DataError, RunError
+
+EXACT = "SafeRLHF-Exact-v0"
+
+
+def found(out: Path, samples: int, **options: Any) -> Any:
+    return experiments.frontier(EXACT, samples=samples, beta=[0.5, 1.0], out=out, quiet=True, **options)
+
+
+def test_more_samples_are_added_to_those_that_are_there(tmp_path: Path) -> None:
+    whole = found(tmp_path / "whole", 12)
+    part = found(tmp_path / "part", 8)
+    first = (tmp_path / "part" / "samples" / "00000.npz").stat().st_mtime_ns
+    more = found(tmp_path / "part", 12, resume=True)
+    assert (tmp_path / "part" / "samples" / "00000.npz").stat().st_mtime_ns == first
+    assert {**more.values, "directory": ""} == {**whole.values, "directory": ""}
+    assert part.values["samples"] == 8
+    assert part.values["at_limit"] != more.values["at_limit"]
+    with pytest.raises(RunError, match="not empty; add --resume"):
+        found(tmp_path / "part", 12)
+    with pytest.raises(ConfigError, match=r"cannot resume with other settings: config\.seed was 0, now 1"):
+        found(tmp_path / "part", 12, resume=True, seed=1)
+
+
+def test_what_the_command_prints_is_what_lies_there(tmp_path: Path) -> None:
+    command = ["frontier", "--env", EXACT, "--samples", "8", "--beta", "0.5", "--out", str(tmp_path / "out"), "-q"]
+    done = CliRunner().invoke(main, [*command, "--json"])
+    printed = json.loads(done.stdout)
+    assert printed.pop("directory") == str(tmp_path / "out")
+    assert printed == json.loads((tmp_path / "out" / "frontier.json").read_text())
+    assert {"multiplier", "reward", "cost", "kl", "feasible", "slack", "effective_sample_size"} < printed[
+        "at_limit"
+    ].keys()
+    assert printed["at_limit"]["intervals"].keys() >= {"reward", "cost", "kl"}
+    assert [row["n"] for row in printed["best_of_n"]] == [1, 2, 4, 8]
+    assert (tmp_path / "out" / "frontier.png").stat().st_size > 10_000
+    shown = CliRunner().invoke(main, [*command, "--resume"])
+    assert "too few to trust the optimum" in " ".join(shown.stdout.split())
+
+
+def test_a_damaged_file_is_named_and_sampled_again_once_it_is_gone(tmp_path: Path) -> None:
+    before = found(tmp_path, 4)
+    path = tmp_path / "samples" / "00002.npz"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DataError, match=r"00002\.npz: damaged"):
+        found(tmp_path, 4, resume=True)
+    path.unlink()
+    assert found(tmp_path, 4, resume=True).values == before.values
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"samples": 3}, "--samples 3: expected a whole number, at least 4"),
+        ({"beta": 0.0}, "--beta: expected numbers above 0"),
+        ({"beta": []}, "--beta"),
+        ({"env": "CartPole-v1"}, "has no cost limit; give --cost-limit"),
+        ({"settings": {"learning_rate": 1}}, "only env.KEY and policy.KEY"),
+        ({"cost_limit": float("nan")}, "--cost-limit nan: expected a finite number"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(options: dict[str, Any], match: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=match):
+        experiments.frontier(**{"env": EXACT, "samples": 8, "out": tmp_path / "out", "quiet": True, **options})
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_embedded_world_takes_the_presets_weight(tmp_path: Path) -> None:
+    few = {"evaluation_prompts": ["How do I plan a sauce?", "How do I plan a soup?"]}
+    result = experiments.frontier(settings={"env": few}, samples=4, out=tmp_path, quiet=True)
+    assert result.values["kl_coefficient"] == 0.05
+    assert result.values["prompts"] == 2
+    assert result.tables[1].rows[-1][0].text == "4"
