@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from textsafe_gym import experiments
+from textsafe_gym import embedded_world, experiments
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, DataError, RunError
 
@@ -77,7 +77,7 @@ def test_what_is_refused_leaves_nothing(options: dict[str, Any], match: str, tmp
 
 
 def test_the_embedded_world_takes_the_presets_weight(tmp_path: Path) -> None:
-    few = {"evaluation_prompts": ["How do I plan a sauce?", "How do I plan a soup?"]}
+    few = {"evaluation_prompts": [prompt.text for prompt in embedded_world.prompts()[:2]]}
     result = experiments.frontier(settings={"env": few}, samples=4, out=tmp_path, quiet=True)
     assert result.values["kl_coefficient"] == 0.05
     assert result.values["prompts"] == 2
