@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def test_every_algorithm_is_measured_at_every_limit(study: Path) -> None:
     assert "max_kl" not in config  # a setting that it has not
 
 
-def test_a_finished_study_is_read_again(study: Path) -> None:
+def test_a_finished_study_is_read_again(study: Path, tmp_path: Path) -> None:
+    study = shutil.copytree(study, tmp_path / "copy")  # its tables are written anew
     before = (study / "out" / "cpo" / "limit=0" / "seed_0" / "summary.json").stat().st_mtime_ns
     refused = textsafe("study", study / "small.yaml", "--out", study / "out")
     assert refused.exit_code == 2
