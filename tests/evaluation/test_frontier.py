@@ -155,7 +155,7 @@ def coverage(
 
 @pytest.mark.parametrize(("beta", "limit"), [(0.5, 0.0), (1.0, -0.3)])
 def test_intervals_cover_the_exact_optimum(beta: float, limit: float, exact: Any) -> None:
-    """Of 150 draws an interval that covers 93 % is below 0.867 once in a thousand times; one at 80 % always."""
-    found, trusted = coverage(exact, beta, limit, 48, 256, 150)
+    """Of 100 draws an interval that covers 93 % covers fewer than 84 once in a thousand times."""
+    found, trusted = coverage(exact, beta, limit, 48, 256, 100)
     assert trusted >= 0.8
-    assert min(found.values()) >= 0.867, found
+    assert min(found.values()) >= 0.84, found
