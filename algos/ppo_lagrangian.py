@@ -11,7 +11,6 @@ too, so that the stated problem is the one that is solved; E[C] then ends β·KL
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -65,9 +64,8 @@ class Algorithm:
         measured = self.constraints.measure(rollout, kl * to_reference if included else None)
         cost_signal, multiplier = weighted_cost(measured.signals, self.multipliers.update(measured.excess))
 
-        # What to learn from.
         rewards = shape_with_kl(rollout.rewards, to_reference, -kl, clip)
-        of_costs = clip if config.constraint == "mean" else math.inf  # a CVaR's values are what λ follows, unclipped
+        of_costs = clip if config.constraint == "mean" else float("inf")  # a CVaR's values as λ follows them, unclipped
         costs = shape_with_kl(cost_signal, to_reference, 0.0 if included else kl, of_costs)
         estimates = estimate(rollout, rewards, costs, config)
         advantages = mix_advantages(estimates.reward, estimates.cost, multiplier)
