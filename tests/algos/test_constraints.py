@@ -319,7 +319,7 @@ def test_hc_refuses_what_has_no_bound(settings: dict[str, Any], match: str) -> N
 
 @pytest.mark.parametrize(("level", "low"), [(0.9, 0.01), (0.99, 0.05)])
 def test_a_cvar_of_few_episodes_is_low(level: float, low: float) -> None:
-    """By as much as the page on the constraint has it, on normal costs whose CVaR is density(quantile) / (1 - level)."""
+    """By what the page on the constraint has, on normal costs, whose CVaR is density(quantile) / (1 - level)."""
     from scipy.stats import norm
 
     constraints = Constraints(Limited(constraint="cvar", cvar_level=level, cost_limit=0.0), 0.0, "x")

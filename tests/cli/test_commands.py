@@ -49,7 +49,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def wait_for_rows(path: Path, count: int) -> None:
-    for _ in range(600):
+    for _ in range(3000):  # five minutes, on a machine that others use too
         if path.exists() and path.read_text().count("\n") >= count:
             return
         time.sleep(0.1)
@@ -165,7 +165,7 @@ def test_ctrl_c_says_how_to_go_on(world: Path, tmp_path: Path):
     process = start(*arguments, "--out", out)
     wait_for_rows(out / "ppo/seed_0/metrics.jsonl", 12)
     os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     last = stderr.splitlines()[-1]
     assert last.startswith("interrupted: ")

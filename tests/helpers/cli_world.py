@@ -90,5 +90,5 @@ Tracking.log = log
 main()
 """
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == -9, ran.stderr
