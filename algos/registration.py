@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard
 
 from pydantic import BaseModel
 
-from algos.core.settings import OfflineConfig, TrainingConfig
 from textsafe_gym.errors import ConfigError, UnknownNameError
 from textsafe_gym.registry import Lazy, Registry, load_object, nearest
 
@@ -29,11 +28,7 @@ if TYPE_CHECKING:
     from algos.core.loop import Algorithm, Setup
 
 GROUP = "textsafe_gym.algorithms"
-SOURCES: dict[object, type[BaseModel]] = {
-    "rollouts": TrainingConfig,
-    "preferences": OfflineConfig,
-    "demonstrations": OfflineConfig,
-}
+SOURCES = ("rollouts", "preferences", "demonstrations")
 FIXED = {"seed", "episodes", "episodes_per_iteration", "pairs_per_iteration"}  # what the training loop reads of them
 
 
@@ -277,7 +272,9 @@ def _defined(name: str, config: object, algorithm: type) -> Definition:
             "`critics`, a tuple of 'reward' and 'cost', of one of them or of none; "
             f"found {source!r:.60} and {critics!r:.60}"
         )
-    base = SOURCES[source]
+    from algos.core.settings import OfflineConfig, TrainingConfig  # whose classes the names alone do not need
+
+    base: type[BaseModel] = TrainingConfig if source == "rollouts" else OfflineConfig
     if (
         not isinstance(config, type)
         or not issubclass(config, BaseModel)

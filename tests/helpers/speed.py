@@ -10,16 +10,18 @@ from collections.abc import Callable
 Action = Callable[[], object]
 
 
-def times_as_long(action: Action, yardstick: Action, prepare: Action = lambda: None, pairs: int = 9) -> float:
+def times_as_long(action: Action, yardstick: Action, prepare: Action = lambda: None, pairs: int = 11) -> float:
     """CPU time of an action over that of a yardstick, both with the processes that they wait for.
 
-    What prepares the action is not counted. They take turns, and the median of the pairs' ratios is given: where cores
-    are shared, the time of the same work doubles from one second to the next.
+    What prepares the action is not counted. They take turns, each action is held to the yardsticks before and after it,
+    and the median is given: where cores are shared, the time of the same work doubles from one second to the next.
     """
-    ratios = []
+    ratios, before = [], _seconds(yardstick)
     for _ in range(pairs):
         prepare()
-        ratios.append(_seconds(action) / _seconds(yardstick))
+        spent, after = _seconds(action), _seconds(yardstick)
+        ratios.append(2 * spent / (before + after))
+        before = after
     return statistics.median(ratios)
 
 
