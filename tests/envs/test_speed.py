@@ -45,11 +45,12 @@ def test_a_step_of_64_rows(env: Any) -> None:
 
 
 def test_from_make_to_first_reset() -> None:
-    """It took 5 times as long as the import of Gymnasium, 0.8 s after it; the score models wait until needed."""
+    """It took 4 to 6 times as long as the import of Gymnasium, 0.8 s after it; nine times are 2 s. The score models wait
+    until they are needed."""
     program = (
         "import sys, gymnasium, textsafe_gym; gymnasium.make('SafeRLHF-v0').reset(seed=0);"
         "assert 'torch' not in sys.modules"
     )
     longer = times_as_long(python(program), python("import gymnasium"), pairs=5)
     print(f"to the first reset: {longer:.2f} times the import")
-    assert longer < 7
+    assert longer < 9
