@@ -45,8 +45,10 @@ def test_a_step_of_64_rows(env: Any) -> None:
 
 
 def test_from_make_to_first_reset() -> None:
-    """It took 4 to 6 times as long as the import of Gymnasium, 0.8 s after it; nine times are 2 s. The score models wait
-    until they are needed."""
+    """It took 4 to 6 times as long as the import of Gymnasium, 0.8 s after it; nine times are 2 s.
+
+    The score models wait until they are needed.
+    """
     program = (
         "import sys, gymnasium, textsafe_gym; gymnasium.make('SafeRLHF-v0').reset(seed=0);"
         "assert 'torch' not in sys.modules"
