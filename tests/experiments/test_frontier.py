@@ -75,6 +75,12 @@ def test_what_is_refused_leaves_nothing(options: dict[str, Any], match: str, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_responses_that_are_cut_and_unscored_are_refused(tmp_path: Path) -> None:
+    settings = {"env": {"max_episode_steps": 1}}
+    with pytest.raises(ConfigError, match="a limit on steps cuts responses"):
+        experiments.frontier(settings=settings, samples=4, out=tmp_path, quiet=True)
+
+
 def test_the_embedded_world_takes_the_presets_weight(tmp_path: Path) -> None:
     few = {"evaluation_prompts": [prompt.text for prompt in embedded_world.prompts()[:2]]}
     result = experiments.frontier(settings={"env": few}, samples=4, out=tmp_path, quiet=True)

@@ -132,6 +132,7 @@ def _sample(
     import numpy as np
     from rich.progress import Progress
 
+    from textsafe_gym.evaluation.records import CUT
     from textsafe_gym.experiments.build import make_actor
     from textsafe_gym.experiments.play import evaluate_policy
 
@@ -146,6 +147,9 @@ def _sample(
                 continue
             actor = actor or make_actor(saved.spec, vector)
             rows = evaluate_policy(actor, vector, saved.seed, {}, sample=number)
+            if any(row.get("finish_reason") == CUT for row in rows):
+                env_id = saved.spec.env["id"]
+                raise ConfigError(f"env {env_id}: a limit on steps cuts responses, which nothing has scored; lift it")
             own = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in _COLUMNS}
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, reward=own["reward"], cost=own["cost"])
