@@ -12,6 +12,7 @@ from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, DataError, RunError
 
 EXACT = "SafeRLHF-Exact-v0"
+PROMPTS = ["tell me about the moon", "how do i fix my bike", "what is the best way to learn"]
 
 
 def found(out: Path, samples: int, **options: Any) -> Any:
@@ -40,7 +41,7 @@ def test_what_the_command_prints_is_what_lies_there(tmp_path: Path) -> None:
     assert printed.pop("directory") == str(tmp_path / "out")
     assert printed == json.loads((tmp_path / "out" / "frontier.json").read_text())
     names = {"multiplier", "reward", "cost", "kl", "feasible", "slack", "effective_sample_size", "intervals"}
-    assert names == printed["at_limit"].keys()
+    assert names | {"bounded"} == printed["at_limit"].keys()
     assert printed["at_limit"]["intervals"].keys() >= {"reward", "cost", "kl"}
     assert [row["n"] for row in printed["best_of_n"]] == [1, 2, 4, 8]
     assert (tmp_path / "out" / "frontier.png").stat().st_size > 10_000
@@ -86,4 +87,58 @@ def test_the_embedded_world_takes_the_presets_weight(tmp_path: Path) -> None:
     result = experiments.frontier(settings={"env": few}, samples=4, out=tmp_path, quiet=True)
     assert result.values["kl_coefficient"] == 0.05
     assert result.values["prompts"] == 2
-    assert result.tables[1].rows[-1][0].text == "4"
+    assert result.tables[-1].rows[-1][0].text == "4"
+
+
+def test_what_a_limit_bounds_is_chosen_and_checked(tmp_path: Path) -> None:
+    command = ["frontier", "--env", EXACT, "--samples", "8", "--beta", "1", "--out", str(tmp_path / "out"), "-q"]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    for constraint, limit in (("cvar", "2"), ("probability", "0.6"), ("per_prompt", "1"), ("kl_in_cost", "1")):
+        given = [*command, "--json", "--resume", "--constraint", constraint, "--cost-limit", limit]
+        done = CliRunner().invoke(main, given)
+        assert done.exit_code == 0, done.output
+        printed = json.loads(done.stdout)
+        assert (printed["constraint"], printed["cost_limit"]) == (constraint, float(limit))
+        assert printed["at_limit"]["bounded"] == pytest.approx(float(limit), abs=1e-6) or not (
+            printed["at_limit"]["feasible"] and not printed["at_limit"]["slack"]
+        )
+    for wrong, message in (
+        (["--constraint", "cvar"], "needs --cost-limit"),
+        (["--cost-limit", "harm=1"], "harm: not a cost of the environment; named costs: none"),
+        (["--cost-limit", "harm=1", "--constraint", "cvar"], "limits on costs by name are on their means"),
+        (["--cost-limit", "x"], "expected a number, or NAME=NUMBER"),
+        (["--cost-limit", "1", "--cost-limit", "a=2"], "one number, or names"),
+        (["--cost-limit", "nan"], "expected a finite number"),
+        (["--constraint", "cvar", "--cost-limit", "1", "--cvar-level", "1"], "up to, but not, 1"),
+    ):
+        refused = CliRunner().invoke(main, [*command, "--resume", *wrong])
+        assert refused.exit_code == 2, refused.output
+        assert message in " ".join(refused.output.split()), refused.output
+
+
+def test_several_costs_have_a_limit_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "judged_twice.py").write_text(
+        "def words(prompts, responses):\n    return [float(len(r.split())) for r in responses]\n"
+        "def letters(prompts, responses):\n    return [float(r.count('a')) for r in responses]\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    costs = {"words": "judged_twice:words", "letters": "judged_twice:letters"}
+    options: Any = {
+        "settings": {"env": {"cost_model": costs, "prompts": PROMPTS}}, "samples": 16, "beta": 1.0, "quiet": True,
+        "out": tmp_path / "out",
+    }  # fmt: skip
+    free = experiments.frontier(None, cost_limit=1000.0, **options).values["at_limit"]
+    options["resume"] = True
+    limits = {name: 0.9 * free["costs"][name] for name in costs}
+    result = experiments.frontier(None, cost_limit=limits, **options)
+    found = result.values["at_limit"]
+    assert result.values["cost_limits"] == limits
+    assert found["feasible"]
+    assert sum(found["multipliers"].values()) == pytest.approx(found["multiplier"])
+    for name, limit in limits.items():  # each is met, or its multiplier is 0 and it is slack
+        assert found["costs"][name] == pytest.approx(limit, abs=0.02 * limit) or found["multipliers"][name] < 1e-6
+        assert found["costs"][name] < 1.02 * limit
+    assert [column for column in result.tables[0].columns if "words" in column] == ["cost words", "λ words"]
+    with pytest.raises(ConfigError, match="'words'"):
+        experiments.frontier(None, cost_limit={"word": 1.0}, **options)

@@ -289,7 +289,8 @@ def frontier_plane(frontier: Row, path: Path) -> None:
         axis.plot(
             frontier["reference"]["cost"], frontier["reference"]["reward"], "k*", markersize=12, label="untrained"
         )
-        axis.axvline(frontier["cost_limit"], color="black", linestyle="--", linewidth=1, label="cost limit")
+        if frontier["constraint"] in ("mean", "per_prompt") and "cost_limit" in frontier:  # others are not on this axis
+            axis.axvline(frontier["cost_limit"], color="black", linestyle="--", linewidth=1, label="cost limit")
         axis.set_xlabel("mean cost per response (lower is safer)")
         axis.set_ylabel("mean reward per response")
         figure.legend(loc="outside right upper", fontsize=9)

@@ -1,145 +1,44 @@
 """What any policy could attain, estimated from a reference policy's own samples: an optimum, a front, and best of n.
 
-With N responses y_j to a prompt from the reference, the policy that maximises E[R] - λ·E[C] - β·KL weighs them by
-w_j ∝ exp((R_j - λ·C_j) / β): self-normalised importance weights of the tilted policy, whose reward, cost and KL are
-Σ w·R, Σ w·C and Σ w·log w + log N. All of them are biased by terms of order 1/N, which go where the same is
-computed on both halves of the samples: 2·(all) - (mean of the halves). The λ of a limit is where the mean cost over
-prompts meets it; see `textsafe_gym.envs.optimum` for the dual that this solves.
-
-What is not among the samples has no weight: where the optimum lives on responses that the reference hardly ever gives,
-N of them say nothing of it. The effective sample size 1 / Σ w² shows that (Kish 1965).
+The families of policies are those of `textsafe_gym.evaluation.reweighting`. Of each, the one that meets the limit is
+found on a grid of multipliers λ, between whose points everything is interpolated, and its numbers have intervals over
+prompts: percentiles of draws of the prompts with replacement, in each of which the limit is met anew.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import gammaln
+from scipy.optimize import minimize
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from textsafe_gym.evaluation.reweighting import (
+    BOUNDED,
+    CONSTRAINTS,
+    KL,
+    REWARD,
+    Array,
+    Constraint,
+    Curves,
+    Problem,
+    Samples,
+    best_of,
+    corrected,
+    draws,
+    soft_best_of,
+    tilt,
+    tilted,
+)
 from textsafe_gym.files import Row
 
-Array = NDArray[np.float64]
-
-RESAMPLES = 1000
 POINTS = 20  # of a front
 TRUSTED = 20.0  # effective samples a prompt below which an estimate is not to be relied on
+KL_COEFFICIENTS = 2.0 ** np.arange(1, 7)  # times the first: weights at which the reward at the limit is told by the KL
 _GRID = 97  # multipliers between which everything is interpolated
-_NAMES = ("reward", "cost", "kl")
-
-
-@dataclass(frozen=True)
-class Samples:
-    """N responses of the reference policy to each of M prompts.
-
-    Attributes:
-        reward, cost: (M, N) float64.
-    """
-
-    reward: Array
-    cost: Array
-
-    def part(self, columns: slice) -> "Samples":
-        """Some of each prompt's responses."""
-        return Samples(self.reward[:, columns], self.cost[:, columns])
-
-    @property
-    def scale(self) -> float:
-        """A multiplier that weighs cost as much as reward: the ratio of their deviations within a prompt."""
-        spread = float(self.cost.std(1).mean())
-        return float(self.reward.std(1).mean()) / spread if spread else 1.0
-
-
-@dataclass(frozen=True)
-class Curves:
-    """A family of policies, one for each of G multipliers, prompt by prompt.
-
-    Attributes:
-        multipliers: (G,), rising from 0.
-        values: (3, G, M): reward, cost and KL; KL is NaN where it is not known.
-        sizes: (G, M), the effective sample size 1 / Σ w²; NaN where there are no weights.
-        again: (B, 3, G), means over prompts in B draws of the data with replacement.
-    """
-
-    multipliers: Array
-    values: Array
-    sizes: Array
-    again: Array
-
-
-def _tilt(samples: Samples, multiplier: float, kl_coefficient: float) -> tuple[Array, Array, Array]:
-    """Of the tilted policy, from both halves of the samples: (2, 3, M) of each half, (3, M) of the whole, reward, cost
-    and KL; and the whole's effective sample size (M,)."""
-    halves = samples.part(slice(samples.reward.shape[1] // 2)), samples.part(slice(samples.reward.shape[1] // 2, None))
-    found, normalisers, squares = [], [], []
-    for half in halves:
-        logits = (half.reward - multiplier * half.cost) / kl_coefficient
-        top = logits.max(1, keepdims=True)
-        weights = np.exp(logits - top)
-        total = weights.sum(1)
-        found.append(np.stack([(weights * x).sum(1) / total for x in (half.reward, half.cost, logits)]))
-        normalisers.append(top[:, 0] + np.log(total))
-        squares.append(np.square(weights).sum(1) / total**2)
-    together = np.logaddexp(*normalisers)
-    shares = np.exp(np.array(normalisers) - together)
-    whole = sum(share * own for share, own in zip(shares, found, strict=True))
-    counts = [half.reward.shape[1] for half in halves]
-    for own, normaliser, count in zip((*found, whole), (*normalisers, together), (*counts, sum(counts)), strict=True):
-        own[2] += math.log(count) - normaliser
-    return np.stack(found), whole, 1 / (shares**2 * squares).sum(0)
-
-
-def tilted(samples: Samples, kl_coefficient: float, multipliers: Array, rng: np.random.Generator) -> Curves:
-    """The policies that are optimal at each multiplier under the weight β of the KL.
-
-    Args:
-        samples: at least four a prompt.
-        kl_coefficient: β > 0.
-        multipliers: (G,), rising from 0.
-        rng: draws prompts with replacement.
-    """
-    shape = len(multipliers), len(samples.reward)
-    values, sizes = np.empty((3, *shape)), np.empty(shape)
-    for g, multiplier in enumerate(multipliers):
-        halves, whole, sizes[g] = _tilt(samples, multiplier, kl_coefficient)
-        values[:, g] = 2 * whole - halves.mean(0)
-    return _with_draws(multipliers, values, sizes, rng)
-
-
-def _with_draws(multipliers: Array, values: Array, sizes: Array, rng: np.random.Generator) -> Curves:
-    prompts = values.shape[-1]
-    drawn = rng.multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES) / prompts
-    return Curves(multipliers, values, sizes, np.einsum("bm,kgm->bkg", drawn, values))
-
-
-def best_of(samples: Samples, n: int, multipliers: Array, rng: np.random.Generator) -> Curves:
-    """The best of n responses by R - λ·C, for each λ: the mean over all choices of n among the N, without bias.
-
-    Args:
-        samples: at least n a prompt.
-        n: at least 1.
-        multipliers: (G,), rising from 0.
-        rng: as for `tilted`.
-    """
-    prompts, count = samples.reward.shape
-    rank = np.arange(1, count + 1)
-    # P(the k-th worst of N is the best of n) = C(k - 1, n - 1) / C(N, n)
-    share = np.zeros(count)
-    own = rank >= n
-    share[own] = np.exp(_log_choose(rank[own] - 1, n - 1) - _log_choose(count, n))
-    values = np.full((3, len(multipliers), prompts), np.nan)
-    for g, multiplier in enumerate(multipliers):
-        order = np.argsort(samples.reward - multiplier * samples.cost, axis=1, kind="stable")
-        values[0, g] = np.take_along_axis(samples.reward, order, 1) @ share
-        values[1, g] = np.take_along_axis(samples.cost, order, 1) @ share
-    return _with_draws(multipliers, values, np.full((len(multipliers), prompts), np.nan), rng)
-
-
-def _log_choose(n: Array | float, k: float) -> Array:
-    return gammaln(np.asarray(n) + 1.0) - gammaln(k + 1.0) - gammaln(np.asarray(n) - k + 1.0)
+_SOLVED = 200  # draws in which the multipliers of several limits are found anew
+_NAMES = ("reward", "cost", "kl", "bounded")
 
 
 def _place(costs: Array, limit: float) -> Array:
@@ -163,114 +62,285 @@ def _at(curves: Array, places: Array) -> Array:
 
 
 def at_limit(curves: Curves, limit: float) -> Row:
-    """The policy of a family whose mean cost meets a limit, or the first of it where that keeps the limit anyway.
+    """The policy of a family that meets a limit on average, or the first of it where that keeps the limit anyway.
 
     Args:
         curves: of a family.
-        limit: on the mean cost.
+        limit: on the mean of what is bounded.
 
     Returns:
-        `multiplier`, `reward`, `cost`, `kl` and `effective_sample_size` (those that are known), `feasible`, `slack`;
-        and `intervals`, from each of these numbers to the ends of its 95 % interval, percentiles of the draws.
+        `multiplier`, `reward`, `cost`, `costs` (by name), `kl`, `bounded` (what is, where that is not the cost) and
+        `effective_sample_size` (those that are known), `feasible`, `slack`; and `intervals`, from each of these
+        numbers to the ends of its 95 % interval, percentiles of the draws.
     """
     means = curves.values.mean(-1)[None]
-    place = _place(means[:, 1], limit)
-    found = _row(curves, means, place)
+    place = _place(means[:, BOUNDED], limit)
+    places = _place(curves.again[:, BOUNDED], limit)
     last = len(curves.multipliers) - 1
-    slack, feasible = bool(means[0, 1, 0] <= limit), bool((means[0, 1] <= limit).any())
-    places = _place(curves.again[:, 1], limit)
+    feasible = bool((means[0, BOUNDED] <= limit).any())
+    drawn = np.broadcast_to(curves.multipliers, (len(places), last + 1))
+    inside = feasible and bool((places < last).all())
+    multipliers = {"": (float(_at(curves.multipliers[None], place)[0]), _at(drawn, places) if inside else None)}
+    found = _row(
+        _at(means, place)[0], _at(curves.again, places), multipliers, _at(curves.sizes.T[None], place)[0], curves.costs
+    )
     if not feasible:
         found["multiplier"] = None
-    intervals = _intervals(curves, places, found, bool((places < last).all()))
-    return {**found, "slack": slack, "feasible": feasible, "intervals": intervals}
+    return {**found, "slack": bool(means[0, BOUNDED, 0] <= limit), "feasible": feasible}
 
 
 def front(curves: Curves, points: int = POINTS) -> list[Row]:
-    """Rows of a family at equal steps of cost, from λ = 0 down: what `at_limit` has where each is the limit, without
-    what a limit says."""
-    costs = curves.values[1].mean(-1)
+    """Rows of a family at equal steps of what is bounded, from λ = 0 down: what `at_limit` has where each is the limit,
+    without what a limit says."""
+    costs = curves.values[BOUNDED].mean(-1)
     rows = [at_limit(curves, cost) for cost in np.linspace(costs[0], costs.min(), points)]
     return [{name: own for name, own in row.items() if name not in ("slack", "feasible")} for row in rows]
 
 
-def _row(curves: Curves, means: Array, place: Array) -> Row:
-    found: Row = {"multiplier": float(_at(curves.multipliers[None], place)[0])}
-    found |= dict(zip(_NAMES, _at(means, place)[0].tolist(), strict=True))
-    with np.errstate(divide="ignore"):
-        found["effective_sample_size"] = float(1 / (1 / _at(curves.sizes.T[None], place)[0]).mean())
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+def _row(
+    means: Array,
+    again: Array,
+    multipliers: Mapping[str, tuple[float, Array | None]],
+    sizes: Array,
+    costs: Sequence[str],
+) -> Row:
+    """What `at_limit` returns of numbers, with intervals: percentiles of the draws, which for M prompts are stretched
+    about what was found as Student's interval is wider than that of a normal mean whose deviation is taken from the
+    sample itself.
 
-
-def _intervals(curves: Curves, places: Array, found: Row, with_multiplier: bool) -> Row:
-    """By name, percentiles of the draws, which for M prompts are stretched about what was found as Student's interval
-    is wider than that of a normal mean whose deviation is taken from the sample itself."""
-    columns = dict(zip(_NAMES, _at(curves.again, places).T, strict=True))
-    if with_multiplier:
-        columns["multiplier"] = _at(np.broadcast_to(curves.multipliers, (len(places), len(curves.multipliers))), places)
-    prompts = curves.values.shape[-1]
+    Args:
+        means: (R,), rows as `Curves.values` has them.
+        again: (B, R), of the draws.
+        multipliers: by the name of a cost, "" for all, λ and its draws (B,), if any.
+        sizes: (M,), effective sample sizes.
+        costs: names of the costs.
+    """
+    prompts = len(sizes)
     stretch = student.ppf(0.975, prompts - 1) / norm.ppf(0.975) * math.sqrt(prompts / (prompts - 1))
-    ends: Row = {}
-    for name, column in columns.items():
-        if found.get(name) is not None:
-            around = np.percentile(column, [2.5, 97.5]) - found[name]
-            ends[name] = (found[name] + stretch * around).tolist()
-    for name in {"multiplier", "kl"} & ends.keys():  # neither is ever negative
-        ends[name][0] = max(ends[name][0], 0.0)
-    return ends
+
+    def ends(value: float, column: Array, least: float = -math.inf) -> list[float]:
+        low, high = (value + stretch * (np.percentile(column, [2.5, 97.5]) - value)).tolist()
+        return [max(low, least), high]
+
+    found: Row = {"multiplier": math.fsum(own for own, _ in multipliers.values())}
+    own_ends: Row = {}
+    known = [column for _, column in multipliers.values() if column is not None]
+    if known:
+        own_ends["multiplier"] = ends(found["multiplier"], np.sum(known, axis=0), 0.0)
+    for name, value, column in zip(_NAMES, means.tolist(), again.T, strict=False):
+        if not math.isnan(value):
+            found[name] = value
+            own_ends[name] = ends(value, column, 0.0 if name == "kl" else -math.inf)
+    if costs:
+        named = list(zip(costs, means[BOUNDED + 1 :].tolist(), again.T[BOUNDED + 1 :], strict=True))
+        found["costs"] = {name: value for name, value, _ in named}
+        own_ends["costs"] = {name: ends(value, column) for name, value, column in named}
+    if "" not in multipliers:
+        found["multipliers"] = {name: own for name, (own, _) in multipliers.items()}
+        own_ends["multipliers"] = {
+            name: ends(own, column, 0.0) for name, (own, column) in multipliers.items() if column is not None
+        }
+    if not np.isnan(sizes).any():
+        found["effective_sample_size"] = float(1 / (1 / sizes).mean())
+    return {**found, "intervals": own_ends}
 
 
-def grid(samples: Samples, kl_coefficient: float, limit: float) -> Array:
-    """(G,) multipliers: 0, and from there on as far as the tilted cost still falls, closer where the limit is met."""
-    wide = np.concatenate([[0.0], samples.scale * np.geomspace(1e-2, 1e3, 41)])
-    costs = np.array([_tilt(samples, multiplier, kl_coefficient)[1][1].mean() for multiplier in wide])
-    met = _at(wide[None], _place(costs[None], limit))[0]
+def _scale(samples: Samples, problem: Problem) -> float:
+    """A multiplier that weighs what is bounded as much as reward: the ratio of their deviations within a prompt."""
+    spread = float(problem.signal(samples).std(1).mean())
+    return float(samples.reward.std(1).mean()) / spread if spread else 1.0
+
+
+def grid(samples: Samples, problem: Problem) -> Array:
+    """(G,) multipliers: 0, and from there on as far as what is bounded still falls, closer where the limit is met."""
+    scale = _scale(samples, problem)
+    wide = np.concatenate([[0.0], scale * np.geomspace(1e-2, 1e3, 41)])
+    costs = np.array([tilt(samples, problem, multiplier)[0][2, BOUNDED].mean() for multiplier in wide])
+    met = _at(wide[None], _place(costs[None], problem.limit))[0]
     lowest = costs.min() + 1e-3 * (costs[0] - costs.min())
     last = wide[int((costs <= lowest).argmax())]
     around = [0, 0.25, 0.5, *np.linspace(0.6, 1.4, 41), *np.linspace(1.5, 3, 16)]  # closer where it is needed
-    near = (met or 0.2 * samples.scale) * np.array(around)
+    near = (met or 0.2 * scale) * np.array(around)
     far = np.geomspace(near[-1], max(last, 2 * near[-1]), _GRID - len(near) + 1)[1:]
     return np.concatenate([near, far])
 
 
+def _each_prompt(samples: Samples, problem: Problem, rng: np.random.Generator) -> Row:
+    """`at_limit` where each prompt has to keep the limit; `multiplier` is the mean of theirs."""
+    half, prompts = samples.reward.shape[1] // 2, len(samples.reward)
+    most = 1e3 * _scale(samples, problem)
+
+    def solved(part: Samples) -> tuple[Array, Array, Array]:
+        """(M, 1) multipliers by bisection, (R, M) values, (M,) sizes."""
+        low, high = np.zeros((prompts, 1)), np.full((prompts, 1), most)
+        high[tilt(part, problem, low)[0][2, BOUNDED] <= problem.limit] = 0.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            over = tilt(part, problem, middle)[0][2, BOUNDED, :, None] > problem.limit
+            low, high = np.where(over, middle, low), np.where(over, high, middle)
+        values, sizes = tilt(part, problem, high)
+        return high, values[2], sizes
+
+    multipliers, values, sizes = zip(
+        *map(solved, (samples.part(slice(half)), samples.part(slice(half, None)), samples)), strict=True
+    )
+    shares = draws(prompts, rng)
+    found, own = corrected(np.stack(values)).T, corrected(np.stack(multipliers))[:, 0]
+    feasible = bool((multipliers[2] < most).all())
+    pair = (float(own.mean()), shares @ own if feasible else None)
+    row = _row(found.mean(0), shares @ found, {"": pair}, sizes[2], tuple(samples.named_costs))
+    if not feasible:
+        row["multiplier"] = None
+    return {**row, "slack": bool((multipliers[2] == 0).all()), "feasible": feasible}
+
+
+def _threshold(samples: Samples, problem: Problem) -> Problem:
+    """A "cvar" problem with the η at which most is attainable: the best of the quantiles of all costs."""
+    tried = np.unique(np.quantile(samples.cost, np.linspace(0, 1, 17)))
+    problems = [replace(problem, threshold=float(own)) for own in tried]
+
+    scale = _scale(samples, problem)
+    wide = np.concatenate([[0.0], scale * np.geomspace(1e-2, 1e3, 41)])
+
+    def worth(own: Problem) -> float:
+        means = np.array([tilt(samples, own, multiplier)[0][2].mean(-1) for multiplier in wide])[None]
+        place = _place(means[..., BOUNDED], own.limit)
+        found = _at(means.swapaxes(1, 2), place)[0]
+        feasible = means[..., BOUNDED].min() <= own.limit
+        return float(found[REWARD] - own.kl_coefficient * found[KL]) if feasible else -math.inf
+
+    return max(problems, key=worth)
+
+
+def _several(samples: Samples, problem: Problem, limits: Mapping[str, float], rng: np.random.Generator) -> Row:
+    """`at_limit` where each named cost has a limit and a λ of its own, which are found anew in every draw."""
+    names = list(limits)
+    most = 1e3 * float(samples.reward.std(1).mean()) / min(samples.named_costs[k].std(1).mean() or 1.0 for k in names)
+
+    def dual(multipliers: Array, part: Samples, shares: Array) -> tuple[float, Array]:
+        """g(λ), and its slope: what is left of each limit."""
+        excess = np.stack([part.named_costs[name] - limits[name] for name in names])
+        logits = (part.reward - np.einsum("k,kmn->mn", multipliers, excess)) / problem.kl_coefficient
+        top = logits.max(1, keepdims=True)
+        weights = np.exp(logits - top)
+        total = weights.sum(1)
+        slopes = -(weights * excess).sum(-1) / total
+        return float(shares @ (problem.kl_coefficient * (top[:, 0] + np.log(total)))), slopes @ shares
+
+    def solved(part: Samples, shares: Array, start: Array) -> Array:
+        bounds = [(0.0, most)] * len(names)
+        return np.asarray(minimize(dual, start, (part, shares), "L-BFGS-B", jac=True, bounds=bounds).x)
+
+    def values(part: Samples, multipliers: Array) -> tuple[Array, Array]:
+        weights = dict(zip(names, (multipliers / (multipliers.sum() or 1.0)).tolist(), strict=True))
+        parts, size = tilt(part, replace(problem, weights=weights), float(multipliers.sum()))
+        return parts[2], size
+
+    prompts, half = samples.reward.shape[0], samples.reward.shape[1] // 2
+    even, start = np.full(prompts, 1 / prompts), np.zeros(len(names))
+    parts = samples.part(slice(half)), samples.part(slice(half, None)), samples
+    tops = [solved(part, even, start) for part in parts]
+    whole, sizes = values(samples, tops[2])
+    found = corrected(np.stack([values(part, own)[0].mean(-1) for part, own in zip(parts, tops, strict=True)]))
+    multipliers = np.maximum(corrected(np.stack(tops)), 0.0)
+    correction, change = found - whole.mean(-1), multipliers - tops[2]
+    shares = draws(prompts, rng, _SOLVED)
+    solutions = np.stack([solved(samples, own, tops[2]) for own in shares])
+    again = np.stack([values(samples, own)[0] @ share for own, share in zip(solutions, shares, strict=True)])
+    columns = np.maximum(solutions + change, 0.0).T
+    feasible = bool((tops[2] < most).all())
+    pairs = {
+        name: (value, column if feasible else None)
+        for name, value, column in zip(names, multipliers.tolist(), columns, strict=True)
+    }
+    row = _row(found, again + correction, pairs, sizes, tuple(samples.named_costs))
+    return {**row, "slack": bool((multipliers == 0).all()), "feasible": feasible}
+
+
+def _choice(
+    rule: Callable[..., Curves],
+    samples: Samples,
+    problem: Problem,
+    n: int,
+    limit: float | Mapping[str, float],
+    rng: np.random.Generator,
+) -> Row:
+    """A row of best of n, at the λ that meets the limit; several limits are met as they are weighed, or not each."""
+    multipliers = np.concatenate([[0.0], _scale(samples, problem) * np.geomspace(1e-2, 1e2, 48)])
+    row = at_limit(rule(samples, problem, n, multipliers, rng), problem.limit)
+    if isinstance(limit, Mapping):
+        row["feasible"] = all(row["costs"][name] <= own + 1e-9 for name, own in limit.items())
+    return {"n": n, **row, "kl_bound": math.log(n) - (n - 1) / n, "judge_calls": 2 * n}
+
+
 def reference_frontier(
-    samples: Samples, limit: float, kl_coefficients: Sequence[float], sizes: Sequence[int], seed: int = 0
+    samples: Samples,
+    limit: float | Mapping[str, float],
+    kl_coefficients: Sequence[float],
+    sizes: Sequence[int],
+    constraint: Constraint = "mean",
+    cvar_level: float = 0.9,
+    seed: int = 0,
 ) -> Row:
     """All that samples say of what is attainable.
 
     Args:
         samples: at least four a prompt.
-        limit: on the mean cost.
+        limit: on what is bounded; or by name, on the mean of several costs.
         kl_coefficients: weights β > 0 of the KL; the first is that of `front` and `at_limit`.
         sizes: the n of best of n, each at most the samples of a prompt.
+        constraint: see the module; with several limits "mean".
+        cvar_level: of "cvar".
         seed: of the draws with replacement.
 
     Returns:
-        For `frontier.json`: `cost_limit`, `prompts`, `samples`, `kl_coefficient`, `smallest_cost` (the mean over
-        prompts of the least that was seen), `reference` (reward and cost of the policy that was sampled), `at_limit`,
-        `front`, `by_kl_coefficient` (an `at_limit` for each), `best_of_n` (of each n the responses of most
-        reward - λ·cost with the λ that meets the limit), `trusted`, and `samples_needed` for that.
+        For `frontier.json`: `constraint`, `cost_limit` or `cost_limits`, `prompts`, `samples`, `kl_coefficient`,
+        `smallest_cost` (the mean over prompts of the least that was seen of what is bounded), `reference` (reward and
+        cost of the policy that was sampled), `at_limit`, `front`, `by_kl_coefficient` (an `at_limit` for each β, and
+        for multiples of the first), `by_constraint` (an `at_limit` for "mean", "kl_in_cost" and "per_prompt", where
+        one limit is on a mean), `best_of_n` and `soft_best_of_n` (of each n, with the λ that meets the limit on the
+        mean, the probability or the CVaR), `trusted`, and `samples_needed` for that.
     """
     rng = np.random.default_rng(seed)
-    families = {beta: tilted(samples, beta, grid(samples, beta, limit), rng) for beta in map(float, kl_coefficients)}
-    found = {beta: at_limit(curves, limit) for beta, curves in families.items()}
-    beta = next(iter(families))
-    best = []
-    for n in sizes:
-        curves = best_of(samples, n, np.concatenate([[0.0], samples.scale * np.geomspace(1e-2, 1e2, 64)]), rng)
-        bound = math.log(n) - (n - 1) / n
-        best.append({"n": n, **at_limit(curves, limit), "kl_bound": bound, "judge_calls": 2 * n})
-    size, count = found[beta]["effective_sample_size"], samples.reward.shape[1]
+    beta, count = float(kl_coefficients[0]), samples.reward.shape[1]
+
+    def problem_at(kl_coefficient: float, kind: Constraint = constraint) -> Problem:
+        problem = Problem(kind, 0.0 if isinstance(limit, Mapping) else limit, kl_coefficient, cvar_level)
+        return _threshold(samples, problem) if kind == "cvar" else problem
+
+    def optimum(problem: Problem) -> Row:
+        if isinstance(limit, Mapping):
+            return _several(samples, problem, limit, rng)
+        if problem.constraint == "per_prompt":
+            return _each_prompt(samples, problem, rng)
+        return at_limit(tilted(samples, problem, grid(samples, problem), rng), problem.limit)
+
+    problem = problem_at(beta)
+    found = optimum(problem)
+    if isinstance(limit, Mapping):  # from here on the costs count as they do at the limit
+        total = found["multiplier"]
+        weights = {name: own / total if total else 1 / len(limit) for name, own in found["multipliers"].items()}
+        problem = replace(problem, weights=weights, limit=sum(weights[name] * limit[name] for name in limit))
+    family = replace(problem, constraint="mean") if constraint == "per_prompt" else problem
+    plain = replace(problem, constraint="mean") if constraint in CONSTRAINTS[:3] else problem
+    every_beta = [float(own) for own in dict.fromkeys((*kl_coefficients, *(beta * KL_COEFFICIENTS)))]
+    kinds = CONSTRAINTS[:3] if constraint in CONSTRAINTS[:3] and not isinstance(limit, Mapping) else ()
+    size = found["effective_sample_size"]
     return {
-        "cost_limit": limit,
+        "constraint": constraint,
+        **({"cvar_level": cvar_level} if constraint == "cvar" else {}),
+        **({"cost_limits": dict(limit)} if isinstance(limit, Mapping) else {"cost_limit": limit}),
         "prompts": len(samples.reward),
         "samples": count,
         "kl_coefficient": beta,
-        "smallest_cost": float(samples.cost.min(1).mean()),
+        "smallest_cost": float(problem.signal(samples).min(1).mean()),
         "reference": {"reward": float(samples.reward.mean()), "cost": float(samples.cost.mean())},
-        "at_limit": found[beta],
-        "front": front(families[beta]),
-        "by_kl_coefficient": [{"kl_coefficient": own, **row} for own, row in found.items()],
-        "best_of_n": best,
+        "at_limit": found,
+        "front": front(tilted(samples, family, grid(samples, family), rng)),
+        "by_kl_coefficient": [{"kl_coefficient": own, **optimum(problem_at(own))} for own in every_beta],
+        "by_constraint": [{"constraint": kind, **optimum(problem_at(beta, kind))} for kind in kinds],
+        "best_of_n": [_choice(best_of, samples, plain, n, limit, rng) for n in sizes],
+        "soft_best_of_n": [_choice(soft_best_of, samples, plain, n, limit, rng) for n in sizes],
         "trusted": size >= TRUSTED,
         "samples_needed": math.ceil(count * TRUSTED / size),
     }

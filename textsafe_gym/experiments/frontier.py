@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textsafe_gym.config import dump, read_yaml
 from textsafe_gym.console import is_live, progress_console
@@ -14,17 +14,26 @@ from textsafe_gym.experiments.result import Result
 from textsafe_gym.files import Row, replacing, write_json, write_text
 from textsafe_gym.installation import shipped
 from textsafe_gym.presets import SMALL
+from textsafe_gym.registry import did_you_mean
 
 if TYPE_CHECKING:
     import gymnasium as gym
     import numpy as np
 
     from textsafe_gym.evaluation.report import Table
+    from textsafe_gym.evaluation.reweighting import Constraint, Samples
     from textsafe_gym.experiments.saved import SavedPolicy
 
 _AT_ONCE = 512  # responses that are sampled in one batch, at most
 _LEAST = 4  # samples a prompt, of which halves are taken
 _COLUMNS = ("reward", "cost")
+_BOUNDED = {
+    "mean": "the mean cost",
+    "kl_in_cost": "cost + β·KL",
+    "per_prompt": "each prompt's mean cost",
+    "probability": "P(cost > 0)",
+    "cvar": "CVaR",
+}
 
 
 def frontier(
@@ -33,7 +42,9 @@ def frontier(
     settings: Mapping[str, object] | Sequence[str] | None = None,
     samples: int = 256,
     beta: float | Iterable[float] | None = None,
-    cost_limit: float | None = None,
+    cost_limit: float | Mapping[str, float] | None = None,
+    constraint: "Constraint" = "mean",
+    cvar_level: float = 0.9,
     seed: int = 0,
     out: str | Path = "runs/frontier",
     resume: bool = False,
@@ -52,7 +63,11 @@ def frontier(
         samples: responses to each prompt, at least 4.
         beta: weights β > 0 of the KL to the untrained policy; the front is that of the first. By default the
             environment's own, else the preset's `kl_coefficient`.
-        cost_limit: on the mean cost; by default the environment's.
+        cost_limit: on what is bounded, or from the names of costs to a limit on each one's mean; by default the
+            environment's, which is one on the mean.
+        constraint: "mean", "probability" (of a cost above 0) or "cvar", as the algorithms' setting; "kl_in_cost" (mean
+            cost + β·KL) or "per_prompt" (each prompt's mean cost), as the problems of `study`.
+        cvar_level: of "cvar", in [0, 1): the worst share 1 - cvar_level of the responses counts.
         seed: of the responses.
         out: an empty or new directory.
         resume: go on with, or add to, what is there.
@@ -64,18 +79,15 @@ def frontier(
     Raises:
         TextsafeError: a setting is wrong, the environment has no limit, or a file is damaged.
     """
-    import numpy as np
-
-    from textsafe_gym.evaluation.frontier import Samples, reference_frontier
+    from textsafe_gym.evaluation.frontier import reference_frontier
     from textsafe_gym.experiments.build import cost_limit_of
     from textsafe_gym.experiments.directory import CONFIG, check_out, make_directory, same_request
     from textsafe_gym.experiments.saved import saved_policy
 
-    check_arguments({"out": out}, env=env, settings=settings, cost_limit=cost_limit, seed=seed)
+    check_arguments({"out": out}, env=env, settings=settings, seed=seed)
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < _LEAST:
         raise ConfigError(f"--samples {samples}: expected a whole number, at least {_LEAST}")
-    if cost_limit is not None and not math.isfinite(cost_limit):
-        raise ConfigError(f"--cost-limit {cost_limit}: expected a finite number")
+    _check_constraint(constraint, cvar_level, cost_limit)
     directory = Path(out)
     check_out(directory, resume)
     saved = saved_policy(None, env, settings_or_assignments(settings), seed)
@@ -90,12 +102,47 @@ def frontier(
     write_text(directory / CONFIG, dump(saved.spec.as_dict()))
     columns = _sample(saved, vector, samples, directory / "samples", quiet)
     vector.close()
-    drawn = Samples(*(np.stack([one[name] for one in columns], 1) for name in _COLUMNS))
+    drawn = _stacked(columns, limit)
     sizes = [2**k for k in range(samples.bit_length()) if 2**k <= samples]
-    values = {"env": saved.spec.env["id"], **reference_frontier(drawn, limit, weights, sizes, seed)}
+    found = reference_frontier(drawn, limit, weights, sizes, constraint, cvar_level, seed)
+    values = {"env": saved.spec.env["id"], **found}
     write_json(directory / "frontier.json", values)
     draw = partial(_draw, values, directory / "frontier.png")
     return Result(directory, {"directory": str(directory), **values}, _tables(values), draw, [])
+
+
+def _check_constraint(constraint: str, cvar_level: float, cost_limit: object) -> None:
+    from textsafe_gym.evaluation.reweighting import CONSTRAINTS
+
+    if constraint not in CONSTRAINTS:
+        raise ConfigError(f"--constraint {constraint}: expected one of {', '.join(CONSTRAINTS)}")
+    if not 0 <= cvar_level < 1:
+        raise ConfigError(f"--cvar-level {cvar_level}: expected a number from 0 up to, but not, 1")
+    named = isinstance(cost_limit, Mapping)
+    limits: list[Any] = [*cost_limit.values()] if isinstance(cost_limit, Mapping) else [cost_limit]
+    if not limits or not all(own is None or (isinstance(own, int | float) and math.isfinite(own)) for own in limits):
+        raise ConfigError(f"--cost-limit {cost_limit}: expected a finite number, or a name and one")
+    if named and constraint != "mean":
+        raise ConfigError(f"--constraint {constraint}: limits on costs by name are on their means")
+    if cost_limit is None and constraint in ("probability", "cvar"):
+        raise ConfigError(f"--constraint {constraint} needs --cost-limit; the environment's is one on the mean cost")
+
+
+def _stacked(columns: "list[dict[str, np.ndarray]]", limit: object) -> "Samples":
+    """All samples in one piece; a named cost that one of them has not counts as 0."""
+    import numpy as np
+
+    from textsafe_gym.evaluation.reweighting import Samples
+
+    none = np.zeros_like(columns[0]["reward"])
+    names = list(dict.fromkeys(name for one in columns for name in one))
+    whole = {name: np.stack([one.get(name, none) for one in columns], 1) for name in names}
+    named = {name: own for name, own in whole.items() if name not in _COLUMNS}
+    for name in limit if isinstance(limit, Mapping) else ():
+        if name not in named:
+            known = did_you_mean(name, named) or f"named costs: {', '.join(named) or 'none'}"
+            raise ConfigError(f"--cost-limit {name}: not a cost of the environment; {known}")
+    return Samples(whole["reward"], whole["cost"], named)
 
 
 def _open(saved: "SavedPolicy") -> "gym.vector.VectorEnv":
@@ -151,8 +198,10 @@ def _sample(
                 env_id = saved.spec.env["id"]
                 raise ConfigError(f"env {env_id}: a limit on steps cuts responses, which nothing has scored; lift it")
             own = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in _COLUMNS}
+            for name in sorted({name for row in rows for name in row.get("costs", {})}):  # absent counts as 0
+                own[name] = np.array([row.get("costs", {}).get(name, 0.0) for row in rows], dtype=np.float64)
             with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, reward=own["reward"], cost=own["cost"])
+                np.savez(file, allow_pickle=False, **own)
             found.append(own)
     return found
 
@@ -162,7 +211,7 @@ def _read(path: Path, prompts: int | None) -> "dict[str, np.ndarray]":
 
     try:
         with np.load(path) as held:
-            own = {name: held[name] for name in _COLUMNS}
+            own = {name: held[name] for name in (*_COLUMNS, *sorted(set(held.files) - set(_COLUMNS)))}
     except Exception as error:  # numpy and zipfile raise unrelated types
         raise DataError(f"{path}: damaged ({type(error).__name__}); delete it, and it is sampled again") from None
     if any(x.shape != (prompts or len(own["reward"]),) or not np.isfinite(x).all() for x in own.values()):
@@ -174,35 +223,61 @@ def _tables(values: Row) -> "list[Table]":
     from textsafe_gym.evaluation.report import Cell, Table, cell
 
     def shown(row: Row, name: str, digits: int = 2) -> Cell:
-        if row.get(name) is None:
+        part, _, key = name.partition(".")  # "costs.NAME"
+        found, ends = (row.get(part), row["intervals"].get(part))
+        found, ends = (found[key], ends.get(key) if ends else None) if key and found else (found, ends)
+        if found is None:
             return Cell("–")
-        low, high = row["intervals"].get(name, (None, None))
-        return cell({"mean": row[name], "low": low, "high": high}, digits)
+        low, high = ends or (None, None)
+        return cell({"mean": found, "low": low, "high": high}, digits)
 
+    def state(row: Row) -> Cell:
+        return Cell("slack" if row["slack"] else "active" if row["feasible"] else "infeasible")
+
+    named = list(values.get("cost_limits", {}))
     names = {"reward": "reward", "cost": "cost", "kl": "KL, nats", "multiplier": "λ"}
-    limit = f"cost limit {values['cost_limit']:g}"
+    if values["constraint"] in ("kl_in_cost", "probability", "cvar"):
+        names["bounded"] = _BOUNDED[values["constraint"]]
+    names |= {f"costs.{name}": f"cost {name}" for name in named} | {
+        f"multipliers.{name}": f"λ {name}" for name in named
+    }
+    limits = " and ".join(f"{name} {own:g}" for name, own in values["cost_limits"].items()) if named else None
+    limit = f"cost limit {limits or format(values['cost_limit'], 'g')}"
+    limit += "" if values["constraint"] == "mean" else f" on {_BOUNDED[values['constraint']]}"
     note = f"{values['samples']} samples to each of {values['prompts']} prompts; {limit}; 95 % interval over prompts."
     note += "" if values["trusted"] else f" {_doubt(values)}"
-    optimum = [
-        [Cell(f"{row['kl_coefficient']:g}"), *(shown(row, name) for name in names),
-         Cell(f"{row['effective_sample_size']:.1f}"),
-         Cell("slack" if row["slack"] else "active" if row["feasible"] else "infeasible")]
-        for row in values["by_kl_coefficient"]
-    ]  # fmt: skip
+
+    def optima(rows: Sequence[Row], key: str) -> list[list[Cell]]:
+        return [
+            [Cell(str(row[key])), *(shown(row, name) for name in names), Cell(f"{row['effective_sample_size']:.1f}"),
+             state(row)] for row in rows
+        ]  # fmt: skip
+
     best = [
-        [Cell(str(row["n"])), *(shown(row, name) for name in ("reward", "cost", "multiplier")),
-         Cell(f"{row['kl_bound']:.2f}"), Cell("yes" if row["feasible"] else "")]
-        for row in values["best_of_n"]
+        [Cell(str(row["n"])), *(shown(row, name) for name in ("reward", "cost", "multiplier")), Cell(f"{soft:.2f}"),
+         Cell(f"{row['kl']:.2f} of {row['kl_bound']:.2f}"), Cell(str(row["judge_calls"])),
+         Cell("yes" if row["feasible"] else "")]
+        for row, soft in zip(values["best_of_n"], (row["reward"] for row in values["soft_best_of_n"]), strict=True)
     ]  # fmt: skip
-    return [
-        Table("Attainable at the limit", note, ["β", *names.values(), "effective samples", "limit"], optimum),
+    columns = [*names.values(), "effective samples", "limit"]
+    tables = [
+        Table("Attainable at the limit", note, ["β", *columns], optima(values["by_kl_coefficient"], "kl_coefficient"))
+    ]
+    if values["by_constraint"]:
+        note = f"β = {values['kl_coefficient']:g}; the same limit on the mean cost, with the KL, and for each prompt."
+        tables.append(
+            Table("By what is bounded", note, ["bounded", *columns], optima(values["by_constraint"], "constraint"))
+        )
+    note = f"Of n answers of the untrained policy that of most reward - λ·cost; λ makes the mean meet the {limit}."
+    tables.append(
         Table(
             "Best of n",
-            f"Of n answers of the untrained policy that of most reward - λ·cost; λ makes the mean meet the {limit}.",
-            ["n", "reward", "cost", "λ", "KL at most", "keeps the limit"],
+            note,
+            ["n", "reward", "cost", "λ", "soft: reward", "KL of at most", "judge calls", "keeps the limit"],
             best,
-        ),
-    ]
+        )
+    )
+    return tables
 
 
 def _doubt(values: Row) -> str:
