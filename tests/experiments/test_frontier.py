@@ -90,6 +90,21 @@ def test_the_embedded_world_takes_the_presets_weight(tmp_path: Path) -> None:
     assert result.tables[-1].rows[-1][0].text == "4"
 
 
+def test_the_shipped_frontier_is_of_the_shipped_world(tmp_path: Path) -> None:
+    shipped = json.loads(embedded_world.FRONTIER.read_text("utf-8"))
+    result = experiments.frontier(samples=4, out=tmp_path, quiet=True).values
+    for name in ("env", "constraint", "cost_limit", "kl_coefficient", "prompts"):
+        assert shipped[name] == result[name], name
+    assert shipped["samples"] == 1024
+    # Means of 4 responses to each of 420 prompts; of its own 1,024 they are 256 times less uncertain.
+    for name in ("reward", "cost"):
+        low, high = result["best_of_n"][0]["intervals"][name]
+        assert abs(shipped["reference"][name] - result["reference"][name]) < high - low
+    best = {row["n"]: row for row in shipped["best_of_n"]}
+    assert best[4]["kl"] <= best[4]["kl_bound"]
+    assert result["best_of_n"][-1]["reward"] == pytest.approx(best[4]["reward"], abs=0.1)
+
+
 def test_what_a_limit_bounds_is_chosen_and_checked(tmp_path: Path) -> None:
     command = ["frontier", "--env", EXACT, "--samples", "8", "--beta", "1", "--out", str(tmp_path / "out"), "-q"]
     assert CliRunner().invoke(main, command).exit_code == 0
@@ -142,3 +157,38 @@ def test_several_costs_have_a_limit_each(tmp_path: Path, monkeypatch: pytest.Mon
     assert [column for column in result.tables[0].columns if "words" in column] == ["cost words", "λ words"]
     with pytest.raises(ConfigError, match="'words'"):
         experiments.frontier(None, cost_limit={"word": 1.0}, **options)
+
+
+def test_a_comparison_shows_what_is_attainable(tmp_path: Path) -> None:
+    estimated = found(tmp_path / "frontier", 8).values
+    options: Any = {"episodes": 32, "seeds": 2, "settings": {"episodes_per_iteration": 16}, "quiet": True}
+    made = experiments.compare(["ppo"], EXACT, out=tmp_path / "runs", frontier=tmp_path / "frontier", **options)
+    assert made.values["frontier"] == json.loads((tmp_path / "frontier" / "frontier.json").read_text())
+    place = made.tables[0].columns.index("attainable, %")
+    shares = {row[0].text: row[place].text for row in made.tables[0].rows}
+    for label, entry in made.values["settings"].items():
+        share = entry["attainable"]
+        assert shares[label] == ("above the limit" if share["above_limit"] else f"{share['mean']:z.0f}")
+    assert "too few: more may be attainable" in made.tables[0].note
+    assert "what any policy could attain" in (tmp_path / "runs" / "report.html").read_text()
+    front = experiments.pareto(tmp_path / "runs", frontier=tmp_path / "frontier" / "frontier.json", quiet=True)
+    assert "IGD+" in front.tables[1].columns
+    assert front.values["algorithms"]["ppo"]["igd_plus"]["mean"] >= 0
+    assert estimated["kl_coefficient"] == 0.5
+    assert experiments.pareto(tmp_path / "runs", quiet=True).tables[1].columns.count("IGD+") == 0
+
+
+def test_a_frontier_of_something_else_is_refused_before_any_run(tmp_path: Path) -> None:
+    found(tmp_path / "frontier", 8)
+    options: Any = {"episodes": 32, "seeds": 1, "out": tmp_path / "runs", "quiet": True}
+    with pytest.raises(ConfigError, match=r"made with env\.kwargs\.seed not set, and the runs with 3"):
+        experiments.compare(["ppo"], {"id": EXACT, "kwargs": {"seed": 3}}, frontier=tmp_path / "frontier", **options)
+    with pytest.raises(DataError, match="cannot read .*nothing: No such file"):
+        experiments.compare(["ppo"], EXACT, frontier=tmp_path / "nothing", **options)
+    (tmp_path / "other.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match="no 'env'; is this what textsafe frontier wrote"):
+        experiments.compare(["ppo"], EXACT, frontier=tmp_path / "other.json", **options)
+    found(tmp_path / "cvar", 8, constraint="cvar", cost_limit=1.0)
+    with pytest.raises(ConfigError, match="not on the mean of the whole cost"):
+        experiments.compare(["ppo"], EXACT, frontier=tmp_path / "cvar", **options)
+    assert not (tmp_path / "runs").exists()

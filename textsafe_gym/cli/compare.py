@@ -7,6 +7,7 @@ import click
 from textsafe_gym.cli import values
 from textsafe_gym.cli.options import (
     Seed,
+    frontier_option,
     out_option,
     output_options,
     print_json,
@@ -40,6 +41,7 @@ Examples:
 )
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="W", help="Processes.")
 @out_option("runs/compare")
+@frontier_option
 @click.option("--resume", is_flag=True, help="Keep the finished runs in --out, continue the others, add new ones.")
 @track_option
 @output_options
@@ -58,6 +60,7 @@ def compare(
     vary: tuple[str, ...],
     workers: int,
     out: Path | None,
+    frontier: Path | None,
     resume: bool,
     track: str | None,
     as_json: bool,
@@ -83,6 +86,7 @@ def compare(
         vary=vary,
         workers=workers,
         out=out or "runs/compare",
+        frontier=frontier,
         resume=resume,
         track=track,
         quiet=is_quiet(),

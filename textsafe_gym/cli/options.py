@@ -91,6 +91,15 @@ def out_option(default: str) -> Callable[[Command], Command]:
     return click.option("--out", type=click.Path(path_type=Path), help=f"Directory for the results. [{default}]")
 
 
+def frontier_option(command: Command) -> Command:
+    """--frontier, for commands that show what is attainable."""
+    return click.option(
+        "--frontier",
+        type=click.Path(path_type=Path),
+        help="Directory of `textsafe frontier`, to show what is attainable. [the embedded world's own]",
+    )(command)
+
+
 def output_options(command: Command) -> Command:
     """--json and --quiet, for commands that work rather than list."""
     return json_option(quiet_option(command))

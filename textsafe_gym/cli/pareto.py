@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from textsafe_gym.cli.options import out_option, output_options, print_json, print_tables
+from textsafe_gym.cli.options import frontier_option, out_option, output_options, print_json, print_tables
 from textsafe_gym.cli.terminal import is_quiet, say
 
 _EXAMPLE = """\b
@@ -20,12 +20,14 @@ Example:
     "--reference", type=float, nargs=2, metavar="REWARD COST", help="Reference point. [the worst of all runs in each]"
 )
 @out_option("the first DIR")
+@frontier_option
 @output_options
 def pareto(
     directories: tuple[Path, ...],
     cost_limit: float | None,
     reference: tuple[float, float] | None,
     out: Path | None,
+    frontier: Path | None,
     as_json: bool,
 ) -> None:
     """Front and hypervolume of all finished runs in and below DIR...; writes pareto.json and pareto.png.
@@ -35,7 +37,9 @@ def pareto(
     """
     from textsafe_gym.experiments import pareto as analyse
 
-    result = analyse(directories, cost_limit=cost_limit, reference=reference, out=out, quiet=is_quiet())
+    result = analyse(
+        directories, cost_limit=cost_limit, reference=reference, out=out, frontier=frontier, quiet=is_quiet()
+    )
     if as_json:
         print_json(result.values)
         return

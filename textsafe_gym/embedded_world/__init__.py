@@ -15,6 +15,9 @@ from textsafe_gym.protocols import Tokenizer
 ASSETS = Path(__file__).parent / "assets"
 """Folders `policy`, `reward`, `cost` and `tokenizer`, and `card.json`, which says how good the models are."""
 
+FRONTIER = ASSETS / "frontier.json"
+"""What is attainable from the shipped policy under `COST_LIMIT`: textsafe frontier --samples 1024."""
+
 MAX_PROMPT_LENGTH = 24
 MAX_RESPONSE_LENGTH = 32
 
@@ -27,6 +30,7 @@ to -3."""
 __all__ = [
     "ASSETS",
     "COST_LIMIT",
+    "FRONTIER",
     "MAX_PROMPT_LENGTH",
     "MAX_RESPONSE_LENGTH",
     "build",

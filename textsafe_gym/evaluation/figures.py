@@ -163,14 +163,21 @@ def without_curve(comparison: Row) -> list[str]:
 def comparison_plane(runs: Sequence[Run], comparison: Row, path: Path) -> list[Path]:
     """`reward_cost_plane` of a comparison, with every setting's own limit; returns the path."""
     limits = {label: entry["cost_limit"] for label, entry in comparison["settings"].items()}
-    reward_cost_plane(comparison["pareto"]["points"], points_of(runs), limits, UNITS[comparison["task"]], path)
+    units, frontier = UNITS[comparison["task"]], comparison["frontier"]
+    reward_cost_plane(comparison["pareto"]["points"], points_of(runs), limits, units, path, frontier)
     return [path]
 
 
 def reward_cost_plane(
-    points: Sequence[Row], runs: Sequence[RunPoint], limits: Mapping[str, float | None], units: Units, path: Path
+    points: Sequence[Row],
+    runs: Sequence[RunPoint],
+    limits: Mapping[str, float | None],
+    units: Units,
+    path: Path,
+    frontier: Row | None = None,
+    attained: Mapping[str, Mapping[str, Sequence[Sequence[float]]]] | None = None,
 ) -> None:
-    """Every run as a small dot, every setting's mean as a marker, the front, and the limits.
+    """Every run as a small dot, every setting's mean as a marker, the front, the limits, and what is attainable.
 
     Args:
         points: of `pareto.analyse`: label, algorithm, reward, cost, front.
@@ -178,6 +185,8 @@ def reward_cost_plane(
         limits: from label to cost limit, drawn as lines; the infeasible side is shaded where all have one.
         units: the task's words.
         path: of the PNG.
+        frontier: what `frontier.json` holds, drawn as a band, with the best of 8 and of 16.
+        attained: by algorithm, of `attainable.attainment`, drawn as a line for each share.
     """
     look = styles({point["label"]: point["algorithm"] for point in points})
     with mpl.rc_context(_STYLE):
@@ -193,6 +202,13 @@ def reward_cost_plane(
             [cost for cost, _ in front], [reward for _, reward in front], where="post", color="grey", linewidth=1.2,
             zorder=0, label="front",
         )  # fmt: skip
+        for name, surfaces in (attained or {}).items():
+            colour = next(look[point["label"]]["color"] for point in points if point["algorithm"] == name)
+            for share, dashes in (("25", ":"), ("50", "-"), ("75", "--")):
+                steps = sorted((cost, reward) for reward, cost in surfaces[share])
+                axis.step(*zip(*steps, strict=True), dashes, where="post", color=colour, linewidth=0.7, alpha=0.7)
+        if frontier:
+            _draw_frontier(axis, frontier, [8, 16])
         low, high = axis.get_xlim()
         _draw_limits(axis.axvline, limits, look)
         known = [limit for limit in limits.values() if limit is not None]
@@ -267,6 +283,24 @@ def optimum_plane(
         _save(figure, path)
 
 
+def _draw_frontier(axis: Axes, frontier: Row, sizes: Sequence[int]) -> None:
+    """The front with its band, and the best of n for each n of `sizes` that is there."""
+    rows, best = frontier["front"], [row for row in frontier["best_of_n"] if row["n"] in sizes]
+    low, high = zip(*(row["intervals"]["reward"] for row in rows), strict=True)
+    costs, grey = [row["cost"] for row in rows], _COLOURS[-1]
+    name = f"attainable (β = {frontier['kl_coefficient']:g})" + ("" if frontier["trusted"] else ", too few samples")
+    axis.fill_between(costs, low, high, color=grey, alpha=0.2, linewidth=0)
+    axis.plot(costs, [row["reward"] for row in rows], color=grey, linewidth=1.6, label=name)
+    if not best:
+        return
+    axis.plot(
+        [row["cost"] for row in best], [row["reward"] for row in best], "s", color="black", markersize=5,
+        label="untrained, best of n",
+    )  # fmt: skip
+    for row in best:
+        axis.annotate(str(row["n"]), (row["cost"], row["reward"]), (5, -3), textcoords="offset points", fontsize=8)
+
+
 def frontier_plane(frontier: Row, path: Path) -> None:
     """What is attainable, in the reward-cost plane: the front with its band, best of n, and the untrained policy.
 
@@ -274,18 +308,10 @@ def frontier_plane(frontier: Row, path: Path) -> None:
         frontier: what `frontier.json` holds.
         path: of the PNG.
     """
-    rows, best = frontier["front"], [row for row in frontier["best_of_n"] if row["n"] > 1]
-    low, high = zip(*(row["intervals"]["reward"] for row in rows), strict=True)
-    name = f"attainable (β = {frontier['kl_coefficient']:g})" + ("" if frontier["trusted"] else ", too few samples")
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(6.8, 4.6), layout="constrained")
         axis = figure.subplots()
-        grey, blue = _COLOURS[-1], _COLOURS[0]
-        axis.fill_between([row["cost"] for row in rows], low, high, color=grey, alpha=0.2, linewidth=0)
-        axis.plot([row["cost"] for row in rows], [row["reward"] for row in rows], color=grey, linewidth=1.6, label=name)
-        axis.plot([row["cost"] for row in best], [row["reward"] for row in best], "s", color=blue, label="best of n")
-        for row in best:
-            axis.annotate(str(row["n"]), (row["cost"], row["reward"]), (5, -3), textcoords="offset points", fontsize=8)
+        _draw_frontier(axis, frontier, [row["n"] for row in frontier["best_of_n"] if row["n"] > 1])
         axis.plot(
             frontier["reference"]["cost"], frontier["reference"]["reward"], "k*", markersize=12, label="untrained"
         )

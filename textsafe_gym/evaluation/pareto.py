@@ -1,7 +1,7 @@
 """The Pareto front of (reward up, cost down) and the hypervolume under it, with an interval over seeds."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import moocore
@@ -55,6 +55,32 @@ def hypervolume(points: NDArray[np.float64], reference: tuple[float, float]) -> 
     return float(moocore.hypervolume(_minimised(points), ref=[-reference[0], reference[1]]))
 
 
+def distance(points: NDArray[np.float64], frontier: Row) -> float:
+    """IGD+ of (n, 2) reward-cost points to a frontier: the mean over its points of how far the nearest of these falls
+    short of it in reward, in cost, or in both (Ishibuchi et al. 2015); 0 where they reach all of it.
+
+    Args:
+        points: (n, 2) float64.
+        frontier: what `frontier.json` holds.
+    """
+    target = np.array([(row["reward"], row["cost"]) for row in frontier["front"]])
+    return float(moocore.igd_plus(_minimised(points), ref=_minimised(target)))
+
+
+def attainment(points: Sequence[Sequence[tuple[float, float]]], shares: Sequence[int] = (25, 50, 75)) -> Row:
+    """By share in %, the (reward, cost) that so many of the repetitions attain or better (the empirical attainment
+    function, Grunert da Fonseca et al. 2001).
+
+    Args:
+        points: of each repetition, such as a seed, the (reward, cost) of all settings.
+        shares: in %.
+    """
+    cloud = _minimised(np.array([point for own in points for point in own]))
+    numbers = np.repeat(np.arange(len(points)), [len(own) for own in points])
+    found = moocore.eaf(cloud, numbers, percentiles=list(shares)).tolist()
+    return {str(share): [[-reward, cost] for reward, cost, level in found if level == share] for share in shares}
+
+
 def worst_point(runs: Sequence[RunPoint]) -> tuple[float, float]:
     """(lowest reward, highest cost) of all runs."""
     return min(run.reward for run in runs), max(run.cost for run in runs)
@@ -67,8 +93,11 @@ def _by_label(runs: Sequence[RunPoint]) -> dict[str, list[RunPoint]]:
     return labels
 
 
-def _bootstrap(by_label: Mapping[str, list[RunPoint]], reference: tuple[float, float]) -> tuple[float, float] | None:
-    """95 % percentile interval of the hypervolume over seeds; None with fewer than two of them in common.
+def _bootstrap(
+    by_label: Mapping[str, list[RunPoint]], measure: Callable[[NDArray[np.float64]], float]
+) -> tuple[float, float] | None:
+    """95 % percentile interval over seeds of a measure of the settings' points (n, 2); None with fewer than two seeds
+    in common.
 
     Seeds are drawn with replacement, the same ones for all labels, as runs of one seed share their random draws.
     """
@@ -79,7 +108,7 @@ def _bootstrap(by_label: Mapping[str, list[RunPoint]], reference: tuple[float, f
     cube = np.array([[table[seed] for seed in seeds] for table in tables])  # (labels, seeds, 2)
 
     def statistic(index: NDArray[np.int64]) -> float:
-        return hypervolume(cube[:, index].mean(axis=1), reference)
+        return measure(cube[:, index].mean(axis=1))
 
     index = np.arange(len(seeds))
     drawn = stats.bootstrap(
@@ -88,8 +117,17 @@ def _bootstrap(by_label: Mapping[str, list[RunPoint]], reference: tuple[float, f
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
+def _attainment(by_label: Mapping[str, list[RunPoint]]) -> Row:
+    tables = [{run.seed: (run.reward, run.cost) for run in runs} for runs in by_label.values()]
+    seeds = sorted(set.intersection(*(set(table) for table in tables)))
+    return attainment([[table[seed] for table in tables] for seed in seeds]) if len(seeds) > 1 else {}
+
+
 def analyse(
-    runs: Sequence[RunPoint], cost_limit: float | None = None, reference: tuple[float, float] | None = None
+    runs: Sequence[RunPoint],
+    cost_limit: float | None = None,
+    reference: tuple[float, float] | None = None,
+    frontier: Row | None = None,
 ) -> Row:
     """The front over all settings and each algorithm's hypervolume.
 
@@ -97,10 +135,13 @@ def analyse(
         runs: at least one.
         cost_limit: marks each point whose mean cost is at or under it as feasible.
         reference: (reward, cost); the worst of all runs' rewards and costs where it is None.
+        frontier: what is attainable, as `frontier.json` holds it.
 
     Returns:
         For `pareto.json`: "points" (one a setting, the mean of its seeds, with "front" and "feasible"), "algorithms"
-        (hypervolume, its 95 % interval, the numbers of settings and runs), "reference", "equal_runs".
+        (hypervolume, its 95 % interval, the numbers of settings and runs; "attainment" by `attainable.attainment` over
+        the seeds that all of its settings have; with a frontier "igd_plus", see `attainable.distance`, and its
+        interval), "reference", "equal_runs".
     """
     reference = reference or worst_point(runs)
     by_label = _by_label(runs)
@@ -118,14 +159,19 @@ def analyse(
         own = [run for run in runs if run.algorithm == name]
         labels = _by_label(own)
         area = hypervolume(means[[label in labels for label in by_label]], reference)
-        bounds = _bootstrap(labels, reference)
+        bounds = _bootstrap(labels, lambda points: hypervolume(points, reference)) or (None, None)
         algorithms[name] = {
             "hypervolume": area,
-            "low": bounds[0] if bounds else None,
-            "high": bounds[1] if bounds else None,
+            "low": bounds[0],
+            "high": bounds[1],
             "settings": len(labels),
             "runs": len(own),
+            "attainment": _attainment(labels),
         }
+        if frontier:
+            near = means[[label in labels for label in by_label]]
+            ends = _bootstrap(labels, lambda points: distance(points, frontier)) or (None, None)
+            algorithms[name]["igd_plus"] = {"mean": distance(near, frontier), "low": ends[0], "high": ends[1]}
     trained = [entry["runs"] for name, entry in algorithms.items() if name != "initial"]
     return {
         "reference": {"reward": reference[0], "cost": reference[1]},

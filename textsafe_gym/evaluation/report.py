@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,6 +161,13 @@ def comparison_tables(comparison: Row) -> list[Table]:
         tables[0].columns.insert(place, "cost limit")
         for row, value in zip(tables[0].rows, limits, strict=True):
             row.insert(place, Cell("–" if value is None else f"{value:g}"))
+    if frontier := comparison.get("frontier"):
+        beta, place = frontier["kl_coefficient"], tables[0].columns.index("violation") + 1
+        tables[0].columns.insert(place, "attainable, %")
+        for row, entry in zip(tables[0].rows, settings.values(), strict=True):
+            row.insert(place, attainable_cell(entry["attainable"]))
+        note = f" Attainable: of reward - {beta:g}·KL from the untrained policy to the best that keeps the limit."
+        tables[0] = replace(tables[0], note=tables[0].note + note + attainable_doubt(frontier))
     read = {key for key in LABELLED for entry in settings.values() if entry.get(key)}
     for key, heading in (*((key, key) for key in reversed(LABELLED)), ("episodes", units.episodes)):
         counts = [entry.get(key) or 0 for entry in settings.values()]
@@ -181,6 +188,21 @@ def comparison_tables(comparison: Row) -> list[Table]:
         )
     tables.append(pareto_table(comparison["pareto"]))
     return tables
+
+
+def attainable_cell(share: Row | None) -> Cell:
+    """A share of what is attainable in %; of a policy that is above the limit there is none."""
+    if share is not None and share["above_limit"]:
+        return Cell("above the limit")
+    return cell(share, 0)
+
+
+def attainable_doubt(frontier: Row) -> str:
+    """A sentence to go on with, where the frontier rests on too few samples."""
+    if frontier["trusted"]:
+        return ""
+    size = frontier["at_limit"]["effective_sample_size"]
+    return f" That rests on {size:.1f} effective samples a prompt, too few: more may be attainable than 100 %."
 
 
 def left_out_note(left_out: Mapping[str, Sequence[str]]) -> str:
@@ -216,7 +238,13 @@ def pareto_table(pareto: Row) -> Table:
         ]
         for name, entry in pareto["algorithms"].items()
     ]
-    return Table("Hypervolume", note, ["algorithm", "hypervolume", "settings", "runs"], rows)
+    columns = ["algorithm", "hypervolume", "settings", "runs"]
+    if any("igd_plus" in entry for entry in pareto["algorithms"].values()):
+        note += " IGD+: how far the settings fall short of what is attainable, on average over the frontier."
+        columns.insert(2, "IGD+")
+        for row, entry in zip(rows, pareto["algorithms"].values(), strict=True):
+            row.insert(2, cell(entry["igd_plus"], 3))
+    return Table("Hypervolume", note, columns, rows)
 
 
 def write_report(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from textsafe_gym.config import flat, read_yaml
 from textsafe_gym.errors import DataError, RunError
+from textsafe_gym.evaluation.attainable import attained
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse
 from textsafe_gym.evaluation.records import LABELLED, read_evaluation, summarise
@@ -175,15 +176,17 @@ def points_of(runs: Sequence[Run]) -> list[RunPoint]:
     return points
 
 
-def compare_runs(runs: Sequence[Run]) -> Row:
+def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
     """What `comparison.json` holds.
 
     Args:
         runs: finished ones, at least one; those of one label are each other's repetitions.
+        frontier: what is attainable in their environment under their limit, as `frontier.json` holds it.
 
     Returns:
         "settings": from label to its algorithm, seeds, seeds of its evaluations, budget in episodes and in each of
         `LABELLED`, cost limit, and intervals over runs of every metric, overall and for each group of prompts;
+        and, with a frontier, "attainable": see `attainable.attained`; "frontier" itself, or None;
         "pareto": see `pareto.analyse`; "task": "text" or "other", whether episodes are responses;
         "environments_differ_in": see `differing_arguments`.
 
@@ -210,12 +213,14 @@ def compare_runs(runs: Sequence[Run]) -> Row:
                 name: _intervals([mean["groups"][name] for mean in means if name in mean.get("groups", {})])
                 for name in groups
             },
+            "attainable": attained(own, frontier) if frontier else None,
         }
     limits = {entry["cost_limit"] for entry in settings.values()}
-    pareto = analyse(points_of(runs), limits.pop() if len(limits) == 1 else None)
+    pareto = analyse(points_of(runs), limits.pop() if len(limits) == 1 else None, frontier=frontier)
     return {
         "task": task_of_runs(runs),
         "settings": settings,
+        "frontier": frontier,
         "pareto": pareto,
         "environments_differ_in": differing_arguments(runs),
     }

@@ -37,6 +37,7 @@ def compare(
     vary: Mapping[str, Sequence[object]] | Sequence[str] = (),
     workers: int = 1,
     out: str | Path = "runs/compare",
+    frontier: str | Path | None = None,
     resume: bool = False,
     track: str | None = None,
     quiet: bool = False,
@@ -60,6 +61,7 @@ def compare(
         vary: from "ALGORITHM.KEY" to the values that are compared, such as {"reward_shaping.cost_weight": [0.5, 1]}.
         workers: processes. With several, a script has to start them below `if __name__ == "__main__":`.
         out: an empty or new directory.
+        frontier: the directory of a call of `frontier`, to show what is attainable; by default the embedded world's.
         resume: keep the finished runs in `out`, continue the others, add new ones.
         track: see `train`.
         quiet: show no progress.
@@ -77,6 +79,7 @@ def compare(
     from textsafe_gym.evaluation.summaries import load_run, tables_of
     from textsafe_gym.experiments.data import data_note
     from textsafe_gym.experiments.directory import check_out, folder_of, make_directory
+    from textsafe_gym.experiments.frontier import known_frontier
     from textsafe_gym.experiments.pool import finish_all, jobs_of
     from textsafe_gym.experiments.tracking import check_tracker
 
@@ -90,7 +93,15 @@ def compare(
     call: Values = {"env": env, "config": config, "settings": settings, "preset": preset}
     call |= {"episodes": episodes, "data": data or None, "seeds": seeds, "seed": seed}
     repeat, again = repeated(
-        command, "compare", algorithms, **call, vary=vary or None, workers=workers, out=out, track=track
+        command,
+        "compare",
+        algorithms,
+        **call,
+        vary=vary or None,
+        workers=workers,
+        out=out,
+        frontier=frontier,
+        track=track,
     )
     directory = Path(out)
     specs = _specs(
@@ -104,6 +115,7 @@ def compare(
         data=data,
     )
     check_out(directory, resume)
+    known = known_frontier(frontier, [spec.as_dict() for spec in specs[:1]])
     jobs = jobs_of(specs, range(seed, seed + seeds), directory, folder_of, track)
     _check_all(specs, quiet)
     left_out = _left_out_of(specs)
@@ -114,7 +126,7 @@ def compare(
     finish_all(jobs, workers, again, quiet)
     order = [spec.label for spec in specs]
     runs = sorted((load_run(job.directory) for job in jobs), key=lambda run: (order.index(run.label), run.seed))
-    comparison, figures = _report(directory, runs, specs, repeat)
+    comparison, figures = _report(directory, runs, specs, repeat, known)
     return Result(
         directory, {"directory": str(directory), **comparison}, tables_of(comparison), partial(list, figures), runs
     )
@@ -226,19 +238,26 @@ def _check_all(specs: Sequence[RunSpec], quiet: bool) -> None:
             check(spec, played)
 
 
-def _report(out: Path, runs: Sequence["Run"], specs: Sequence[RunSpec], command: str) -> tuple[Row, list[Path]]:
+def _report(
+    out: Path, runs: Sequence["Run"], specs: Sequence[RunSpec], command: str, frontier: Row | None
+) -> tuple[Row, list[Path]]:
     """Writes comparison.json, the figures and the report; returns what the first holds, and the figures' paths."""
     from textsafe_gym.evaluation.figures import comparison_plane, learning_curves, without_curve
     from textsafe_gym.evaluation.report import UNITS, write_report
     from textsafe_gym.evaluation.summaries import budget_of, compare_runs, tables_of
 
-    comparison = compare_runs(runs) | {"left_out": _left_out_of(specs)}
+    comparison = compare_runs(runs, frontier) | {"left_out": _left_out_of(specs)}
     write_json(out / "comparison.json", comparison)
     units = UNITS[comparison["task"]]
     curves = f"Training {units.prompts}; each point a mean of neighbouring iterations."
     if unsampled := without_curve(comparison):
         curves += f" Without a curve: {', '.join(unsampled)}, which samples no {units.episodes}."
     plane = f"Evaluation {units.prompts}; the front joins settings that no other beats."
+    if frontier:
+        plane += (
+            " The grey line is what any policy could attain at each cost, with its 95 % interval over prompts; the "
+            "squares are the best of n answers of the untrained policy, under the limit."
+        )
     shown = [
         *(("Learning curves", curves, path) for path in learning_curves(runs, comparison, out / "learning_curves.png")),
         *(("Reward against cost", plane, path) for path in comparison_plane(runs, comparison, out / "pareto.png")),

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textsafe_gym.config import dump, read_yaml
+from textsafe_gym.config import Values, dump, flat, read_yaml
 from textsafe_gym.console import is_live, progress_console
 from textsafe_gym.errors import ConfigError, DataError
 from textsafe_gym.experiments.arguments import check_arguments, settings_or_assignments
@@ -295,3 +295,54 @@ def _draw(values: Row, path: Path) -> list[Path]:
 
     frontier_plane(values, path)
     return [path]
+
+
+def known_frontier(place: str | Path | None, configs: Sequence[Values]) -> Row | None:
+    """What is attainable where runs were made: as a call of `frontier` found it, or as the embedded world ships it.
+
+    Args:
+        place: the directory of that call, or its frontier.json; none: the shipped one, if the runs are of the embedded
+            world as it comes.
+        configs: what the runs' config.yaml hold.
+
+    Raises:
+        DataError: the file is missing or damaged.
+        ConfigError: it is of another environment or policy, or of a limit on something other than the mean cost.
+    """
+    from textsafe_gym import embedded_world
+    from textsafe_gym.experiments.directory import CONFIG
+    from textsafe_gym.files import read_json
+
+    held = [_origin(config) for config in configs if config]
+    if place is None:
+        return read_json(embedded_world.FRONTIER) if held and all(own == _EMBEDDED for own in held) else None
+    path = Path(place)
+    path = path / "frontier.json" if path.is_dir() else path
+    found = read_json(path)
+    needed = ("env", "constraint", "kl_coefficient", "at_limit", "front", "best_of_n")
+    missing = [key for key in needed if key not in found]
+    if missing:
+        raise DataError(f"{path}: no '{missing[0]}'; is this what textsafe frontier wrote?")
+    if found["constraint"] != "mean" or "cost_limit" not in found:
+        raise ConfigError(f"--frontier {place}: its limit is not on the mean of the whole cost, as these runs' are")
+    if (path.parent / CONFIG).exists():
+        own = _origin(read_yaml(path.parent / CONFIG).values)
+        for other in held:
+            for key in sorted(own.keys() | other.keys()):
+                if own.get(key) != other.get(key):
+                    raise ConfigError(
+                        f"--frontier {place}: made with {key} {own.get(key, 'not set')}, and the runs with "
+                        f"{other.get(key, 'not set')}; make one for them by textsafe frontier"
+                    )
+    return found
+
+
+_EMBEDDED: dict[str, object] = {"env.id": "SafeRLHF-v0"}
+
+
+def _origin(config: Values) -> dict[str, object]:
+    """What decides the untrained policy's responses and their scores, by dotted keys."""
+    apart = ("env.kwargs.cost_limit", "env.kwargs.device", *(["policy.model"] if "source" in config else []))
+    held = flat({key: config.get(key, {}) for key in ("env", "policy")})
+    kept = {key for key in held if key.startswith("env.")} | {"policy.model", "policy.temperature"}
+    return {key: value for key, value in held.items() if key in kept - {*apart} and value not in ({}, None)}

@@ -22,6 +22,7 @@ def pareto(
     cost_limit: float | None = None,
     reference: tuple[float, float] | None = None,
     out: str | Path | None = None,
+    frontier: str | Path | None = None,
     quiet: bool = False,
 ) -> Result:
     """Front and hypervolume of all finished runs in and below directories, as `textsafe pareto` does.
@@ -37,6 +38,7 @@ def pareto(
         cost_limit: marks settings with a mean cost at or under it.
         reference: reward and cost that count as worst; by default the worst of all runs in each.
         out: by default the first directory.
+        frontier: as for `compare`.
         quiet: do not say what is evaluated, and show no progress.
 
     Returns:
@@ -50,6 +52,7 @@ def pareto(
     from textsafe_gym.evaluation.report import UNITS
     from textsafe_gym.evaluation.summaries import differing_arguments, load_runs, points_of, task_of_runs
     from textsafe_gym.experiments.directory import make_directory
+    from textsafe_gym.experiments.frontier import known_frontier
 
     check_arguments({"directories": directories}, cost_limit=cost_limit, reference=reference, out=out)
     for name, numbers in (("--cost-limit", [cost_limit or 0.0]), ("--reference", reference or (0.0, 0.0))):
@@ -60,12 +63,15 @@ def pareto(
         _evaluate_saved(place, quiet)
     loaded = load_runs(places)
     runs = points_of(loaded)
-    result = analyse(runs, cost_limit, reference) | {"environments_differ_in": differing_arguments(loaded)}
+    known = known_frontier(frontier, [run.config for run in loaded])
+    result = analyse(runs, cost_limit, reference, known) | {"environments_differ_in": differing_arguments(loaded)}
     directory = places[0] if out is None else Path(out)
     make_directory(directory)
     limits = {run.label: cost_limit for run in runs}
     figure = directory / "pareto.png"
-    reward_cost_plane(result["points"], runs, limits, UNITS[task_of_runs(loaded)], figure)
+    attained = {name: entry["attainment"] for name, entry in result["algorithms"].items() if entry["attainment"]}
+    units = UNITS[task_of_runs(loaded)]
+    reward_cost_plane(result["points"], runs, limits, units, figure, known, attained if len(attained) <= 3 else None)
     write_json(directory / "pareto.json", result)
     values = {"directory": str(directory), **result}
     return Result(directory, values, _tables(result, cost_limit), partial(list, [figure]), loaded)
