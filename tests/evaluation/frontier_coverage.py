@@ -15,8 +15,8 @@ import gymnasium as gym
 import numpy as np
 
 import textsafe_gym  # noqa: F401 (registers the environment)
-from textsafe_gym.evaluation.frontier import TRUSTED, reference_frontier
-from textsafe_gym.evaluation.reweighting import Constraint, Samples
+from textsafe_gym.evaluation.frontier import TRUSTED, at_limit, front, grid
+from textsafe_gym.evaluation.reweighting import Constraint, Problem, Samples, tilted
 
 NAMES = ("multiplier", "reward", "cost", "kl")
 
@@ -43,18 +43,17 @@ def hits(
 ) -> dict[str, bool] | None:
     """Which of the exact values lie in their intervals; None where the estimate is not trusted."""
     env = exact()
-    if constraint == "per_prompt":
-        best = env.solve_each(limit, beta)
-    else:
-        best = env.solve(limit, beta, constraint == "kl_in_cost")
-    found = reference_frontier(drawn(prompts, count, seed), limit, [beta], [1], constraint, seed=seed)
-    if not found["trusted"]:
+    best = env.solve(limit, beta, constraint == "kl_in_cost")
+    samples, problem = drawn(prompts, count, seed), Problem(constraint, limit, beta)
+    curves = tilted(samples, problem, grid(samples, problem), np.random.default_rng(seed))
+    found = at_limit(curves, limit)
+    if found["effective_sample_size"] < TRUSTED:
         return None
-    ends = found["at_limit"]["intervals"]
+    ends = found["intervals"]
     covered = {k: bool(ends[k][0] - 1e-9 <= getattr(best, k) <= ends[k][1] + 1e-9) for k in NAMES}
     if constraint != "mean":
         return covered
-    rows = [row for row in found["front"] if row["effective_sample_size"] >= TRUSTED]
+    rows = [row for row in front(curves) if row["effective_sample_size"] >= TRUSTED]
     middle = rows[len(rows) // 2]
     low, high = middle["intervals"]["reward"]
     return {**covered, "front": bool(low <= env.solve(middle["cost"], beta).reward <= high)}
