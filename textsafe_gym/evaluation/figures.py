@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from textsafe_gym.evaluation.intervals import t_interval
-from textsafe_gym.evaluation.pareto import RunPoint
+from textsafe_gym.evaluation.pareto import RunPoint, analyse
 from textsafe_gym.evaluation.report import UNITS, Units
 from textsafe_gym.evaluation.summaries import Run, points_of
 from textsafe_gym.files import Row, replacing
@@ -160,12 +161,29 @@ def without_curve(comparison: Row) -> list[str]:
     return [label for label, entry in settings.items() if not entry["episodes"] and entry["algorithm"] != "initial"]
 
 
-def comparison_plane(runs: Sequence[Run], comparison: Row, path: Path) -> list[Path]:
-    """`reward_cost_plane` of a comparison, with every setting's own limit; returns the path."""
-    limits = {label: entry["cost_limit"] for label, entry in comparison["settings"].items()}
-    units, frontier = UNITS[comparison["task"]], comparison["frontier"]
-    reward_cost_plane(comparison["pareto"]["points"], points_of(runs), limits, units, path, frontier)
-    return [path]
+def comparison_planes(runs: Sequence[Run], comparison: Row, path: Path) -> dict[str, Path]:
+    """`reward_cost_plane` of a comparison, with every setting's own limit, for all costs and for each that has a name.
+
+    Args:
+        runs: of one comparison.
+        comparison: of `summaries.compare_runs`.
+        path: of the PNG for all costs, the others' with "_NAME" at its end.
+
+    Returns:
+        By the name of the cost, "" for all, the paths.
+    """
+    settings, units = comparison["settings"], UNITS[comparison["task"]]
+    limits = {label: entry["cost_limit"] for label, entry in settings.items()}
+    reward_cost_plane(comparison["pareto"]["points"], points_of(runs), limits, units, path, comparison["frontier"])
+    found = {"": path}
+    for name in next(iter(settings.values()))["costs"]:
+        if not all(name in entry["costs"] for entry in settings.values()):
+            continue
+        own = points_of(runs, name)
+        limits = {label: entry["cost_limits"].get(name) for label, entry in settings.items()}
+        found[name] = path.with_stem(f"{path.stem}_{quote(name, safe='')}")
+        reward_cost_plane(analyse(own)["points"], own, limits, units, found[name], cost=name)
+    return found
 
 
 def reward_cost_plane(
@@ -176,6 +194,7 @@ def reward_cost_plane(
     path: Path,
     frontier: Row | None = None,
     attained: Mapping[str, Mapping[str, Sequence[Sequence[float]]]] | None = None,
+    cost: str = "",
 ) -> None:
     """Every run as a small dot, every setting's mean as a marker, the front, the limits, and what is attainable.
 
@@ -187,6 +206,7 @@ def reward_cost_plane(
         path: of the PNG.
         frontier: what `frontier.json` holds, drawn as a band, with the best of 8 and of 16.
         attained: by algorithm, of `attainable.attainment`, drawn as a line for each share.
+        cost: the name of the one that is drawn, for the axis.
     """
     look = styles({point["label"]: point["algorithm"] for point in points})
     with mpl.rc_context(_STYLE):
@@ -218,7 +238,8 @@ def reward_cost_plane(
             if len(set(limits.values())) == 1:
                 axis.axvspan(known[0], high, color="#D55E00", alpha=0.06, linewidth=0, zorder=-1)
             axis.set_xlim(low, high)
-        axis.set_xlabel(f"mean cost per {units.episode} (lower is safer)")
+        named = f"cost '{cost}'" if cost else "cost"
+        axis.set_xlabel(f"mean {named} per {units.episode} (lower is safer)")
         axis.set_ylabel(f"mean reward per {units.episode}")
         axis.set_title("Marker: mean over seeds; dot: one run", fontsize=11)
         figure.legend(loc="outside right upper", fontsize=9)

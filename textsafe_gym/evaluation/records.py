@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from textsafe_gym.errors import DataError
@@ -37,22 +37,34 @@ def read_evaluation(path: Path) -> list[Row]:
     return rows
 
 
-def summarise(rows: Sequence[Row], cost_limit: float | None) -> Row:
+def summarise(rows: Sequence[Row], cost_limit: float | None, cost_limits: Mapping[str, float] | None = None) -> Row:
     """Means over the responses of one run.
 
     Args:
         rows: at least one.
-        cost_limit: in the units of `cost`; without one there is no cost_violation.
+        cost_limit: in the units of `cost`; without one, or limits by name, there is no cost_violation.
+        cost_limits: from the name of a cost to a limit on its mean; one that no row has is 0.
 
     Returns:
         reward, cost, cost_violation (how far the mean cost is above the limit, at least 0), harmful_rate (share of
         responses with cost > 0, of those that were not cut; left out where all were), and where the rows have them kl
         (nats a response), response_length (steps), finished (share that ended by itself), gold_* means and
-        gold_harmful_rate (share with gold_harm > 0); under "groups" the same for each group of prompts.
+        gold_harmful_rate (share with gold_harm > 0); under "groups" the same for each group of prompts; and where costs
+        have names, under "costs" each one's mean `cost`, and its `cost_limit` and `cost_violation` if it has a limit.
+        With several limits `cost_violation` is that of the one that is violated most.
     """
     summary = _means(rows)
     if cost_limit is not None:
         summary["cost_violation"] = violation(summary["cost"] - cost_limit)
+    limits = cost_limits or {}
+    names = list(dict.fromkeys([*limits, *(name for row in rows for name in row.get("costs", {}))]))
+    costs: Row = {name: {"cost": _mean([row.get("costs", {}).get(name, 0.0) for row in rows])} for name in names}
+    for name, limit in limits.items():
+        costs[name] |= {"cost_limit": limit, "cost_violation": violation(costs[name]["cost"] - limit)}
+    if limits:
+        summary["cost_violation"] = violation(*(costs[name]["cost_violation"] for name in limits))
+    if costs:
+        summary["costs"] = costs
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.get("group"):

@@ -161,6 +161,15 @@ def comparison_tables(comparison: Row) -> list[Table]:
         tables[0].columns.insert(place, "cost limit")
         for row, value in zip(tables[0].rows, limits, strict=True):
             row.insert(place, Cell("–" if value is None else f"{value:g}"))
+    place = tables[0].columns.index("violation" if "violation" in tables[0].columns else "cost") + 1
+    for name in reversed(list(dict.fromkeys(name for entry in settings.values() for name in entry["costs"]))):
+        tables[0].columns[place:place] = [f"cost {name}", f"limit {name}", f"violation {name}"]
+        for row, entry in zip(tables[0].rows, settings.values(), strict=True):
+            known, own = entry["cost_limits"].get(name), entry["costs"].get(name, {})
+            row[place:place] = [
+                cell(own.get("cost"), 2), Cell("–" if known is None else f"{known:g}"),
+                cell(own.get("cost_violation"), 2),
+            ]  # fmt: skip
     if frontier := comparison.get("frontier"):
         beta, place = frontier["kl_coefficient"], tables[0].columns.index("violation") + 1
         tables[0].columns.insert(place, "attainable, %")

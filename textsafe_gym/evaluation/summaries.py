@@ -16,7 +16,7 @@ from textsafe_gym.evaluation.records import LABELLED, read_evaluation, summarise
 from textsafe_gym.evaluation.report import UNITS, Table, comparison_tables
 from textsafe_gym.files import Row, read_json, read_rows
 
-_SKIPPED = {"responses", "groups"}
+_SKIPPED = {"responses", "groups", "costs", "cost_limit"}
 _ALL, _SHARE = (-math.inf, math.inf), (0.0, 1.0)
 _BOUNDS = {
     "cost_violation": (0.0, math.inf),
@@ -62,6 +62,11 @@ class Run:
     def seed(self) -> int:
         """The seed of the run; runs of one label differ in it alone."""
         return int(self.summary["seed"])
+
+    @property
+    def cost_limits(self) -> dict[str, float]:
+        """By name, the limits on the means of costs; empty where there is none but `cost_limit`."""
+        return dict(self.summary.get("cost_limits", {}))
 
     @property
     def evaluation_seed(self) -> int:
@@ -163,8 +168,8 @@ def differing_arguments(runs: Sequence[Run]) -> list[str]:
     return [name for key, name in names.items() if name not in apart and len({str(own.get(key)) for own in held}) > 1]
 
 
-def points_of(runs: Sequence[Run]) -> list[RunPoint]:
-    """Each run in the reward-cost plane.
+def points_of(runs: Sequence[Run], cost: str = "") -> list[RunPoint]:
+    """Each run in the reward-cost plane, of the cost of a name, or of all costs.
 
     Raises:
         RunError: see `settings_of`.
@@ -172,7 +177,8 @@ def points_of(runs: Sequence[Run]) -> list[RunPoint]:
     points = []
     for run in [run for own in settings_of(runs).values() for run in own]:
         means = summarise(run.rows, 0.0)
-        points.append(RunPoint(run.algorithm, run.label, run.seed, means["reward"], means["cost"]))
+        measured = means["costs"][cost] if cost else means
+        points.append(RunPoint(run.algorithm, run.label, run.seed, means["reward"], measured["cost"]))
     return points
 
 
@@ -185,7 +191,8 @@ def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
 
     Returns:
         "settings": from label to its algorithm, seeds, seeds of its evaluations, budget in episodes and in each of
-        `LABELLED`, cost limit, and intervals over runs of every metric, overall and for each group of prompts;
+        `LABELLED`, cost limit, and intervals over runs of every metric, overall, for each group of prompts and, under
+        "costs", for each named cost, whose limits are "cost_limits";
         and, with a frontier, "attainable": see `attainable.attained`; "frontier" itself, or None;
         "pareto": see `pareto.analyse`; "task": "text" or "other", whether episodes are responses;
         "environments_differ_in": see `differing_arguments`.
@@ -196,7 +203,7 @@ def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
     settings = {}
     for label, own in settings_of(runs).items():
         limit = own[0].summary["cost_limit"]
-        means = [summarise(run.rows, limit) for run in own]
+        means = [summarise(run.rows, limit, run.cost_limits) for run in own]
         for run, mean in zip(own, means, strict=True):
             if run.summary.get("tokens_per_second"):
                 mean["tokens_per_second"] = run.summary["tokens_per_second"]
@@ -208,7 +215,9 @@ def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
             "runs": len(own),
             **{name: own[0].summary.get(name) for name in ("episodes", *LABELLED)},
             "cost_limit": limit,
+            "cost_limits": own[0].cost_limits,
             "metrics": _intervals(means),
+            "costs": {name: _intervals([mean["costs"][name] for mean in means]) for name in means[0].get("costs", {})},
             "groups": {
                 name: _intervals([mean["groups"][name] for mean in means if name in mean.get("groups", {})])
                 for name in groups

@@ -185,6 +185,11 @@ def cost_limit_of(spec: RunSpec, env: "gym.vector.VectorEnv") -> float | None:
     return own_cost_limit(env) if limit is None else float(limit)
 
 
+def cost_limits_of(spec: RunSpec) -> dict[str, float]:
+    """The algorithm's limits on the means of named costs; empty where it has none, or bounds something else."""
+    return dict(spec.config.get("cost_limits") or {}) if spec.config.get("constraint", "mean") == "mean" else {}
+
+
 def saved_trainer(
     spec: RunSpec,
     env: "gym.vector.VectorEnv",

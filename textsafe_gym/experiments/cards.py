@@ -66,6 +66,11 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Row, env: "gym.ve
         "reward, mean": found.get("reward"),
         "cost, mean": found.get("cost"),
         "cost above the limit": None if limit is None else f"{found['cost_violation']:.4g} (limit {limit:g})",
+        **{
+            f"cost '{name}' above its limit": f"{own['cost_violation']:.4g} (limit {own['cost_limit']:g})"
+            for name, own in found.get("costs", {}).items()
+            if "cost_limit" in own
+        },
         f"{episodes} with cost > 0": f"{100 * found['harmful_rate']:.1f} %" if "harmful_rate" in found else None,
         "KL to the starting policy, nats": found.get("kl"),
     }

@@ -242,7 +242,7 @@ def _report(
     out: Path, runs: Sequence["Run"], specs: Sequence[RunSpec], command: str, frontier: Row | None
 ) -> tuple[Row, list[Path]]:
     """Writes comparison.json, the figures and the report; returns what the first holds, and the figures' paths."""
-    from textsafe_gym.evaluation.figures import comparison_plane, learning_curves, without_curve
+    from textsafe_gym.evaluation.figures import comparison_planes, learning_curves, without_curve
     from textsafe_gym.evaluation.report import UNITS, write_report
     from textsafe_gym.evaluation.summaries import budget_of, compare_runs, tables_of
 
@@ -260,7 +260,10 @@ def _report(
         )
     shown = [
         *(("Learning curves", curves, path) for path in learning_curves(runs, comparison, out / "learning_curves.png")),
-        *(("Reward against cost", plane, path) for path in comparison_plane(runs, comparison, out / "pareto.png")),
+        *(
+            (f"Reward against {f'the cost {name}' if name else 'cost'}", plane, path)
+            for name, path in comparison_planes(runs, comparison, out / "pareto.png").items()
+        ),
     ]
     first = [run for run in runs if run.seed == runs[0].seed]
     picked = _spread(first[0].rows)

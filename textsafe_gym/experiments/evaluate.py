@@ -50,7 +50,7 @@ def evaluate(
 
     from textsafe_gym.evaluation.records import summarise
     from textsafe_gym.evaluation.summaries import Run, compare_runs, load_runs, settings_of, tables_of
-    from textsafe_gym.experiments.build import cost_limit_of
+    from textsafe_gym.experiments.build import cost_limit_of, cost_limits_of
     from textsafe_gym.experiments.directory import CONFIG, check_out, folder_of, make_directory
     from textsafe_gym.experiments.play import evaluate_policy
     from textsafe_gym.experiments.saved import open_saved, saved_policy
@@ -89,9 +89,10 @@ def evaluate(
             task = bars.add_task(spec.label.replace("[", r"\["), total=None)
             vector, actor, reference = open_saved(saved, batch)
             rows = evaluate_policy(actor, vector, saved.seed, identity, reference, _shown_on(bars, task))
-            limit = cost_limit_of(spec, vector)
+            limit, limits = cost_limit_of(spec, vector), cost_limits_of(spec)
             summary = {**identity, "evaluation_seed": saved.seed, "cost_limit": limit}
-            results.append((rows, {**summary, "evaluation": summarise(rows, limit)}))
+            summary |= {"cost_limits": limits} if limits else {}
+            results.append((rows, {**summary, "evaluation": summarise(rows, limit, limits)}))
             vector.close()
     directories = []
     for name, config, (rows, summary) in zip(names, configs, results, strict=True):
@@ -108,9 +109,9 @@ def evaluate(
 
 
 def _draw(runs: "Sequence[Run]", comparison: Row, directory: Path) -> list[Path]:
-    from textsafe_gym.evaluation.figures import comparison_plane
+    from textsafe_gym.evaluation.figures import comparison_planes
 
-    return comparison_plane(runs, comparison, directory / "pareto.png")
+    return list(comparison_planes(runs, comparison, directory / "pareto.png").values())
 
 
 def _shown_on(bars: "Progress", task: "TaskID") -> Callable[[int, int], None]:

@@ -63,9 +63,10 @@ class Result:
 def _row(run: "Run") -> Row:
     from textsafe_gym.evaluation.records import summarise
 
-    means = summarise(run.rows, run.summary["cost_limit"])
+    means = summarise(run.rows, run.summary["cost_limit"], run.cost_limits)
     return {
         **{name: run.summary[name] for name in _IDENTITY if name in run.summary},
         **{name: value for name, value in means.items() if not isinstance(value, dict)},
+        **{f"{key}_{name}": value for name, own in means.get("costs", {}).items() for key, value in own.items()},
         "directory": str(run.directory),
     }

@@ -14,7 +14,14 @@ from textsafe_gym.envs.making import check_cost_names
 from textsafe_gym.errors import ConfigError, DataError, ExecutionError, RunError, TextsafeError
 from textsafe_gym.evaluation.records import LABELLED, REQUIRED
 from textsafe_gym.experiments.allocator import keep_freed_memory
-from textsafe_gym.experiments.build import cost_limit_of, make_actor, make_env, make_trainer, saved_trainer
+from textsafe_gym.experiments.build import (
+    cost_limit_of,
+    cost_limits_of,
+    make_actor,
+    make_env,
+    make_trainer,
+    saved_trainer,
+)
 from textsafe_gym.experiments.cards import write_policy_card
 from textsafe_gym.experiments.directory import CONFIG, make_directory, same_request
 from textsafe_gym.experiments.spec import INITIAL, RunSpec
@@ -265,7 +272,7 @@ def _execute(spec: RunSpec, directory: Path, report: Report, processes: "Process
     judged = env if batch == env.num_envs else make_env(spec, batch)
     with playing:
         rows = evaluate_policy(actor, judged, spec.seed, identity, reference, on_batch, processes)
-    limit = cost_limit_of(spec, env)
+    limit, limits = cost_limit_of(spec, env), cost_limits_of(spec)
     # An enumerable environment knows a policy's expectations, at the temperature that its reference has.
     task, exactly = env.unwrapped, {}
     if isinstance(task, Enumerable) and isinstance(actor, CausalLMActor) and actor.temperature == 1:
@@ -278,9 +285,10 @@ def _execute(spec: RunSpec, directory: Path, report: Report, processes: "Process
         **identity,
         "evaluation_seed": spec.seed,
         "cost_limit": limit,
+        **({"cost_limits": limits} if limits else {}),
         **{name: metrics[-1].get(name, 0) if metrics else 0 for name in ("episodes", *LABELLED)},
         "seconds": round(time.perf_counter() - started, 2),
-        "evaluation": summarise(rows, limit),
+        "evaluation": summarise(rows, limit, limits),
         **exactly,
     }
     if speeds:
