@@ -62,6 +62,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own_package" / "__init__.py").write_text("")
     (tmp_path / "own_package" / "penalty.py").write_text(
         code[1] + "\n\nclass Stiff(Algorithm):\n    class Config(Config):\n        stiffness: float = 20.0\n"
+        "\n\nclass Tally:  # not offered as an algorithm: it does not say what it learns from\n"
+        "    def update(self, counts):\n        pass\n"
     )
     (tmp_path / "own_judges.py").write_text(JUDGES)
     (tmp_path / "own_judges_at_the_end.py").write_text("raise SystemExit\n")
