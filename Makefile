@@ -7,12 +7,12 @@ INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt 
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) ".[train,omnisafe]"
-	$(BIN)/pip install --quiet --no-deps omnisafe==0.5.0
+	$(INSTALL) ".[train]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) ".[train,dev,deepspeed,docs,mlflow,sb3,trackio,trl,wandb]"
+	$(INSTALL) ".[train,dev,deepspeed,docs,mlflow,omnisafe,sb3,trackio,trl,wandb]"
+	$(BIN)/pip install --quiet --no-deps omnisafe==0.5.0
 	touch $@
 
 demo: $(VENV)/.installed  ## compare the three algorithms on the embedded world

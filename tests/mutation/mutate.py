@@ -1,6 +1,6 @@
 """Plants faults in the package, one at a time, and reports which of them the tests notice: `make mutate`.
 
-Half of the faults are written by hand (`faults.yaml`), half are drawn from the sources by a seed. Each is planted in a
+Some of the faults are written by hand (`faults.yaml`), some are drawn from the sources by a seed. Each is planted in a
 copy of the tracked files, where the tests that `faults.yaml` maps to its file are run; it is killed if they fail. What
 was found is kept in build/mutation.jsonl, so that a run that was stopped goes on where it was: killed faults are not
 tried again as long as their file stays the same, survivors are. `RESULT.md` has the list of all.
