@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.files import read_text
-from textsafe_gym.registry import nearest
+from textsafe_gym.registry import did_you_mean, nearest
 
 Config = TypeVar("Config", bound=BaseModel)
 Values = dict[str, Any]  # settings as YAML has them: plain values, lists and mappings
@@ -349,6 +349,9 @@ def explain(
         else:
             message = fault["msg"].removeprefix("Value error, ")
             message = message[:1].lower() + message[1:]
+            if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+                hint = did_you_mean(fault["input"], re.findall(r"'([^']+)'", fault["ctx"]["expected"]))
+                message += f"; {hint}" if hint else ""
             faults.append(f"{name} = {fault['input']!r}{place}: {message}")
     return "; ".join(faults)
 

@@ -382,7 +382,8 @@ class Limitless(gym.Env):
         ("ppo", {"minibatch_size": 0}, "minibatch_size = 0.*greater than 0"),
         ("ppo_lagrangian", {"multiplier_init": 0}, "would stay 0 under multiplier_update 'log'.*another"),
         ("ppo_lagrangian", {"multiplier_init": 9}, "multiplier_init = 9.0 exceeds multiplier_max = 5.0"),
-        ("ppo_lagrangian", {"multiplier_update": "sgd"}, "multiplier_update = 'sgd'.*'log', 'projected'"),
+        ("ppo_lagrangian", {"multiplier_update": "sgd"}, "multiplier_update = 'sgd'.*'log', 'projected'.* or 'fixed'$"),
+        ("cup", {"multiplier_update": "projcted"}, "'nu_pi' or 'fixed'; did you mean 'projected'?"),
         ("ppo_lagrangian", {}, "needs a cost limit.*set cost_limit"),
     ],
 )
