@@ -11,11 +11,11 @@ too, so that the stated problem is the one that is solved; E[C] then ends β·KL
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
+from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, MultiplierConfig, RuleName, TrainingConfig
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
     """Settings of PPO-Lagrangian; the defaults are the official script's."""
 
-    multiplier_update: Literal["log", "projected", "adam", "pid", "nu_pi", "fixed"] = Field(
+    multiplier_update: RuleName = Field(
         "log", description="log: Safe RLHF's; projected, adam: gradient ascent, λ may be 0; pid; nu_pi; fixed"
     )
     multiplier_init: float = Field(1.0, ge=0, description="λ before the first update")

@@ -4,6 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+RuleName = Literal["log", "projected", "adam", "pid", "nu_pi", "fixed"]
+"""The names of `algos.core.constraints.RULES`."""
+
 
 class StepConfig(BaseModel):
     """Minibatches and optimiser; the defaults are the official Safe RLHF script's, on its eight devices."""
@@ -97,7 +100,7 @@ class ConstraintConfig(BaseModel):
 class MultiplierConfig(BaseModel):
     """How λ follows the constraint's excess."""
 
-    multiplier_update: Literal["log", "projected", "adam", "pid", "nu_pi", "fixed"] = Field(
+    multiplier_update: RuleName = Field(
         "projected", description="log: Safe RLHF's; projected, adam: gradient ascent, λ may be 0; pid; nu_pi; fixed"
     )
     multiplier_init: float = Field(0.0, ge=0, description="λ before the first update")
