@@ -18,6 +18,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 import algos
 import textsafe_gym  # noqa: F401
 from algos.core.objectives import gae
+from tests.helpers.clock import timeless
 from tests.helpers.cmdps import Crossing, Halves, Reusing, Tracking, vector
 from tests.helpers.rounding import EXACT_LM, FLOAT32, MLP, rounding
 from textsafe_gym.adapters import omnisafe
@@ -76,11 +77,6 @@ def test_an_environment_may_use_its_arrays_again() -> None:
         assert all(map(torch.equal, plainly, again))
 
 
-def untimed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    timed = {"tokens_per_second", "seconds_rollout", "seconds_update"}
-    return [{key: x for key, x in row.items() if key not in timed} for row in rows]
-
-
 def weights(agent: Any) -> dict[str, torch.Tensor]:
     return {name: x.clone() for name, x in agent.state_dict().items()}
 
@@ -135,7 +131,7 @@ def test_a_resumed_run_is_the_same_run(name: str, tmp_path: Path) -> None:
     halved.learn(16)
     halved.save(tmp_path / "half")
     resumed = algos.load(tmp_path / "half", EXACT)
-    assert untimed(resumed.learn()) == untimed(rows[1:])
+    assert timeless(resumed.learn()) == timeless(rows[1:])
     for name, x in whole.algorithm.agent.state_dict().items():
         assert torch.equal(x, resumed.algorithm.agent.state_dict()[name])
 
@@ -256,7 +252,7 @@ def test_a_limit_that_is_set_later_is_the_one_that_is_kept(name: str) -> None:
     changed.set_cost_limit(-9.0)
     assert [row["cost_violation"] for row in loose.learn(16)] == [0.0]
     expected, found = tight.learn(16), changed.learn(16)
-    assert untimed(found) == untimed(expected)
+    assert timeless(found) == timeless(expected)
     ours, theirs, other = (each.algorithm.agent.state_dict() for each in (changed, tight, loose))
     assert all(torch.equal(x, theirs[key]) for key, x in ours.items())
     assert any(not torch.equal(x, other[key]) for key, x in ours.items())
@@ -266,11 +262,11 @@ def test_a_limit_that_is_set_later_is_the_one_that_is_kept(name: str) -> None:
 def test_a_limit_that_was_set_later_is_in_the_checkpoint(name: str, tmp_path: Path) -> None:
     tight, changed = (made(name, cost_limit=limit) for limit in (-9.0, 9.0))
     changed.set_cost_limit(-9.0)
-    assert untimed(changed.learn(16)) == untimed(tight.learn(16))
+    assert timeless(changed.learn(16)) == timeless(tight.learn(16))
     changed.save(tmp_path / "half")
     resumed = algos.load(tmp_path / "half", EXACT)
     assert resumed.cost_limit == -9.0
-    assert untimed(resumed.learn()) == untimed(tight.learn())
+    assert timeless(resumed.learn()) == timeless(tight.learn())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import algos
 import textsafe_gym  # noqa: F401 (registers the environment)
 from algos.core.trust_region import trust_region
 from tests.helpers.algorithms import SAMPLING
+from tests.helpers.clock import timeless
 from tests.helpers.rounding import rounding
 from textsafe_gym import embedded_world
 from textsafe_gym.errors import RunError
@@ -33,11 +34,6 @@ SEPARATE = {
     "reward_critic": embedded_world.ASSETS / "reward",
     "cost_critic": embedded_world.ASSETS / "cost",
 }
-TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
-
-
-def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 @pytest.mark.parametrize("critics", ["heads", "separate"])
@@ -58,7 +54,7 @@ def test_a_loaded_run_continues_bit_for_bit(critics: str, tmp_path: Path) -> Non
     early = part.learn(16)
     part.save(tmp_path / "half")
     resumed = algos.load(tmp_path / "half", env, **start())
-    assert without_times(early + resumed.learn()) == without_times(rows)
+    assert timeless(early + resumed.learn()) == timeless(rows)
     final, reached = whole.algorithm.agent.state_dict(), resumed.algorithm.agent.state_dict()
     assert all(torch.equal(final[key], reached[key]) for key in final)
     assert abs(rows[-1]["kl"]) > 10 * abs(rows[0]["kl"])
@@ -94,7 +90,7 @@ def test_bfloat16_weights_learn_at_small_rates_and_continue_bit_for_bit(
     assert bool(engine.copies) != bool(partial)  # an adapter is kept in float32 itself
     torch.manual_seed(0)
     again = algos.load(tmp_path / "half", env, make_actor(env, dtype="bfloat16", **partial))
-    assert without_times(again.learn()) == without_times(rows[2:])
+    assert timeless(again.learn()) == timeless(rows[2:])
     assert torch.equal(actor(again), actor(low))
 
 
@@ -156,7 +152,7 @@ def test_the_environments_own_policy_is_found_again(tmp_path: Path) -> None:
     first = trainer.learn(8)
     trainer.save(tmp_path / "checkpoint")
     resumed = algos.load(tmp_path / "checkpoint", "SafeRLHF-v0")
-    assert without_times(first + resumed.learn()) == without_times(first + trainer.learn())
+    assert timeless(first + resumed.learn()) == timeless(first + trainer.learn())
     assert (tmp_path / "checkpoint" / "policy" / "config.json").is_file()
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import algos
 from tests.helpers.algorithms import SAMPLING
+from tests.helpers.clock import timeless
 from tests.helpers.cmdps import Bandit, Crossing, Rare, Tracking, vector
 from tests.helpers.rounding import MLP, assert_same_updates, same_tensors
 from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
@@ -35,11 +36,6 @@ SMALL: dict[str, Any] = {
     "epochs": 2,
     "learning_rate": 1e-2,
 }
-TIMES = {"tokens_per_second", "seconds_rollout", "seconds_update"}
-
-
-def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 def tensors_of(trainer: Any) -> dict[str, Tensor]:
@@ -62,8 +58,8 @@ def test_available_reads_the_folder_without_torch() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_gives_the_same_metrics(name: str) -> None:
     first, again, other = (algos.make(name, vector(Crossing, 8), seed=seed, **SMALL).learn() for seed in (3, 3, 4))
-    assert without_times(first) == without_times(again)
-    assert without_times(first) != without_times(other)
+    assert timeless(first) == timeless(again)
+    assert timeless(first) != timeless(other)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,7 +92,7 @@ def test_a_loaded_run_continues_bit_for_bit(name: str, env: Any, tmp_path: Path)
     part.save(tmp_path / "half")
     resumed = algos.load(tmp_path / "half", vector(env, 8))
     late = resumed.learn()
-    assert without_times(early + late) == without_times(rows)
+    assert timeless(early + late) == timeless(rows)
     final, reached = tensors_of(whole), tensors_of(resumed)
     assert final.keys() == reached.keys()
     assert all(torch.equal(final[key], reached[key]) for key in final)
@@ -293,7 +289,7 @@ def test_micro_batches_give_the_same_update_as_one_big_batch(name: str) -> None:
     # A gradient is a sum over 12 episodes and 64 demonstrations of up to 8 steps, forth and back.
     gradient_error = MLP * math.sqrt(2 * 76 * 8)
     assert_same_updates(theirs, ours, start, gradient_error)
-    for key in rows[0].keys() - TIMES:
+    for key in timeless(rows[0]):
         assert rows[1][key] == pytest.approx(rows[0][key], rel=MLP, abs=MLP), key
 
 
@@ -338,7 +334,7 @@ def test_any_form_of_environment_will_do() -> None:
         assert by_id.source.env.num_envs == by_env.source.env.num_envs == 8
         limits = [trainer.algorithm.constraints.cost_limit for trainer in (by_id, by_env)]
         assert limits == [Crossing.COST_LIMIT] * 2
-        assert without_times(by_id.learn(8)) == without_times(by_env.learn(8))
+        assert timeless(by_id.learn(8)) == timeless(by_env.learn(8))
     finally:
         gym.registry.pop("Crossing-v0")
     one_by_one = algos.make("ppo_lagrangian", Crossing(), **SMALL)

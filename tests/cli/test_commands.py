@@ -16,6 +16,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from tests.helpers import cli_world
+from tests.helpers.clock import timeless
 from tests.helpers.cmdps import Crossing, Rare
 from tests.helpers.rounding import TINY
 from tests.helpers.speed import python, times_as_long
@@ -58,10 +59,6 @@ def wait_for_rows(path: Path, count: int) -> None:
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def timeless(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if "second" not in name}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +139,7 @@ def test_a_killed_run_resumes_to_the_same_result(world: Path, tmp_path: Path):
     for name in ("config.yaml", "evaluation.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     killed, whole = (rows(tmp_path / name / "metrics.jsonl") for name in ("killed", "whole"))
-    assert list(map(timeless, killed)) == list(map(timeless, whole))
+    assert timeless(killed) == timeless(whole)
     tensors = "checkpoints/latest/state.safetensors"
     assert (tmp_path / "killed" / tensors).read_bytes() == (tmp_path / "whole" / tensors).read_bytes()
 

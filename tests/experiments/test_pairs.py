@@ -10,6 +10,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from tests.helpers import cli_world
+from tests.helpers.clock import timeless
 from textsafe_gym import experiments
 from textsafe_gym.cli.main import main
 from textsafe_gym.evaluation.summaries import tables_of
@@ -52,10 +53,6 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def timeless(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if "second" not in name}
-
-
 def test_a_file_of_pairs_trains_and_a_stopped_run_continues(world: Path, tmp_path: Path) -> None:
     request = ("train", "dpo", "--env", world / "env.yaml", "--data", world / "pairs.jsonl", *SMALL)
     request = (*request, "--set", "epochs=4", "--seed", "3")
@@ -72,7 +69,7 @@ def test_a_file_of_pairs_trains_and_a_stopped_run_continues(world: Path, tmp_pat
 
     cli_world.killed_at(11, *request, "--out", tmp_path / "killed")
     done("train", "dpo", "--out", tmp_path / "killed", "--resume", "--quiet")
-    assert [timeless(row) for row in rows(tmp_path / "killed")] == [timeless(row) for row in trained]
+    assert timeless(rows(tmp_path / "killed")) == timeless(trained)
     both = [(tmp_path / name / "evaluation.jsonl").read_text() for name in ("whole", "killed")]
     assert both[0] == both[1]
 

@@ -12,11 +12,11 @@ import yaml
 from click.testing import CliRunner
 
 from tests.helpers import cli_world
+from tests.helpers.clock import timeless
 from textsafe_gym import experiments
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, RunError, TextsafeError
 
-TIMES = {"seconds", "tokens_per_second", "seconds_rollout", "seconds_update"}
 FAST = {"episodes_per_iteration": 8, "epochs": 1}
 
 
@@ -57,13 +57,6 @@ def command(*arguments: object) -> dict[str, Any]:
     return dict(json.loads(result.stdout))
 
 
-def timeless(value: Any) -> Any:
-    """Without what a clock said, and without the directory."""
-    if isinstance(value, dict):
-        return {name: timeless(x) for name, x in value.items() if name not in TIMES | {"directory"}}
-    return [timeless(x) for x in value] if isinstance(value, list) else value
-
-
 def same_files(one: Path, other: Path, *, apart: tuple[str, ...] = ()) -> int:
     """Asserts that two directories hold the same files, but for times and those in `apart`; returns how many."""
 
@@ -77,7 +70,7 @@ def same_files(one: Path, other: Path, *, apart: tuple[str, ...] = ()) -> int:
         texts = [(root / path).read_bytes() for root in (one, other)]
         if path.suffix in (".json", ".jsonl"):
             lines = [text.split(b"\n") if path.suffix == ".jsonl" else [text] for text in texts]
-            parsed = [[timeless(json.loads(line)) for line in each if line] for each in lines]
+            parsed = [[timeless(json.loads(line), "directory") for line in each if line] for each in lines]
             assert parsed[0] == parsed[1], path
         else:
             assert texts[0] == texts[1], path
@@ -92,7 +85,7 @@ def test_a_run_is_the_commands(environment: dict[str, Any], world: Path, tmp_pat
                                out=tmp_path / "dotted")  # fmt: skip
     told = command("train", "ppo", "--env", world / "env.yaml", *flags(FAST), "--set", "env.cost_limit=-1",
                    "--episodes", 16, "--seed", 3, "--out", tmp_path / "command")  # fmt: skip
-    assert timeless(nested.values) == timeless(dotted.values) == timeless(told)
+    assert timeless(nested.values, "directory") == timeless(dotted.values, "directory") == timeless(told, "directory")
     assert nested.values["directory"] == str(nested.directory) == str(tmp_path / "nested")
     assert same_files(tmp_path / "nested", tmp_path / "command") > 8
     same_files(tmp_path / "nested", tmp_path / "dotted")
@@ -145,13 +138,13 @@ def test_the_front_and_an_evaluation_are_the_commands(compared: tuple[Any, Path]
     result, _ = compared
     front = experiments.pareto(result.directory, cost_limit=0.0, reference=(-9, 9), out=tmp_path / "python")
     told = command("pareto", result.directory, "--cost-limit", 0, "--reference", -9, 9, "--out", tmp_path / "command")
-    assert timeless(front.values) == timeless(told)
+    assert timeless(front.values, "directory") == timeless(told, "directory")
     assert [table.title for table in front.tables] == ["Settings", "Hypervolume"]
     assert same_files(tmp_path / "python", tmp_path / "command") == 2
     run = result.directory / "ppo/seed_0"
     again = experiments.evaluate(run, seed=7, settings={"policy.temperature": 0.5}, out=tmp_path / "p", quiet=True)
     told = command("evaluate", run, "--seed", 7, "--set", "policy.temperature=0.5", "--out", tmp_path / "c")
-    assert timeless(again.values) == timeless(told)
+    assert timeless(again.values, "directory") == timeless(told, "directory")
     assert same_files(tmp_path / "p", tmp_path / "c") == 3
     assert again.figures == [tmp_path / "p/pareto.png"]
     assert again.figures[0].read_bytes().startswith(b"\x89PNG")
@@ -182,7 +175,7 @@ def test_a_study_is_the_commands(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plan))
     result = experiments.study(tmp_path / "mine.yaml", out=tmp_path / "python", quiet=True)
     told = command("study", tmp_path / "mine.yaml", "--out", tmp_path / "command")
-    assert timeless(result.values) == timeless(told)
+    assert timeless(result.values, "directory") == timeless(told, "directory")
     assert same_files(tmp_path / "python", tmp_path / "command") > 8
     assert result.tables[0].columns[0] == "algorithm"
     assert [run.algorithm for run in result.runs] == ["rloo_lagrangian"]

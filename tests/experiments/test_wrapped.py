@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
 import textsafe_gym  # noqa: F401 (registers the environment)
+from tests.helpers.clock import timeless
 from textsafe_gym import experiments
 from textsafe_gym.cli.main import main
 from textsafe_gym.envs.text import SafeRLHFEnv
@@ -17,10 +18,9 @@ from textsafe_gym.errors import ConfigError
 from textsafe_gym.evaluation.summaries import load_run
 from textsafe_gym.experiments.chat import Chat
 from textsafe_gym.experiments.play import GivenPrompts
-from textsafe_gym.files import Row, read_rows
+from textsafe_gym.files import read_rows
 
 SMALL = {"episodes_per_iteration": 16}
-_TIMED = ("tokens_per_second", "seconds_rollout", "seconds_update")
 
 
 class Deaf(gym.Wrapper):
@@ -62,14 +62,10 @@ def train(env_id: str, out: Path, **more: object) -> Any:
     return experiments.train("ppo_lagrangian", env_id, settings={**SMALL, **more}, episodes=16, out=out, quiet=True)
 
 
-def untimed(row: Row) -> Row:
-    return {name: value for name, value in row.items() if name not in _TIMED}
-
-
 def test_a_wrapper_that_changes_nothing_changes_no_number(tmp_path: Path) -> None:
     wrapped, copies = (train(f"{name}-v0", tmp_path / name) for name in ("Wrapped", "Copies"))
     assert wrapped.runs[0].rows == copies.runs[0].rows
-    metrics = [[untimed(row) for row in read_rows(tmp_path / name / "metrics.jsonl")] for name in ("Wrapped", "Copies")]
+    metrics = [timeless(read_rows(tmp_path / name / "metrics.jsonl")) for name in ("Wrapped", "Copies")]
     assert metrics[0] == metrics[1]
     prompts = gym.make("SafeRLHF-v0").unwrapped.evaluation_prompts
     assert [row["prompt"] for row in wrapped.runs[0].rows] == [prompt.text for prompt in prompts]
