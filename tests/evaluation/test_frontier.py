@@ -120,12 +120,19 @@ def test_a_cvar_is_kept_and_no_other_threshold_gives_more() -> None:
     tried = [attained(threshold) for threshold in np.linspace(half.cost.min(), half.cost.max(), 200)]
     best = max((own for own in tried if own.feasible), key=lambda own: own.objective)
     mine = found["reward"] - 0.4 * found["kl"]
-    # A maximum of 17 thresholds, which lie up to 0.1 apart, on a curve that is flat at its top.
-    assert best.objective - 5e-3 <= mine <= best.objective + 1e-3
-    order = np.argsort(-half.cost.ravel())
-    weight = (best.policy / 5)[order]
-    worst = np.clip((1 - level) - (np.cumsum(weight) - weight), 0, weight)
-    assert worst @ half.cost.ravel()[order] / (1 - level) <= limit + 1e-6
+    assert mine == pytest.approx(best.objective, abs=2e-3)  # of 200 thresholds
+
+    def cvar(policy: Any) -> float:
+        order = np.argsort(-half.cost.ravel())
+        weight = (policy / 5)[order]
+        worst = np.clip((1 - level) - (np.cumsum(weight) - weight), 0, weight)
+        return float(worst @ half.cost.ravel()[order] / (1 - level))
+
+    assert cvar(best.policy) <= limit + 1e-6
+    slack = reference_frontier(twice(half), 9.0, [0.4], [1], "cvar", level)["at_limit"]
+    assert slack["slack"]
+    true = cvar(optimum.tilted(uniform(half), 0.0, 0.4))
+    assert slack["bounded"] == pytest.approx(true, abs=5e-3)
 
 
 def test_several_limits_are_met_by_multipliers_of_their_own() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import norm
 from scipy.stats import t as student
 
@@ -38,6 +38,7 @@ TRUSTED = 20.0  # effective samples a prompt below which an estimate is not to b
 KL_COEFFICIENTS = 2.0 ** np.arange(1, 7)  # times the first: weights at which the reward at the limit is told by the KL
 _GRID = 97  # multipliers between which everything is interpolated
 _SOLVED = 200  # draws in which the multipliers of several limits are found anew
+_NEVER = 1e12  # what an infeasible threshold lacks
 _NAMES = ("reward", "cost", "kl", "bounded")
 
 
@@ -195,21 +196,26 @@ def _each_prompt(samples: Samples, problem: Problem, rng: np.random.Generator) -
 
 
 def _threshold(samples: Samples, problem: Problem) -> Problem:
-    """A "cvar" problem with the η at which most is attainable: the best of the quantiles of all costs."""
-    tried = np.unique(np.quantile(samples.cost, np.linspace(0, 1, 17)))
-    problems = [replace(problem, threshold=float(own)) for own in tried]
+    """A "cvar" problem with the η at which most is attainable; at a slack limit that at which S is lowest, the CVaR."""
+    wide = np.concatenate([[0.0], _scale(samples, problem) * np.geomspace(1e-2, 1e3, 41)])
 
-    scale = _scale(samples, problem)
-    wide = np.concatenate([[0.0], scale * np.geomspace(1e-2, 1e3, 41)])
-
-    def worth(own: Problem) -> float:
+    def measured(threshold: float) -> tuple[bool, float, float]:
+        """Whether a limit is active, what cannot be attained, and S."""
+        own = replace(problem, threshold=threshold)
         means = np.array([tilt(samples, own, multiplier)[0][2].mean(-1) for multiplier in wide])[None]
         place = _place(means[..., BOUNDED], own.limit)
         found = _at(means.swapaxes(1, 2), place)[0]
-        feasible = means[..., BOUNDED].min() <= own.limit
-        return float(found[REWARD] - own.kl_coefficient * found[KL]) if feasible else -math.inf
+        feasible = bool(means[..., BOUNDED].min() <= own.limit)
+        attained = float(found[REWARD] - own.kl_coefficient * found[KL]) if feasible else -_NEVER
+        return bool(place[0] > 0), -attained, float(found[BOUNDED])
 
-    return max(problems, key=worth)
+    tried = np.unique(np.quantile(samples.cost, np.linspace(0, 1, 17)))
+    at = [measured(own) for own in tried.tolist()]
+    best = min(range(len(tried)), key=lambda i: at[i][1:])
+    column = 1 if at[best][0] else 2
+    ends = float(tried[max(best - 1, 0)]), float(tried[min(best + 1, len(tried) - 1)])
+    near = minimize_scalar(lambda own: measured(own)[column], bounds=ends, method="bounded", options={"maxiter": 20})
+    return replace(problem, threshold=float(near.x if near.fun < at[best][column] else tried[best]))
 
 
 def _several(samples: Samples, problem: Problem, limits: Mapping[str, float], rng: np.random.Generator) -> Row:

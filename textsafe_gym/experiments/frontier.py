@@ -249,8 +249,8 @@ def _tables(values: Row) -> "list[Table]":
 
     def optima(rows: Sequence[Row], key: str) -> list[list[Cell]]:
         return [
-            [Cell(str(row[key])), *(shown(row, name) for name in names), Cell(f"{row['effective_sample_size']:.1f}"),
-             state(row)] for row in rows
+            [Cell(f"{row[key]:g}" if isinstance(row[key], float) else row[key]), *(shown(row, name) for name in names),
+             Cell(f"{row['effective_sample_size']:.1f}"), state(row)] for row in rows
         ]  # fmt: skip
 
     best = [
