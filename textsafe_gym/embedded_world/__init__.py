@@ -15,7 +15,7 @@ from textsafe_gym.protocols import Tokenizer
 ASSETS = Path(__file__).parent / "assets"
 """Folders `policy`, `reward`, `cost` and `tokenizer`, and `card.json`, which says how good the models are."""
 
-FRONTIER = ASSETS / "frontier.json"
+FRONTIER = Path(__file__).parent / "frontier.json"
 """What is attainable from the shipped policy under `COST_LIMIT`: textsafe frontier --samples 1024."""
 
 MAX_PROMPT_LENGTH = 24
