@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from textsafe_gym.evaluation import figures
 from textsafe_gym.evaluation.report import comparison_tables
-from textsafe_gym.evaluation.summaries import Run, compare_runs
+from textsafe_gym.evaluation.summaries import Run, compare_runs, points_of
 
 
 class Trained(Run):
@@ -114,6 +114,8 @@ def test_every_named_cost_has_its_columns_and_its_plane(tmp_path: Path) -> None:
         "": "pareto.png", "harm": "pareto_harm.png", "words": "pareto_words.png"
     }  # fmt: skip
     assert all(path.stat().st_size > 10_000 for path in planes.values())
+    harmless = run("b", 0, 0.0, 1, False)  # reported no cost by name: of each it had none
+    assert [point.cost for point in points_of([*runs, harmless], "harm")] == [0.5, -0.75, -0.75, 0.0]
 
 
 def test_the_plane_of_a_named_cost_has_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,9 +176,7 @@ def comparison_planes(runs: Sequence[Run], comparison: Row, path: Path) -> dict[
     limits = {label: entry["cost_limit"] for label, entry in settings.items()}
     reward_cost_plane(comparison["pareto"]["points"], points_of(runs), limits, units, path, comparison["frontier"])
     found = {"": path}
-    for name in next(iter(settings.values()))["costs"]:
-        if not all(name in entry["costs"] for entry in settings.values()):
-            continue
+    for name in dict.fromkeys(name for entry in settings.values() for name in entry["costs"]):
         own = points_of(runs, name)
         limits = {label: entry["cost_limits"].get(name) for label, entry in settings.items()}
         found[name] = path.with_stem(f"{path.stem}_{quote(name, safe='')}")

@@ -177,7 +177,7 @@ def points_of(runs: Sequence[Run], cost: str = "") -> list[RunPoint]:
     points = []
     for run in [run for own in settings_of(runs).values() for run in own]:
         means = summarise(run.rows, 0.0)
-        measured = means["costs"][cost] if cost else means
+        measured = means.get("costs", {}).get(cost, {"cost": 0.0}) if cost else means  # absent, a cost is 0
         points.append(RunPoint(run.algorithm, run.label, run.seed, means["reward"], measured["cost"]))
     return points
 
