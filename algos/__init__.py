@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
     from algos.core.loop import Trainer
     from textsafe_gym.parallel.process_group import ProcessGroup
-    from textsafe_gym.protocols import Actor, Critics
-    from textsafe_gym.types import Demonstrations, Preferences
+    from textsafe_gym.protocols import Actor, Critics, OfflineData
 
 require("train")
 
@@ -38,11 +37,11 @@ def make(
     name: str,
     env: "gym.Env | gym.vector.VectorEnv | str",
     policy: "Actor | str | Path | None" = None,
-    demonstrations: "Demonstrations | None" = None,
+    demonstrations: "OfflineData | None" = None,
     processes: "ProcessGroup | None" = None,
     *,
     critics: "Critics | None" = None,
-    data: "Preferences | Demonstrations | None" = None,
+    data: "OfflineData | None" = None,
     preset: str = SMALL,
     **config: object,
 ) -> "Trainer":
@@ -58,7 +57,7 @@ def make(
         processes: those that train together, such as `textsafe_gym.parallel.deepspeed.start` gives; without them,
             this one.
         critics: of that actor; by default the ones that the algorithm uses are made, as heads or networks of their own.
-        data: what an algorithm learns from that samples nothing, preferences or demonstrations as it declares.
+        data: what an algorithm learns from that samples nothing, of the kind that it declares.
         preset: the settings to begin with: "small", as the command line and the examples have it, which suits the
             embedded world and small models; or "paper", the official script's for billions of weights.
         **config: fields of the algorithm's `Config`, over those of the preset.
@@ -72,7 +71,7 @@ def make(
         ModelError: the policy cannot be loaded or does not fit.
     """
     from algos.core.loop import Setup, Trainer
-    from algos.core.sources import DATA, Dataset, Rollouts, planned
+    from algos.core.sources import Dataset, Rollouts, planned
     from textsafe_gym.config import Settings, merge, validate
     from textsafe_gym.envs.making import check_cost_names, own_cost_limit, vectorised
     from textsafe_gym.parallel.process_group import SingleProcess
@@ -84,9 +83,8 @@ def make(
     settings = validate(own.config, Settings(given.values), name, listed=f"textsafe algos {name}")
     processes = processes or SingleProcess()
     check_processes(name, processes)
-    if own.offline and not isinstance(data, DATA[own.source]):
-        kind = DATA[own.source].__name__
-        raise ConfigError(f"{name} learns from {own.source}; give data=<{kind}> (--data FILE)")
+    if own.offline and not isinstance(data, own.kind):
+        raise ConfigError(f"{name} learns from {own.kind.counted}; give data=<{own.kind.__name__}> (--data FILE)")
     if not own.offline and data is not None:
         raise ConfigError(f"{name} learns from what it samples; leave data out, or take an algorithm such as dpo")
     if own.offline and demonstrations is not None:
@@ -142,11 +140,11 @@ def load(
     directory: str | Path,
     env: "gym.Env | gym.vector.VectorEnv | str",
     policy: "Actor | str | Path | None" = None,
-    demonstrations: "Demonstrations | None" = None,
+    demonstrations: "OfflineData | None" = None,
     processes: "ProcessGroup | None" = None,
     *,
     critics: "Critics | None" = None,
-    data: "Preferences | Demonstrations | None" = None,
+    data: "OfflineData | None" = None,
 ) -> "Trainer":
     """A trainer that continues from a checkpoint as if it had never stopped.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from algos.core.loop import Setup
-    from textsafe_gym.types import Preferences
+    from textsafe_gym.offline.preferences import Preferences
 
 
 class Config(OfflineConfig):

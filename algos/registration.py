@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard
 from pydantic import BaseModel
 
 from textsafe_gym.errors import ConfigError, UnknownNameError
-from textsafe_gym.registry import Lazy, Registry, load_object, nearest
+from textsafe_gym.offline import KINDS, Kind
+from textsafe_gym.registry import Lazy, Registry, load_object, nearest, same_class
 
 if TYPE_CHECKING:
     from algos.core.loop import Algorithm, Setup
 
 GROUP = "textsafe_gym.algorithms"
-SOURCES = ("rollouts", "preferences", "demonstrations")
+ROLLOUTS = "rollouts"
 FIXED = {"seed", "episodes", "episodes_per_iteration", "pairs_per_iteration"}  # what the training loop reads of them
 
 
@@ -39,7 +40,7 @@ class Definition:
     Attributes:
         config: the class of its settings.
         algorithm: gives the algorithm for an `algos.core.loop.Setup`.
-        source: what it learns from: "rollouts" of its own, or "preferences" or "demonstrations" that are there.
+        source: what it learns from: "rollouts" of its own, or data that are there, a name in `KINDS`.
         critics: those that it uses: "reward", "cost", both or none.
         constraint: what `cost_limit` bounds where the settings do not say it by `constraint`; none: nothing.
         one_process: why several processes cannot train it together; empty if they can.
@@ -55,7 +56,12 @@ class Definition:
     @property
     def offline(self) -> bool:
         """Whether it learns from what is there already, and samples nothing."""
-        return self.source != "rollouts"
+        return self.source != ROLLOUTS
+
+    @property
+    def kind(self) -> type[Kind]:
+        """Of one that samples nothing, the kind of data that it learns from."""
+        return KINDS[self.source]
 
 
 class Family(Protocol):
@@ -188,11 +194,7 @@ def register(name: str, config: type, algorithm: type) -> None:
         raise ConfigError(f"'{name}': a name with a colon stands for MODULE:CLASS; register it under another")
     known = _algorithms()
     held = known.get(name)
-    before = held.algorithm if isinstance(held, Definition) else None
-    if before is not None and (before.__module__, before.__qualname__) == (
-        algorithm.__module__,
-        algorithm.__qualname__,
-    ):
+    if isinstance(held, Definition) and same_class(held.algorithm, algorithm):
         known.remove(name)
     known.register(name, _defined(name, config, algorithm), (algorithm.__doc__ or "").partition("\n")[0])
 
@@ -221,7 +223,7 @@ def definition(name: str) -> Definition:
             raise UnknownNameError(f"unknown algorithm '{name}'; {nearest(name, full)}")
         make = partial(family.make, member)
         settings, bounded, alone = family.settings(member), family.constraint(member), family.one_process(member)
-        return Definition(settings, make, "rollouts", ("reward", "cost"), bounded, alone)
+        return Definition(settings, make, ROLLOUTS, ("reward", "cost"), bounded, alone)
     if colon:
         return _of_class(name, _load_class(name))
     if name not in _algorithms():
@@ -266,15 +268,15 @@ def _defined(name: str, config: object, algorithm: type) -> Definition:
     """
     source: Any = getattr(algorithm, "source", None)
     critics = getattr(algorithm, "critics", None)
-    if source not in SOURCES or not isinstance(critics, tuple) or not set(critics) <= {"reward", "cost"}:
+    if source not in (ROLLOUTS, *KINDS) or not isinstance(critics, tuple) or not set(critics) <= {"reward", "cost"}:
         raise ConfigError(
-            f"algorithm '{name}': give its class `source` = 'rollouts', 'preferences' or 'demonstrations', and "
+            f"algorithm '{name}': give its class `source`, one of {', '.join(map(repr, (ROLLOUTS, *KINDS)))}, and "
             "`critics`, a tuple of 'reward' and 'cost', of one of them or of none; "
             f"found {source!r:.60} and {critics!r:.60}"
         )
     from algos.core.settings import OfflineConfig, TrainingConfig  # whose classes the names alone do not need
 
-    base: type[BaseModel] = TrainingConfig if source == "rollouts" else OfflineConfig
+    base: type[BaseModel] = TrainingConfig if source == ROLLOUTS else OfflineConfig
     if (
         not isinstance(config, type)
         or not issubclass(config, BaseModel)

@@ -12,6 +12,7 @@ from algos.core.constraints import Constraints
 from algos.core.optim import Optimizer
 from algos.core.settings import OfflineConfig
 from textsafe_gym.models import make_actor
+from textsafe_gym.offline.demonstrations import Demonstrations
 from textsafe_gym.types import episode_sums
 
 
@@ -41,7 +42,7 @@ def main(count: int = 512, **settings) -> tuple[float, float]:
     every, rows = task.exact_task.responses, task.enumerate()
     shown = np.random.default_rng(0).integers(len(rows), size=count)  # all responses alike, unlike the reference's
     texts = [(rows[i].prompt, rows[i].response) for i in shown]
-    data = actor.demonstrations(texts, task.max_prompt_length, task.max_response_length)
+    data = Demonstrations.encode(texts, actor, task.max_prompt_length, task.max_response_length)
     algos.register("behaviour_cloning", BehaviourCloning.Config, BehaviourCloning)
     settings = {"learning_rate": 2e-3, "learning_rate_schedule": "cosine", "epochs": 16, **settings}
     algos.make("behaviour_cloning", env, actor, data=data, **settings).learn()

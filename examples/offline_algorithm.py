@@ -14,6 +14,7 @@ from algos.core.optim import Optimizer
 from algos.core.preferences import preference_losses
 from algos.core.settings import OfflineConfig
 from textsafe_gym.models import make_actor
+from textsafe_gym.offline.preferences import Preferences
 
 
 class Config(OfflineConfig):
@@ -41,7 +42,7 @@ def main(pairs: int = 1024, tau: float = 0.2, seed: int = 0) -> tuple[float, flo
     env = gym.make_vec("SafeRLHF-Exact-v0", num_envs=1, vocabulary=5, max_response_length=2, prompts=2, seed=10)
     task, actor = env.unwrapped, make_actor(env)
     budgets = task.max_prompt_length, task.max_response_length
-    data = actor.preferences(task.preferences(pairs, seed), *budgets, actor.reference())
+    data = Preferences.encode(task.preferences(pairs, seed), actor, *budgets, actor.reference())
     algos.register("identity_preferences", Config, IPO)
     settings = {"kl_coefficient": tau, "learning_rate": 2e-3, "learning_rate_schedule": "cosine", "epochs": 8}
     algos.make("identity_preferences", env, actor, data=data, seed=seed, **settings).learn()

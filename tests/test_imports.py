@@ -27,6 +27,7 @@ ALLOWED = {
     "textsafe_gym.installation": {"errors"},
     "textsafe_gym": {"envs"},
     "textsafe_gym.parallel": GROUND,
+    "textsafe_gym.offline": GROUND | {"data"},
     "textsafe_gym.data": GROUND,
     "textsafe_gym.models": GROUND | {"data"},
     "textsafe_gym.planning": GROUND | {"models"},
@@ -39,7 +40,7 @@ ALLOWED = {
     "textsafe_gym.evaluation": GROUND | {"envs"},  # whose exact optimum a study is held to
 }
 SEES_ALL = {"textsafe_gym.experiments", "textsafe_gym.cli", "textsafe_gym.__main__", "textsafe_gym.docs"}
-ALGOS_MAY = {f"textsafe_gym.{room}" for room in (*GROUND, "models", "parallel", "rollouts")}
+ALGOS_MAY = {f"textsafe_gym.{room}" for room in (*GROUND, "models", "offline", "parallel", "rollouts")}
 MORE = {
     "algos/omnisafe.py": {"textsafe_gym.adapters"},  # algorithms of another library, through its adapter
     "algos/__init__.py": {"textsafe_gym.envs"},  # of which it takes the helpers for any Gymnasium environment

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.types import Demonstrations, Preferences, Rollout, episode_sums, group_numbers
+from textsafe_gym.offline.demonstrations import Demonstrations
+from textsafe_gym.offline.preferences import Preferences
+from textsafe_gym.types import Rollout, episode_sums, group_numbers
 
 MASK = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 0, 0, 1], [0, 0, 1, 0, 0]], dtype=torch.bool)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from textsafe_gym.types import Evaluation
+    from textsafe_gym.types import EncodedTexts, Evaluation
 
 Judge = Callable[[list[str], list[str]], Mapping[str, "np.ndarray"]]
 Info = dict[str, Any]  # what Gymnasium's `reset` and `step` return last
@@ -194,6 +194,64 @@ class Actor(Protocol):
     def save(self, directory: Path) -> None:
         """Writes the policy in its own public format (a language model: Hugging Face's)."""
         ...
+
+
+@runtime_checkable
+class TextActor(Actor, Protocol):
+    """A policy over tokens, which puts given texts into its own form."""
+
+    def encode(
+        self, prompts: Sequence[str], responses: Sequence[str], max_prompt_length: int, max_response_length: int
+    ) -> "EncodedTexts":
+        """Prompts, each with a response, in the shapes of a rollout.
+
+        A prompt that is too long keeps its last tokens, a response its first ones (then without EOS, as a response
+        that uses up the budget has none).
+
+        Args:
+            prompts: n texts.
+            responses: n texts.
+            max_prompt_length: budget in tokens.
+            max_response_length: budget in tokens.
+
+        Raises:
+            ModelError: a prompt has no tokens.
+        """
+        ...
+
+
+class Rows(Protocol):
+    """What an optimiser takes its minibatches from: a `Rollout`, or data that were there before the run."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: "Tensor") -> Self:
+        """The rows of an int64 index of shape (n,)."""
+        ...
+
+    @property
+    def inputs(self) -> "tuple[Mapping[str, Tensor], Tensor, Tensor]":
+        """What an actor evaluates: observations, actions, mask; of one row or several for each of these."""
+        ...
+
+    @property
+    def lengths(self) -> "Tensor":
+        """(N,) int64: steps in each row, by which rows of like length are put together."""
+        ...
+
+
+class OfflineData(Rows, Protocol):
+    """Rows that are there before the run, for a method that samples nothing.
+
+    Attributes:
+        unit: what is counted of them as a method's budget, by its name in metrics, summaries and tables ("pairs").
+        counted: the same in words ("labelled pairs").
+        responses: those that an actor evaluates for each row.
+    """
+
+    unit: ClassVar[str]
+    counted: ClassVar[str]
+    responses: ClassVar[int]
 
 
 @runtime_checkable

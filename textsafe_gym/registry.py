@@ -85,6 +85,12 @@ def _modules_next_to(name: str) -> list[str]:
     return [f"{package}.{module.name}".lstrip(".") for module in pkgutil.iter_modules(places)]
 
 
+def same_class(one: object, other: object) -> bool:
+    """Whether two classes have one module and one name there: a class, and the same defined anew."""
+    names = [(x.__module__, x.__qualname__) for x in (one, other) if isinstance(x, type)]
+    return len(names) == 2 and names[0] == names[1]
+
+
 @dataclass(frozen=True)
 class Lazy:
     """An entry that is imported when it is asked for.
@@ -118,14 +124,15 @@ class Registry(Mapping[str, T]):
         """Adds an entry.
 
         Args:
-            name: of the entry.
+            name: of the entry. The same class defined anew, as by a cell that runs again, takes the place of the old
+                one.
             entry: the thing itself, or where it can be imported from.
             about: one line about it, for lists that import nothing, or what finds it when it is asked for.
 
         Raises:
             ConfigError: the name is taken.
         """
-        if name in self._entries:
+        if name in self._entries and not same_class(self._entries[name], entry):
             hint = f"'{entry.path}' needs another name" if isinstance(entry, Lazy) else "take another name"
             raise ConfigError(f"the {self.kind} '{name}' is registered already; {hint}")
         self._entries[name], self._about[name] = entry, about

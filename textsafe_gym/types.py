@@ -1,9 +1,9 @@
-"""What passes between rooms: agents, what they make of given actions, rollouts, demonstrations, preferences."""
+"""What passes between rooms: agents, what they make of given actions, rollouts, texts in an actor's form."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -221,81 +221,25 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Demonstrations:
-    """N supervised episodes in the shapes of a `Rollout`, for the PTX term or for a method that imitates them.
+class EncodedTexts:
+    """N given responses in the shapes of a `Rollout`; see `TextActor.encode`.
 
     Attributes:
         observations: named tensors with leading dimension N.
-        actions: (N, T) int64 or (N, T, A) float.
+        actions: (N, T) int64.
         mask: (N, T) bool.
-        unit: what is counted of them where they are a method's budget.
+        cut: (N,) bool, where prompt or response was longer than its budget.
     """
-
-    unit: ClassVar[str] = "demonstrations"
 
     observations: Mapping[str, Tensor]
     actions: Tensor
     mask: Tensor
-
-    def __len__(self) -> int:
-        return int(self.mask.shape[0])
-
-    def __getitem__(self, index: Tensor) -> "Demonstrations":
-        """The episodes of an int64 index of shape (b,)."""
-        observations = {name: x[index] for name, x in self.observations.items()}
-        return Demonstrations(observations, self.actions[index], self.mask[index])
+    cut: Tensor
 
     @property
     def inputs(self) -> tuple[Mapping[str, Tensor], Tensor, Tensor]:
         """What an actor evaluates: observations, actions, mask."""
         return self.observations, self.actions, self.mask
-
-    @property
-    def lengths(self) -> Tensor:
-        """(N,) int64: steps in each episode."""
-        return self.mask.sum(1)
-
-
-@dataclass(frozen=True)
-class Preferences:
-    """N pairs of responses to the same prompt, of which the first was preferred; shapes as in a `Rollout`.
-
-    Attributes:
-        observations: named tensors (2, N, ...), the preferred responses before the others.
-        actions: (2, N, T) int64.
-        mask: (2, N, T) bool.
-        reference_log_probs: (2, N), log-probability of each whole response under the frozen reference.
-        probability: (N,), that the first is preferred: 1 for a label, between 0 and 1 where it is known.
-        unit: what is counted of them where they are a method's budget.
-    """
-
-    unit: ClassVar[str] = "pairs"
-
-    observations: Mapping[str, Tensor]
-    actions: Tensor
-    mask: Tensor
-    reference_log_probs: Tensor
-    probability: Tensor
-
-    def __len__(self) -> int:
-        return int(self.mask.shape[1])
-
-    def __getitem__(self, index: Tensor) -> "Preferences":
-        """The pairs of an int64 index of shape (n,)."""
-        observations = {name: x[:, index] for name, x in self.observations.items()}
-        actions, mask, reference = (x[:, index] for x in (self.actions, self.mask, self.reference_log_probs))
-        return Preferences(observations, actions, mask, reference, self.probability[index])
-
-    @property
-    def inputs(self) -> tuple[Mapping[str, Tensor], Tensor, Tensor]:
-        """What an actor evaluates, 2N rows: observations, actions, mask; the preferred responses come first."""
-        observations = {name: x.flatten(0, 1) for name, x in self.observations.items()}
-        return observations, self.actions.flatten(0, 1), self.mask.flatten(0, 1)
-
-    @property
-    def lengths(self) -> Tensor:
-        """(N,) int64: steps in the longer response of each pair."""
-        return self.mask.sum(-1).amax(0)
 
 
 def episode_sums(x: Tensor, mask: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from algos.core.sources import Source, seeds_of
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.parallel.engine import Engine
 from textsafe_gym.parallel.process_group import ProcessGroup, SingleProcess
-from textsafe_gym.protocols import Actor, State
-from textsafe_gym.types import Agent, Demonstrations
+from textsafe_gym.protocols import Actor, OfflineData, State
+from textsafe_gym.types import Agent
 
 
 class Stateful(Protocol):
@@ -86,7 +86,7 @@ class Setup(Generic[OwnConfig]):
     config: OwnConfig
     cost_limit: float | None
     iterations: int
-    demonstrations: Demonstrations | None = None
+    demonstrations: OfflineData | None = None
     processes: ProcessGroup = field(default_factory=SingleProcess)
     env: gym.vector.VectorEnv | None = None
 
@@ -95,7 +95,8 @@ class Algorithm(Protocol):
     """What the loop needs of an algorithm; each is made from an `Setup`.
 
     Attributes:
-        source: "rollouts", what `update` is given are the present policy's; or "preferences" or "demonstrations".
+        source: "rollouts", what `update` is given are the present policy's; or the name of one of
+            `textsafe_gym.offline.KINDS`, for data that were there already.
         critics: "reward", "cost", both or none: those that the agent is to have.
         agent: the one being trained.
         optimizer: what steps it, an `algos.core.optim.Optimizer` unless the algorithm brings its own.
@@ -176,7 +177,7 @@ class Trainer:
             `cost`, `cost_violation` (by how much the mean cost is above the limit), `kl` (an episode's sum, to the
             reference, in nats), `response_length` (steps) and `tokens_per_second` (steps); the algorithm's own,
             `entropy` (a step's, in nats) among them; `iteration`, `episodes`, of data that was there
-            already also `pairs` or `demonstrations`, `seconds_rollout` and `seconds_update`.
+            already also the rows read, under their `unit`; `seconds_rollout` and `seconds_update`.
 
         Raises:
             ConfigError: `episodes` is more than the config's, or the algorithm samples none.

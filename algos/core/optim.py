@@ -9,15 +9,15 @@ from torch import Tensor
 
 from algos.core.objectives import approximate_kl, masked_mean
 from algos.core.settings import CriticConfig, StepConfig
-from textsafe_gym.protocols import State
-from textsafe_gym.types import Demonstrations, Evaluation, Preferences, Rollout
+from textsafe_gym.protocols import OfflineData, Rows, State
+from textsafe_gym.types import Evaluation, Rollout
 
 if TYPE_CHECKING:
     from algos.core.loop import Setup
 
 CRITICS = ("reward_critic", "cost_critic")
 
-Batch = TypeVar("Batch", Rollout, Preferences, Demonstrations)
+Batch = TypeVar("Batch", bound=Rows)
 Losses = Callable[[Evaluation, Batch, Tensor], tuple[Tensor, dict[str, Tensor]]]
 """From an agent's view of a minibatch, the minibatch and the index (b,) of its rows to the loss and what to report."""
 
@@ -70,7 +70,7 @@ class Optimizer:
         """An iteration's steps: for each minibatch one down the loss, then one on demonstrations.
 
         Args:
-            batch: what the minibatches are taken from: a rollout, preferences or demonstrations.
+            batch: what the minibatches are taken from: a rollout, or data that were there already.
             losses: called with the agent's view of each minibatch, or of each of its parts.
             generator: draws the minibatches and the demonstrations.
             only: parameter groups to train on the loss, where not all.
@@ -167,12 +167,12 @@ class Optimizer:
         detached = Evaluation(**{name: x.detach() for name, x in leaves.items()})
         return {name: value.item() for name, value in {**reports, **_of_the_actor(detached, whole)}.items()}
 
-    def _view(self, batch: Rollout | Preferences | Demonstrations, last: bool) -> dict[str, Tensor]:
+    def _view(self, batch: Rows, last: bool) -> dict[str, Tensor]:
         observations, actions, mask = batch.inputs
         new = self.engine.evaluate(observations, actions, mask, last)
         return {name: x for name, x in vars(new).items() if x is not None}
 
-    def _imitate(self, demonstrations: Demonstrations, count: int, generator: torch.Generator) -> float:
+    def _imitate(self, demonstrations: OfflineData, count: int, generator: torch.Generator) -> float:
         index = torch.randint(len(demonstrations), (count,), generator=generator)
         total = 0.0
         parts = self._parts(demonstrations.lengths.cpu(), index)
@@ -180,14 +180,14 @@ class Optimizer:
             for number, (part, weight) in enumerate(parts):
                 shown = demonstrations[part]
                 spoken = self.engine.evaluate(*shown.inputs, number == len(parts) - 1)
-                loss = -masked_mean(spoken.log_probs, shown.mask)
+                loss = -masked_mean(spoken.log_probs, shown.inputs[2])
                 self.engine.backward(weight * self.config.ptx_coefficient * loss)
                 total += weight * loss.item()
             self.engine.step(self.config.max_grad_norm)
         return self.processes.all_reduce({"loss": total})["loss"]
 
 
-def _of_the_actor(new: Evaluation, batch: Rollout | Preferences | Demonstrations) -> dict[str, Tensor]:
+def _of_the_actor(new: Evaluation, batch: Rows) -> dict[str, Tensor]:
     entropy = {"entropy": masked_mean(new.entropy.detach(), batch.inputs[2])}
     if not isinstance(batch, Rollout):
         return entropy

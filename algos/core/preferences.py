@@ -5,7 +5,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from algos.core.optim import Losses
-from textsafe_gym.types import Evaluation, Preferences, episode_sums
+from textsafe_gym.offline.preferences import Preferences
+from textsafe_gym.types import Evaluation, episode_sums
 
 
 def preference_losses(loss: Callable[[Tensor], Tensor], kl_coefficient: float) -> Losses[Preferences]:

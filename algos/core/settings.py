@@ -54,11 +54,11 @@ class TrainingConfig(StepConfig):
 
 
 class OfflineConfig(StepConfig):
-    """Budget of a method that learns from preferences or demonstrations that are there already, and samples nothing."""
+    """Budget of a method that learns from data that are there already, and samples nothing."""
 
     epochs: int = Field(1, gt=0, description="passes over all of them")
     pairs_per_iteration: int = Field(
-        512, gt=0, description="pairs, of responses or of prompt and response, between two rows of metrics"
+        512, gt=0, description="pairs, labelled responses or demonstrations between two rows of metrics"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a trainer learns from: rollouts that it collects, or preferences or demonstrations that are there already."""
+"""What a trainer learns from: rollouts that it collects, or data that are there already."""
 
 import math
 from contextlib import nullcontext
@@ -12,11 +12,9 @@ from algos.core.settings import OfflineConfig, TrainingConfig
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.parallel.engine import Engine
 from textsafe_gym.parallel.process_group import ProcessGroup
+from textsafe_gym.protocols import OfflineData
 from textsafe_gym.rollouts import collect
-from textsafe_gym.types import Agent, Demonstrations, Preferences, Rollout, group_numbers
-
-DATA: dict[str, type[Preferences | Demonstrations]] = {"preferences": Preferences, "demonstrations": Demonstrations}
-"""By the name of a source, what it is made of: rows in the shapes of a rollout, with `inputs`, `lengths`, `unit`."""
+from textsafe_gym.types import Agent, Rollout, group_numbers
 
 
 class Source(Protocol):
@@ -37,7 +35,7 @@ class Source(Protocol):
         ...
 
     def spent(self, iterations: int) -> dict[str, int]:
-        """The budget used after so many iterations: `episodes` collected, and `pairs` or `demonstrations` read."""
+        """The budget used after so many iterations: `episodes` collected, and the rows of data read by their `unit`."""
         ...
 
 
@@ -120,25 +118,25 @@ class Rollouts:
 
 
 class Dataset:
-    """Preferences or demonstrations in random order, each once in every epoch.
+    """Data that are there already in random order, each row once in every epoch.
 
     Args:
         data: all of them.
-        config: epochs, pairs an iteration, seed.
+        config: epochs, rows an iteration, seed.
     """
 
-    def __init__(self, data: Preferences | Demonstrations, config: OfflineConfig) -> None:
+    def __init__(self, data: OfflineData, config: OfflineConfig) -> None:
         self.data, self.config = data, config
         self.iterations = planned(config, len(data))
 
-    def draw(self, iteration: int) -> Preferences | Demonstrations:
+    def draw(self, iteration: int) -> OfflineData:
         """Those of an iteration; the last one of all may be smaller."""
         count, size = len(self.data), self.config.pairs_per_iteration
         wanted = range(iteration * size, min((iteration + 1) * size, self.config.epochs * count))
         orders = {epoch: self._order(epoch) for epoch in {place // count for place in wanted}}
         return self.data[torch.tensor([orders[place // count][place % count] for place in wanted])]
 
-    def metrics(self, batch: Preferences | Demonstrations) -> dict[str, float]:
+    def metrics(self, batch: OfflineData) -> dict[str, float]:
         """Nothing besides what the algorithm reports."""
         return {}
 

@@ -20,7 +20,8 @@ from textsafe_gym.data.readers import Preference
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.models import make_actor
 from textsafe_gym.models.causal_lm import CausalLMActor
-from textsafe_gym.types import Preferences
+from textsafe_gym.offline.demonstrations import Demonstrations
+from textsafe_gym.offline.preferences import Preferences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,7 +44,11 @@ def start(count: int, seed: int = 0) -> tuple[Any, Any, Preferences]:
     base: Any = env.unwrapped
     actor: Any = make_actor(env)
     rows = base.preferences(count, seed)
-    return env, actor, actor.preferences(rows, base.max_prompt_length, base.max_response_length, actor.reference())
+    return (
+        env,
+        actor,
+        Preferences.encode(rows, actor, base.max_prompt_length, base.max_response_length, actor.reference()),
+    )
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
@@ -54,7 +59,7 @@ def test_loss_and_gradient_are_the_papers(micro_batch_size: int | None, monkeypa
     actor = CausalLMActor(model.double(), tokenizer)
     rows = base.preferences(6, 3)
     assert all(0 < row.probability < 1 for row in rows)
-    data = actor.preferences(rows, base.max_prompt_length, base.max_response_length, actor.reference())
+    data = Preferences.encode(rows, actor, base.max_prompt_length, base.max_response_length, actor.reference())
     settings = SETTINGS | {"kl_coefficient": 0.7, "minibatch_size": 6, "pairs_per_iteration": 6, "epochs": 1}
     trainer = algos.make("dpo", env, actor, data=data, **settings, micro_batch_size=micro_batch_size)
     torch.manual_seed(0)
@@ -185,8 +190,8 @@ def test_metrics() -> None:
 def test_texts_that_are_too_long_are_cut_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     _, actor, _ = start(1)
     rows = [Preference("ab eb", "ib ob", "ib"), Preference("ab eb ib", "ib", "ob"), Preference("ab", "ib ob ib", "eb")]
-    data = actor.preferences(rows, 2, 2, actor.reference())
-    assert "2 of 3 pairs are too long and were cut" in caplog.text
+    data = Preferences.encode(rows, actor, 2, 2, actor.reference())
+    assert "2 of 3 labelled pairs are too long and were cut" in caplog.text
     assert data.mask.sum(-1).tolist() == [[2, 2, 2], [2, 2, 2]]
     assert data.actions[0].tolist() == [[3, 4], [3, 0], [3, 4]]
     assert data.observations["input_ids"][0, 1, :2].tolist() == [2, 3]
@@ -197,12 +202,12 @@ def test_texts_that_are_too_long_are_cut_and_counted(caplog: pytest.LogCaptureFi
 
 def test_refusals() -> None:
     env, actor, data = start(8)
-    with pytest.raises(ConfigError, match="dpo learns from preferences; give data=<Preferences>"):
+    with pytest.raises(ConfigError, match="dpo learns from labelled pairs; give data=<Preferences>"):
         algos.make("dpo", env, actor)
     with pytest.raises(ConfigError, match="ppo learns from what it samples"):
         algos.make("ppo", vector(Crossing, 8), data=data)
     with pytest.raises(ConfigError, match="dpo has no PTX term"):
-        algos.make("dpo", env, actor, actor.demonstrations([("ab", "eb")], 2, 2), data=data)
+        algos.make("dpo", env, actor, Demonstrations.encode([("ab", "eb")], actor, 2, 2), data=data)
     with pytest.raises(ConfigError, match="dpo samples no episodes; leave episodes out"):
         algos.make("dpo", env, actor, data=data).learn(8)
     with pytest.raises(ConfigError, match="dpo keeps no cost limit"):

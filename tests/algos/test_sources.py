@@ -6,7 +6,7 @@ import algos
 from algos.core.settings import OfflineConfig
 from algos.core.sources import Dataset, seeds_of
 from tests.helpers.cmdps import Crossing, vector
-from textsafe_gym.types import Preferences
+from textsafe_gym.offline.preferences import Preferences
 
 
 def test_pairs_come_once_an_epoch_and_in_a_new_order() -> None:

@@ -19,6 +19,7 @@ from textsafe_gym import embedded_world
 from textsafe_gym.errors import RunError
 from textsafe_gym.experiments.spec import build_spec
 from textsafe_gym.models import make_actor, make_critics
+from textsafe_gym.offline.demonstrations import Demonstrations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,7 +47,7 @@ def test_a_loaded_run_continues_bit_for_bit(critics: str, tmp_path: Path) -> Non
         rows = embedded_world.demonstrations(64)
         lengths = embedded_world.MAX_PROMPT_LENGTH, embedded_world.MAX_RESPONSE_LENGTH
         made = make_critics(actor, env, ("reward", "cost"), **options)
-        return {"policy": actor, "demonstrations": actor.demonstrations(rows, *lengths), "critics": made}
+        return {"policy": actor, "demonstrations": Demonstrations.encode(rows, actor, *lengths), "critics": made}
 
     whole = algos.make("ppo_lagrangian", env, **start(), **SMALL)
     rows = whole.learn()

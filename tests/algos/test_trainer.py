@@ -23,8 +23,9 @@ from tests.helpers.cmdps import Bandit, Crossing, Rare, Tracking, vector
 from tests.helpers.rounding import MLP, assert_same_updates, same_tensors
 from textsafe_gym.errors import ConfigError, RunError, TextsafeError, UnknownNameError
 from textsafe_gym.models import make_actor
+from textsafe_gym.offline.demonstrations import Demonstrations
 from textsafe_gym.rollouts import collect
-from textsafe_gym.types import Demonstrations, Rollout
+from textsafe_gym.types import Rollout
 
 NAMES = SAMPLING
 WITHOUT_CRITICS = {"rloo", "grpo", "rloo_lagrangian", "grpo_lagrangian"}

@@ -15,7 +15,9 @@ from textsafe_gym.data.readers import (
     Labelled,
     Preference,
     SafetyPreference,
+    apart,
     read_demonstrations,
+    read_labelled,
     read_preferences,
     read_score_data,
 )
@@ -269,3 +271,19 @@ def test_pairs_for_a_policy_come_with_the_helpful_answer_first(tmp_path: Path) -
         read_preferences(jsonl(tmp_path / "d.jsonl", {"prompt": "p", "response": "a"}))
     with pytest.raises(DataError, match=r"e.jsonl:1: 'better_response_id' must be 0 or 1"):
         read_preferences(jsonl(tmp_path / "e.jsonl", PAIR | {"better_response_id": 2}))
+
+
+def test_labelled_answers_are_good_or_bad_and_pairs_are_one_of_each(tmp_path: Path) -> None:
+    words = {"good": True, "helpful": True, 1: True, "bad": False, "unhelpful": False, False: False}
+    rows = [{"prompt": "p", "response": "r", "label": word} for word in words]
+    assert read_labelled(jsonl(tmp_path / "a.jsonl", *rows)) == [Labelled("p", "r", good) for good in words.values()]
+    both = [Labelled("p", "b", True), Labelled("p", "a", False)]
+    answers = {"prompt": "p", "chosen": "b", "rejected": "a"}
+    assert (
+        read_labelled(jsonl(tmp_path / "b.jsonl", answers)) == read_labelled(jsonl(tmp_path / "c.jsonl", PAIR)) == both
+    )
+    assert apart(Preference("p", "b", "a"), first=False) == (Labelled("p", "b", False), Labelled("p", "a", True))
+    labelled = jsonl(tmp_path / "d.jsonl", answers | {"response": "c", "label": "bad"})  # its own label counts
+    assert read_labelled(labelled) == [Labelled("p", "c", False)]
+    with pytest.raises(DataError, match=r"e.jsonl:1: unknown label 'unsafe'; use words such as good and bad"):
+        read_labelled(jsonl(tmp_path / "e.jsonl", rows[0] | {"label": "unsafe"}))

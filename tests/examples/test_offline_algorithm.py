@@ -99,4 +99,4 @@ def test_it_stands_in_a_comparison_next_to_dpo_and_ppo(world: Path, tmp_path: Pa
         "behaviour_cloning:BehaviourCloning": (0, 0, 30),  # the preferred responses
     }
     report = (tmp_path / "out" / "report.html").read_text()
-    assert "16 responses or 30 labelled pairs or 30 demonstrations a run" in report
+    assert "16 responses or 30 demonstrations or 30 labelled pairs a run" in report

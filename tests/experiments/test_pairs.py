@@ -96,7 +96,7 @@ def test_a_run_without_data_says_what_it_learns_from_and_states_both_budgets(tmp
     result = textsafe(*request, "--set", "env.vocabulary=4", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.splitlines()[0] == (
-        "note: dpo samples no responses; it learns from simulated:4096 (pairs that the environment labels itself; "
+        "note: dpo samples no responses; it learns from simulated:4096 (which the environment labels itself; "
         "--data FILE for others)"
     )
     table = next(line.split("┃") for line in result.stdout.splitlines() if line.startswith("┃"))

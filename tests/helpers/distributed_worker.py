@@ -22,6 +22,8 @@ from algos.core import sources
 from textsafe_gym.data.readers import Preference
 from textsafe_gym.experiments import play
 from textsafe_gym.models.causal_lm import CausalLMActor
+from textsafe_gym.offline.demonstrations import Demonstrations
+from textsafe_gym.offline.preferences import Preferences
 from textsafe_gym.parallel.process_group import ProcessGroup
 
 EPISODES = 16
@@ -76,9 +78,9 @@ def trainer_of(
     if name == "dpo":
         texts = ["w4 w5 w6", "w7", "w2 w2 w8 w9", "w1 w3"]
         rows = [Preference(f"w{i % 9 + 1} w2", texts[i % 4], texts[(i + 1 + i // 8) % 4]) for i in range(22)]
-        data = actor.preferences(rows, 6, 9, actor.reference())
+        data = Preferences.encode(rows, actor, 6, 9, actor.reference())
         return algos.make(name, env, actor, None, processes, data=data, **OFFLINE | more)
-    shown = actor.demonstrations([("w1 w2", "w4 w5"), ("w3", "w6")], 6, 9)
+    shown = Demonstrations.encode([("w1 w2", "w4 w5"), ("w3", "w6")], actor, 6, 9)
     if resume is not None:
         return algos.load(resume, env, actor, shown, processes)
     return algos.make(name, env, actor, shown, processes, **SETTINGS | OPTIONS[name] | more)

@@ -16,6 +16,7 @@ from textsafe_gym.errors import ModelError
 from textsafe_gym.models import load_policy, make_actor, make_critics
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.models.score import ScoreModel
+from textsafe_gym.offline.demonstrations import Demonstrations
 from textsafe_gym.rollouts import collect
 from textsafe_gym.types import Agent
 
@@ -264,7 +265,7 @@ def test_actor_and_critics_are_read_from_the_environment(tmp_path: Path) -> None
 def test_demonstrations_have_the_shape_of_rollouts() -> None:
     agent = make_agent_of()
     rows = [("w0 w1", "w2"), ("w0 w1 w2 w3 w4", "w5 w6 w7 w8 w9")]
-    demonstrations = agent.actor.demonstrations(rows, max_prompt_length=3, max_response_length=4)
+    demonstrations = Demonstrations.encode(rows, agent.actor, max_prompt_length=3, max_response_length=4)
     assert demonstrations.actions.tolist() == [[5, 1, 1, 1], [8, 9, 10, 11]]
     assert demonstrations.mask.tolist() == [[True, True, False, False], [True] * 4]
     ids, mask = demonstrations.observations["input_ids"], demonstrations.observations["attention_mask"]

@@ -28,6 +28,7 @@ from textsafe_gym.models.files import load_tokenizer
 from textsafe_gym.models.sampling import generate, sample_responses
 from textsafe_gym.models.score import ScoreModel
 from textsafe_gym.models.texts import answers_ids, end_with_turn, pair_ids, prompt_ids
+from textsafe_gym.offline.demonstrations import Demonstrations
 from textsafe_gym.rollouts import collect
 
 W = 3  # the id of w0
@@ -164,7 +165,7 @@ def test_environment_and_policy_agree_on_the_template(chat_model: Path) -> None:
     policy = CausalLMActor.load(chat_model)
     vector = gym.make_vec("SafeRLHF-v0", num_envs=2, max_prompt_length=8, max_response_length=4, **options)
     rollout = collect(policy, vector, seed=0)
-    taught = policy.demonstrations([("w1 w2", "w4")], 8, 4)
+    taught = Demonstrations.encode([("w1 w2", "w4")], policy, 8, 4)
     assert torch.equal(rollout.observations["input_ids"][0, :8][2:], taught.observations["input_ids"][0, 2:8])
     assert taught.observations["attention_mask"][0].tolist() == [0, 0, *[1] * 6, 1, 1, 0, 0]
     assert taught.actions[0, :2].tolist() == [W + 4, END]

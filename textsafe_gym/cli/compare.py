@@ -69,7 +69,7 @@ def compare(
 
     The untrained policy is evaluated next to them as "initial". Settings may be given for one algorithm alone
     (--set ALGO.KEY=VALUE). All runs that sample generate the same number of responses; a method that learns from
-    labelled pairs (dpo) reads those of --data instead, and the table says how many.
+    what is there already (dpo) reads what --data names instead, and the table says how much.
     """
     from textsafe_gym.experiments import compare as run
 

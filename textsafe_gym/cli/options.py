@@ -124,8 +124,8 @@ def run_options(command: Command) -> Command:
                 multiple=True,
                 metavar="FILE",
                 shell_complete=values.files,
-                help="Pairs or demonstrations for a method that samples nothing, or simulated:N, pairs of the "
-                "environment's own. Repeatable. [simulated:4096]",
+                help="What a method learns from that samples nothing: pairs, labelled responses or demonstrations; or "
+                "simulated:N, so many of the environment's own. Repeatable. [simulated:4096]",
             ),
         ]
     ):

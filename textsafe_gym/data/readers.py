@@ -135,6 +135,29 @@ def read_preferences(source: str | Path) -> list[Preference]:
     )
 
 
+def read_labelled(source: str | Path) -> list[Labelled]:
+    """Single answers, labelled good (true) or bad (false).
+
+    Args:
+        source: rows with `prompt`, `response` and `label`, where 1, true, yes, good and helpful say good, and 0, false,
+            no, bad and unhelpful say bad; or pairs in the shapes of `read_preferences`, whose preferred answer is good
+            and whose other one is bad.
+
+    Raises:
+        DataError: a row is malformed or a label is another word; the message names file and line.
+    """
+    rows, columns = read_rows(source), Columns()
+    first = set(_mapping(rows[0]))
+    if columns.label not in first and first & {"response_0", "chosen"}:
+        return [row for pair in read_preferences(source) for row in apart(pair)]
+    return _labelled(rows, "reward", columns, (), "use words such as good and bad")
+
+
+def apart(pair: Preference, first: bool = True) -> tuple[Labelled, Labelled]:
+    """A pair as two labelled answers, the better one good; with `first` false the worse one, as noise may have it."""
+    return Labelled(pair.prompt, pair.better, first), Labelled(pair.prompt, pair.worse, not first)
+
+
 def read_score_data(
     source: str | Path,
     kind: Literal["reward", "cost"],
@@ -167,7 +190,8 @@ def read_score_data(
     read: list[ScoreRow] = []
     skipped = 0
     if {columns.prompt, columns.response, columns.label} <= set(first):
-        read.extend(_labelled(rows, kind, columns, positive))
+        meaning = "good" if kind == "reward" else "unsafe"
+        read.extend(_labelled(rows, kind, columns, positive, f"say with --positive which labels mean {meaning}"))
     elif {"response_0", "response_1"} <= set(first):
         for row in rows:
             pair = _numbered_pair(row, kind)
@@ -233,7 +257,7 @@ def _numbered_pair(row: Row, kind: str) -> ScoreRow:
     return SafetyPreference(prompt, answers[safer], answers[1 - safer], safe[safer], safe[1 - safer])
 
 
-def _labelled(rows: Sequence[Row], kind: str, columns: Columns, positive: Sequence[str]) -> list[Labelled]:
+def _labelled(rows: Sequence[Row], kind: str, columns: Columns, positive: Sequence[str], hint: str) -> list[Labelled]:
     wanted = {value.strip().casefold() for value in positive} or _POSITIVE[kind]
     seen: dict[str, str] = {}
     read = []
@@ -243,8 +267,7 @@ def _labelled(rows: Sequence[Row], kind: str, columns: Columns, positive: Sequen
         if not word:
             raise DataError(f"{row.where}: '{columns.label}' is empty; label the row or remove it")
         if not positive and word not in wanted | _NEGATIVE[kind]:
-            meaning = "good" if kind == "reward" else "unsafe"
-            raise DataError(f"{row.where}: unknown label '{value}'; say with --positive which labels mean {meaning}")
+            raise DataError(f"{row.where}: unknown label '{value}'; {hint}")
         seen.setdefault(word, str(value))
         read.append(Labelled(_prompt(row, columns.prompt), _text(row, columns.response), word in wanted))
     absent = sorted(wanted - set(seen)) if positive else []

@@ -23,7 +23,7 @@ from textsafe_gym.files import Row, write_text
 HERE = Path(__file__).parent
 SETTINGS = {
     "TrainingConfig": "Budget, batches, optimiser and KL",
-    "OfflineConfig": "Labelled pairs or demonstrations, and optimiser",
+    "OfflineConfig": "Data that are there already, and optimiser",
     "CriticConfig": "Critics",
     "ClipConfig": "Clip",
     "ConstraintConfig": "Constraint",

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from textsafe_gym.errors import DataError
@@ -14,8 +14,6 @@ REQUIRED = ("reward", "cost")
 OPTIONAL = ("kl", "response_length")
 # Why a response finished that was cut from outside, unscored; the others are "eos" and "length".
 CUT = "truncated"
-# What a run has read that samples nothing, by the key in its summary.
-LABELLED = {"pairs": "labelled pairs", "demonstrations": "demonstrations"}
 
 
 def read_evaluation(path: Path) -> list[Row]:
@@ -35,6 +33,15 @@ def read_evaluation(path: Path) -> list[Row]:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise DataError(f"{path}:{number}: '{name}' must be a finite number, found {value!r}")
     return rows
+
+
+def data_units(summaries: Iterable[Row]) -> dict[str, str]:
+    """What runs that sample nothing may have read: by the key of its count in a summary ("pairs"), what it is called.
+
+    Args:
+        summaries: of runs; under "units" each names the kinds that its process knew.
+    """
+    return {key: what for summary in summaries for key, what in summary.get("units", {}).items()}
 
 
 def summarise(rows: Sequence[Row], cost_limit: float | None, cost_limits: Mapping[str, float] | None = None) -> Row:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.evaluation.records import LABELLED
 from textsafe_gym.files import Row, write_text
 
 if TYPE_CHECKING:
@@ -177,8 +176,8 @@ def comparison_tables(comparison: Row) -> list[Table]:
             row.insert(place, attainable_cell(entry["attainable"]))
         note = f" Attainable: of reward - {beta:g}·KL from the untrained policy to the best that keeps the limit."
         tables[0] = replace(tables[0], note=tables[0].note + note + attainable_doubt(frontier))
-    read = {key for key in LABELLED for entry in settings.values() if entry.get(key)}
-    for key, heading in (*((key, key) for key in reversed(LABELLED)), ("episodes", units.episodes)):
+    read = {key for key in comparison["units"] for entry in settings.values() if entry.get(key)}
+    for key, heading in (*((key, key) for key in reversed(comparison["units"])), ("episodes", units.episodes)):
         counts = [entry.get(key) or 0 for entry in settings.values()]
         if any(counts) or (key == "episodes" and read):  # both budgets are stated, the one of 0 as well
             tables[0].columns.insert(1, heading)

@@ -12,7 +12,7 @@ from textsafe_gym.errors import DataError, RunError
 from textsafe_gym.evaluation.attainable import attained
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse
-from textsafe_gym.evaluation.records import LABELLED, read_evaluation, summarise
+from textsafe_gym.evaluation.records import data_units, read_evaluation, summarise
 from textsafe_gym.evaluation.report import UNITS, Table, comparison_tables
 from textsafe_gym.files import Row, read_json, read_rows
 
@@ -191,16 +191,17 @@ def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
 
     Returns:
         "settings": from label to its algorithm, seeds, seeds of its evaluations, budget in episodes and in each of
-        `LABELLED`, cost limit, and intervals over runs of every metric, overall, for each group of prompts and, under
+        "units", cost limit, and intervals over runs of every metric, overall, for each group of prompts and, under
         "costs", for each named cost, whose limits are "cost_limits";
         and, with a frontier, "attainable": see `attainable.attained`; "frontier" itself, or None;
-        "pareto": see `pareto.analyse`; "task": "text" or "other", whether episodes are responses;
+        "pareto": see `pareto.analyse`; "task": "text" or "other", whether episodes are responses; "units": see
+        `data_units`;
         "environments_differ_in": see `differing_arguments`.
 
     Raises:
         RunError: see `settings_of`.
     """
-    settings = {}
+    settings, units = {}, data_units(run.summary for run in runs)
     for label, own in settings_of(runs).items():
         limit = own[0].summary["cost_limit"]
         means = [summarise(run.rows, limit, run.cost_limits) for run in own]
@@ -213,7 +214,8 @@ def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
             "seeds": [run.seed for run in own],
             "evaluation_seeds": [run.evaluation_seed for run in own],
             "runs": len(own),
-            **{name: own[0].summary.get(name) for name in ("episodes", *LABELLED)},
+            "episodes": own[0].summary.get("episodes"),
+            **{name: own[0].summary.get(name, 0) for name in units},
             "cost_limit": limit,
             "cost_limits": own[0].cost_limits,
             "metrics": _intervals(means),
@@ -228,6 +230,7 @@ def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
     pareto = analyse(points_of(runs), limits.pop() if len(limits) == 1 else None, frontier=frontier)
     return {
         "task": task_of_runs(runs),
+        "units": units,
         "settings": settings,
         "frontier": frontier,
         "pareto": pareto,
@@ -243,7 +246,7 @@ def task_of_runs(runs: Sequence[Run]) -> str:
 def budget_of(comparison: Row) -> str:
     """What a run of the comparison learned from, such as "512 responses or 4096 labelled pairs"."""
     parts = []
-    for key, what in (("episodes", UNITS[comparison["task"]].episodes), *LABELLED.items()):
+    for key, what in (("episodes", UNITS[comparison["task"]].episodes), *comparison["units"].items()):
         counts = sorted({entry[key] for entry in comparison["settings"].values() if entry[key]})
         parts += [f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} {what}"] if counts else []
     return " or ".join(parts)

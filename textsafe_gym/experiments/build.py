@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
     from algos.core.loop import Trainer
+    from textsafe_gym.offline.demonstrations import Demonstrations
     from textsafe_gym.parallel.process_group import ProcessGroup
     from textsafe_gym.protocols import Actor, Critics
-    from textsafe_gym.types import Demonstrations
 
 # Below so many parameters a second thread costs more than it gives, and one thread makes results repeat exactly.
 _SMALL = 10_000_000
@@ -158,18 +158,15 @@ def make_critics(spec: RunSpec, env: "gym.vector.VectorEnv", actor: "Actor") -> 
 def demonstrations(spec: RunSpec, env: "gym.vector.VectorEnv", actor: "Actor") -> "Demonstrations | None":
     """The environment's supervised pairs in the actor's form, if it has some and the algorithm wants them."""
     from textsafe_gym.models import task_of
-    from textsafe_gym.models.causal_lm import CausalLMActor
-    from textsafe_gym.protocols import PromptTask
+    from textsafe_gym.offline.demonstrations import Demonstrations
+    from textsafe_gym.protocols import PromptTask, TextActor
 
     task = task_of(env)
-    if (
-        not spec.config.get("ptx_coefficient")
-        or not isinstance(actor, CausalLMActor)
-        or not isinstance(task, PromptTask)
-    ):
+    if not spec.config.get("ptx_coefficient") or not isinstance(actor, TextActor) or not isinstance(task, PromptTask):
         return None
     rows = task.demonstrations
-    return actor.demonstrations(rows, task.max_prompt_length, task.max_response_length) if rows else None
+    budgets = task.max_prompt_length, task.max_response_length
+    return Demonstrations.encode(rows, actor, *budgets) if rows else None
 
 
 def cost_limit_of(spec: RunSpec, env: "gym.vector.VectorEnv") -> float | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from textsafe_gym.config import Values
 from textsafe_gym.errors import TextsafeError
-from textsafe_gym.evaluation.records import LABELLED
+from textsafe_gym.evaluation.records import data_units
 from textsafe_gym.experiments.spec import RunSpec
 from textsafe_gym.files import Row
 from textsafe_gym.models import task_of
@@ -36,6 +36,7 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Row, env: "gym.ve
     """
     from textsafe_gym.envs.view import TaskView
 
+    units = data_units([summary])
     kwargs, config, found = spec.env["kwargs"], spec.config, summary["evaluation"]
     task = task_of(env)
     text = isinstance(task, TextTask)
@@ -51,7 +52,7 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Row, env: "gym.ve
         "constraint": _constraint(spec, summary["cost_limit"], one, episodes),
         "KL to the starting policy": _kl(config),
         f"{episodes} {'generated' if text else 'played'}": summary["episodes"],
-        **{what: f"{summary[key]}: {', '.join(spec.data)}" for key, what in LABELLED.items() if summary[key]},
+        **{what: f"{summary[key]}: {', '.join(spec.data)}" for key, what in units.items() if summary[key]},
         "seed": spec.seed,
         "low-rank adapter of rank": spec.policy.get("lora_rank"),
     }

@@ -61,7 +61,7 @@ def memory_plan(spec: RunSpec, processes: "ProcessGroup") -> Row:
     rows = math.ceil(max(spec.num_envs, spec.evaluation_envs) / processes.world_size)
     small = math.ceil(config["minibatch_size"] / processes.world_size)
     at_once = min(config.get("micro_batch_size") or small, small)
-    responses = 2 if own.source == "preferences" else 1  # of each row of the data
+    responses = own.kind.responses if own.offline else 1
     batch = memory.Batch(
         rows=rows,
         group_size=config.get("group_size", 1),

@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from textsafe_gym.evaluation.records import LABELLED
 from textsafe_gym.files import Row
 
 if TYPE_CHECKING:
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
 
     from textsafe_gym.evaluation.report import Table
     from textsafe_gym.evaluation.summaries import Run
-
-_IDENTITY = ("algorithm", "label", "seed", "cost_limit", "episodes", *LABELLED, "seconds", "tokens_per_second")
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,11 +58,13 @@ class Result:
 
 
 def _row(run: "Run") -> Row:
-    from textsafe_gym.evaluation.records import summarise
+    from textsafe_gym.evaluation.records import data_units, summarise
 
+    budgets = ("episodes", *data_units([run.summary]))
+    identity = ("algorithm", "label", "seed", "cost_limit", *budgets, "seconds", "tokens_per_second")
     means = summarise(run.rows, run.summary["cost_limit"], run.cost_limits)
     return {
-        **{name: run.summary[name] for name in _IDENTITY if name in run.summary},
+        **{name: run.summary[name] for name in identity if name in run.summary},
         **{name: value for name, value in means.items() if not isinstance(value, dict)},
         **{f"{key}_{name}": value for name, own in means.get("costs", {}).items() for key, value in own.items()},
         "directory": str(run.directory),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from textsafe_gym.config import dump
 from textsafe_gym.envs.making import check_cost_names
 from textsafe_gym.errors import ConfigError, DataError, ExecutionError, RunError, TextsafeError
-from textsafe_gym.evaluation.records import LABELLED, REQUIRED
+from textsafe_gym.evaluation.records import REQUIRED
 from textsafe_gym.experiments.allocator import keep_freed_memory
 from textsafe_gym.experiments.build import (
     cost_limit_of,
@@ -39,6 +39,7 @@ from textsafe_gym.files import (
 )
 from textsafe_gym.models import task_of
 from textsafe_gym.models.files import one_line
+from textsafe_gym.offline import KINDS
 from textsafe_gym.protocols import Enumerable, PromptTask, ResponseTask
 from textsafe_gym.rollouts import collect
 
@@ -280,13 +281,15 @@ def _execute(spec: RunSpec, directory: Path, report: Report, processes: "Process
     if judged is not env:
         judged.close()
     env.close()
+    units = {kind.unit: kind.counted for kind in KINDS.values()}
     speeds = [row["tokens_per_second"] for row in metrics if row.get("tokens_per_second")]
     summary = {
         **identity,
         "evaluation_seed": spec.seed,
         "cost_limit": limit,
         **({"cost_limits": limits} if limits else {}),
-        **{name: metrics[-1].get(name, 0) if metrics else 0 for name in ("episodes", *LABELLED)},
+        **{name: metrics[-1].get(name, 0) if metrics else 0 for name in ("episodes", *units)},
+        "units": units,
         "seconds": round(time.perf_counter() - started, 2),
         "evaluation": summarise(rows, limit, limits),
         **exactly,

@@ -29,7 +29,7 @@ Made = TypeVar("Made")
 
 INITIAL = "initial"  # the untrained policy's name where algorithms are compared
 DEFAULT_ENV = "SafeRLHF-v0"
-SIMULATED = "simulated"  # --data simulated:N: the environment's own pairs
+SIMULATED = "simulated"  # --data simulated:N: rows that the environment labels itself
 DEFAULT_DATA = f"{SIMULATED}:4096"
 BATCH = 64  # responses played at once where no iteration says how many
 

@@ -48,7 +48,7 @@ def train(
             A run's `config.yaml` has all of its own, and goes with no other preset.
         episodes: responses to generate (or episodes to play) in all.
         data: of a method that samples nothing, what it learns from: files, "hub:NAME[:SPLIT]" or "simulated:N", the
-            environment's own labelled pairs; by default 4096 of them.
+            environment's own; by default 4096 of them.
         seed: all randomness follows from it; by default 0.
         out: an empty or new directory; by default runs/ALGORITHM-SEED.
         resume: continue the run in `out`; its settings are those that it began with.

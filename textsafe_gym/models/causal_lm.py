@@ -1,7 +1,6 @@
 """A causal language model as an actor over tokens, and the frozen reference that its KL is measured to."""
 
 import copy
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,11 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from textsafe_gym.data.readers import Preference
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models import lora
 from textsafe_gym.models.cards import write_card
@@ -25,7 +22,7 @@ from textsafe_gym.models.likelihood import LinearStatistics, has_linear_head, st
 from textsafe_gym.models.sampling import logits_at, model_inputs, states_at
 from textsafe_gym.models.texts import encode, prompt_ids
 from textsafe_gym.protocols import Player, State, Tokenizer
-from textsafe_gym.types import Demonstrations, Evaluation, Preferences
+from textsafe_gym.types import EncodedTexts, Evaluation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +32,7 @@ _ADAPTER = "policy"
 
 
 class CausalLMActor(nn.Module):
-    """Implements `textsafe_gym.protocols.Actor` over token actions.
+    """Implements `textsafe_gym.protocols.TextActor`: its actions are tokens.
 
     Observations of a rollout are `input_ids` and `attention_mask`, each (B, P + T) int64: prompts left-padded to P,
     responses to the right of them, so that action t stands in column P + t of every row.
@@ -286,78 +283,22 @@ class CausalLMActor(nn.Module):
         except RuntimeError as error:
             raise ModelError(f"policy '{source}' does not fit: {one_line(error)}") from error
 
-    def demonstrations(
-        self, rows: Sequence[tuple[str, str]], max_prompt_length: int, max_response_length: int
-    ) -> Demonstrations:
-        """Supervised texts in the shapes of a rollout.
-
-        A prompt that is too long keeps its last tokens, a response its first ones (then without EOS, as a response
-        that uses up the budget has none).
-
-        Args:
-            rows: pairs (prompt, response).
-            max_prompt_length: budget in tokens.
-            max_response_length: budget in tokens.
+    def encode(
+        self, prompts: Sequence[str], responses: Sequence[str], max_prompt_length: int, max_response_length: int
+    ) -> EncodedTexts:
+        """Given texts in the shapes of a rollout; see `TextActor.encode`.
 
         Raises:
             ModelError: a prompt has no tokens.
         """
-        prompts, prompt_mask = pad_to(
-            encode_prompts(self.tokenizer, [row[0] for row in rows], max_prompt_length), max_prompt_length
-        )
-        eos = self.tokenizer.eos_token_id
-        responses = [[*row, eos][:max_response_length] for row in encode(self.tokenizer, [row[1] for row in rows])]
-        actions, mask = pad(responses, eos, width=max_response_length)
-        observations = {
-            "input_ids": torch.cat([prompts, actions], 1),
-            "attention_mask": torch.cat([prompt_mask, mask], 1),
-        }
-        return Demonstrations(observations, actions, mask.bool())
-
-    def preferences(
-        self,
-        rows: Sequence[Preference],
-        max_prompt_length: int,
-        max_response_length: int,
-        reference: "CausalLMReference",
-    ) -> Preferences:
-        """Labelled pairs of texts in the shapes of a rollout, with what the reference says of them.
-
-        Texts that are too long are cut as demonstrations are; a warning says how many pairs that concerns.
-
-        Args:
-            rows: the pairs.
-            max_prompt_length: budget in tokens.
-            max_response_length: budget in tokens.
-            reference: of this actor; asked once, a few responses at a time.
-
-        Raises:
-            ModelError: a prompt has no tokens.
-        """
-        prompts = [row.prompt for row in rows]
-        sides = [row.better for row in rows], [row.worse for row in rows]
-        long = np.array([len(ids) > max_prompt_length for ids in prompt_ids(self.tokenizer, prompts)])
-        for texts in sides:
-            long |= np.array([len(ids) > max_response_length for ids in encode(self.tokenizer, texts)])
-        if long.any():
-            logging.getLogger(__name__).warning(
-                "%d of %d pairs are too long and were cut: a prompt to its last %d tokens, a response to its first %d",
-                long.sum(), len(rows), max_prompt_length, max_response_length,
-            )  # fmt: skip
-        both = self.demonstrations(
-            [*zip(prompts, sides[0], strict=True), *zip(prompts, sides[1], strict=True)],
-            max_prompt_length,
-            max_response_length,
-        )
-        log_probs = reference.log_probs(both.observations, both.actions, both.mask).sum(1).cpu()
-        actions, mask, reference_log_probs = (x.unflatten(0, (2, -1)) for x in (both.actions, both.mask, log_probs))
-        return Preferences(
-            {name: x.unflatten(0, (2, -1)) for name, x in both.observations.items()},
-            actions,
-            mask,
-            reference_log_probs=reference_log_probs,
-            probability=torch.tensor([row.probability for row in rows], dtype=torch.float32),
-        )
+        said, eos = encode(self.tokenizer, responses), self.tokenizer.eos_token_id
+        asked = prompt_ids(self.tokenizer, prompts)
+        cut = [len(x) > max_prompt_length or len(y) > max_response_length for x, y in zip(asked, said, strict=True)]
+        encoded = encode_prompts(self.tokenizer, prompts, max_prompt_length)
+        ids, prompt_mask = pad_to(encoded, max_prompt_length)
+        actions, mask = pad([[*row, eos][:max_response_length] for row in said], eos, width=max_response_length)
+        observations = {"input_ids": torch.cat([ids, actions], 1), "attention_mask": torch.cat([prompt_mask, mask], 1)}
+        return EncodedTexts(observations, actions, mask.bool(), torch.tensor(cut, dtype=torch.bool))
 
     def _trimmed(
         self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor
