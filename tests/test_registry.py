@@ -111,3 +111,21 @@ def test_a_registered_algorithm_is_described_by_its_first_line() -> None:
         assert algos.available()["described"] == "What it does, in a line."
     finally:
         registration._algorithms().remove("described")
+
+
+def test_the_same_class_defined_anew_takes_the_place_of_the_old_one() -> None:
+    def cell() -> type:
+        class Own: ...
+
+        return Own
+
+    class Other: ...
+
+    first, again = cell(), cell()
+    known: Registry[type] = Registry("kind of data", [("own", first, "")])
+    known.register("own", again)
+    assert known["own"] is again
+    with pytest.raises(ConfigError, match="the kind of data 'own' is registered already"):
+        known.register("own", Other)
+    with pytest.raises(ConfigError, match="registered already"):
+        known.register("own", Lazy("somewhere:Own"))
