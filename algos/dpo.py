@@ -27,6 +27,11 @@ class Config(OfflineConfig):
         0.1, gt=0, description="β: weight of the KL to the reference in the problem that is solved; the paper's"
     )
 
+    @property
+    def problem(self) -> str:
+        """Without a limit; see `StepConfig.problem`."""
+        return "weighted"
+
 
 class Algorithm:
     """An actor and its optimiser; see `algos.core.loop.Setup`."""

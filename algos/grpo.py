@@ -29,6 +29,11 @@ class Config(TrainingConfig, ClipConfig):
 
     group_size: int = Field(4, ge=2, description="episodes that begin in the same state, as answers to one prompt")
 
+    @property
+    def problem(self) -> str:
+        """Without a limit; see `StepConfig.problem`."""
+        return "weighted"
+
 
 class Algorithm:
     """An actor and its optimiser; see `algos.core.loop.Setup`."""

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 class Config(TrainingConfig, CriticConfig, ClipConfig):
     """Settings of PPO; the defaults are the official script's."""
 
+    @property
+    def problem(self) -> str:
+        """Without a limit; see `StepConfig.problem`."""
+        return "weighted"
+
 
 class Algorithm:
     """An agent without a cost critic, and its optimiser; the limit is not used. See `algos.core.loop.Setup`."""

@@ -34,6 +34,11 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, Multipl
     kl_coefficient: float = Field(0.01, ge=0, description="weight of the KL, taken off the reward and put on the cost")
     limit_includes_kl: bool = Field(False, description="whether a limit on the mean bounds the cost with its KL")
 
+    @property
+    def problem(self) -> str | None:
+        """`kl_in_cost` where the limit includes the KL; see `StepConfig.problem`."""
+        return "kl_in_cost" if self.limit_includes_kl and super().problem == "mean" else super().problem
+
 
 class Algorithm:
     """An agent, its optimiser, the constraints and their multipliers; see `algos.core.loop.Setup`."""

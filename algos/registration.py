@@ -53,6 +53,12 @@ class Definition:
     constraint: Literal["mean"] | None = None
     one_process: str = ""
 
+    def problem(self, config: BaseModel) -> str | None:
+        """Which problem is solved under these settings; see `algos.core.settings.StepConfig.problem`."""
+        from algos.core.settings import StepConfig
+
+        return config.problem if isinstance(config, StepConfig) else self.constraint or "weighted"
+
     @property
     def offline(self) -> bool:
         """Whether it learns from what is there already, and samples nothing."""

@@ -29,6 +29,11 @@ class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, Multipl
 
     group_size: int = Field(8, ge=2, description="episodes that begin in the same state, as answers to one prompt")
 
+    @property
+    def problem(self) -> str | None:
+        """Every prompt has to keep the limit; see `StepConfig.problem`."""
+        return "per_prompt" if super().problem == "mean" else None
+
 
 class Algorithm:
     """An agent, its optimiser, the constraints and their multipliers; see `algos.core.loop.Setup`."""

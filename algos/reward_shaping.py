@@ -25,6 +25,11 @@ class Config(TrainingConfig, CriticConfig, ClipConfig):
 
     cost_weight: float = Field(1.0, ge=0, description="ν, what a unit of cost weighs in units of reward")
 
+    @property
+    def problem(self) -> str:
+        """Without a limit; see `StepConfig.problem`."""
+        return "weighted"
+
 
 class Algorithm:
     """An agent without a cost critic, and its optimiser; the limit is not used. See `algos.core.loop.Setup`."""

@@ -30,6 +30,13 @@ class StepConfig(BaseModel):
         """Episodes in one pass of the actor."""
         return min(self.micro_batch_size or self.minibatch_size, self.minibatch_size)
 
+    @property
+    def problem(self) -> str | None:
+        """Which problem is solved, of max E[R] - β·KL: "weighted", less a fixed weight of the cost or none of it; under
+        a limit what that bounds, "mean", "probability", "cvar", "kl_in_cost" (E[C] + β·KL) or "per_prompt" (every
+        prompt's E[C]); None: another problem, or limits by name."""
+        return None
+
 
 class TrainingConfig(StepConfig):
     """Budget and batches of rollouts, PTX and KL; the defaults are the official Safe RLHF script's."""
@@ -82,7 +89,7 @@ class CriticConfig(BaseModel):
     value_coefficient: float = Field(1.0, ge=0, description="weight of the critics' losses next to the actor's")
 
 
-class ConstraintConfig(BaseModel):
+class ConstraintConfig(StepConfig):
     """What is bounded, besides `cost_limit`."""
 
     constraint: Literal["mean", "probability", "cvar"] = Field(
@@ -95,6 +102,11 @@ class ConstraintConfig(BaseModel):
         None, description="from the name of a cost to its own limit, instead of cost_limit on their sum"
     )
     cost_window: int = Field(128, gt=0, description="episodes over which the constraint is judged")
+
+    @property
+    def problem(self) -> str | None:
+        """What the limit bounds; see `StepConfig.problem`."""
+        return self.constraint if self.cost_limits is None else None
 
 
 class MultiplierConfig(BaseModel):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from textsafe_gym.evaluation.attainable import attained
+from textsafe_gym.evaluation.attainable import attained, attained_of_own
 from textsafe_gym.evaluation.pareto import RunPoint, analyse, attainment, distance
 from textsafe_gym.evaluation.report import attainable_cell
 from textsafe_gym.evaluation.summaries import Run
@@ -59,9 +59,39 @@ def test_a_policy_that_is_above_the_limit_has_no_share() -> None:
     assert not unsure["above_limit"]
 
 
+def stated(*rows: tuple[float, float, float | None], **problem: Any) -> Run:
+    made = run(0, *rows)
+    made.summary["problem"] = {"constraint": "mean", "cost_weight": 0.0, "kl_coefficient": 0.5, **problem}
+    return made
+
+
+def test_a_method_is_also_held_to_the_problem_that_it_states() -> None:
+    front = [{"reward": 4.0, "cost": 0.0, "kl": 2.0}, {"reward": 3.0, "cost": -1.0, "kl": 2.0}]
+    tight = {"reward": 2.5, "cost": -1.8, "kl": 1.6, "feasible": True, "constraint": "kl_in_cost"}
+    known = frontier(front=front, by_constraint=[{**frontier()["at_limit"], "constraint": "mean"}, tight])
+
+    def of(row: tuple[float, float, float | None], **problem: Any) -> Any:
+        return attained_of_own([stated(row, row, **problem)], known)
+
+    assert of((2.0, -1.0, 1.0))["mean"] == pytest.approx(50.0)  # as without a problem of its own
+    # J goes from 1 to 3 where cost is free, at the weight 3 from 1 to 2 + 3, at the front's other end.
+    assert of((2.0, 5.0, 1.0), constraint="weighted")["mean"] == pytest.approx(25.0)
+    assert of((2.0, -1.0, 1.0), constraint="weighted", cost_weight=3.0)["mean"] == pytest.approx(100 * 3.5 / 4)
+    # J goes to 2.5 - 0.5·1.6; cost + 0.5·KL is below -1 in the first, above in the second.
+    assert of((2.0, -1.6, 1.0), constraint="kl_in_cost")["mean"] == pytest.approx(100 * 0.5 / 0.7)
+    assert of((2.0, -1.2, 1.0), constraint="kl_in_cost")["above_limit"]
+    assert of((2.0, -1.0, 1.0), constraint="cvar") is None  # its optimum is not in this frontier
+    assert of((2.0, -1.0, 1.0), kl_coefficient=0.1) is None
+    assert of((2.0, -1.0, None)) is None
+    other = stated((2.0, -1.0, 1.0))
+    other.summary["cost_limit"] = -1.1
+    assert attained_of_own([other], known) is None
+    assert attained_of_own([run(0, (2.0, -1.0, 1.0))], known) is None
+
+
 def test_where_nothing_can_be_said_nothing_is() -> None:
     assert attained([run(0, (2.0, -1.0, None))], frontier()) is None
-    assert attained([run(0, (2.0, -1.0, 1.0))], frontier(reference={"reward": 2.0})) is None
+    assert attained([run(0, (2.0, -1.0, 1.0))], frontier(reference={"reward": 2.0, "cost": 0.0})) is None
     infeasible = {**frontier()["at_limit"], "feasible": False}
     assert attained([run(0, (2.0, -1.0, 1.0))], frontier(at_limit=infeasible)) is None
     assert attainable_cell(None).text == "–"

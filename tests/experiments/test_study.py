@@ -21,8 +21,8 @@ seeds: 2
 limits: [0.2, 0.0]
 settings: {episodes: 128, episodes_per_iteration: 64, learning_rate: 1e-3, kl_coefficient: 0.3, max_kl: 0.05}
 algorithms:
-  ppo: {problem: weighted}
-  ppo_lagrangian: {problem: kl_in_cost, settings: {limit_includes_kl: true, multiplier_max: 2.0}}
+  ppo: {}
+  ppo_lagrangian: {settings: {limit_includes_kl: true, multiplier_max: 2.0}}
   cpo: {}
 """
 
@@ -71,7 +71,7 @@ def test_a_finished_study_is_read_again(study: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("ppo: {problem: weighted}", "ppo: {problem: prized}"), "prized"),
+        (("  cpo: {}", "  cpo: {settings: {constraint: probability}}"), "cpo: its settings state probability"),
         (("  cpo: {}", "  cpoo: {}"), "unknown algorithm 'cpoo'.*cpo"),
         (("limits: [0.2, 0.0]", "limits: []"), "limits"),
         (("max_kl: 0.05", "max_kl: -1"), r"cpo: max_kl = -1 \(.*small.yaml:5\)"),
@@ -95,7 +95,7 @@ def test_what_is_wrong_with_a_study_is_said_in_a_line(change: tuple[str, str], m
 
 def test_a_method_that_samples_nothing_reads_the_studys_data(tmp_path: Path) -> None:
     plan = STUDY.replace("max_kl: 0.05}", "max_kl: 0.05, epochs: 4}\ndata: ['simulated:512']")
-    plan = plan.replace("  cpo: {}", "  dpo: {problem: weighted}").replace("seeds: 2", "seeds: 1")
+    plan = plan.replace("  cpo: {}", "  dpo: {}").replace("seeds: 2", "seeds: 1")
     (tmp_path / "small.yaml").write_text(plan)
     result = textsafe("study", tmp_path / "small.yaml", "--only", "dpo", "--out", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.stderr
@@ -124,8 +124,8 @@ def test_the_reference_scores_nothing_and_the_optimum_everything() -> None:
 
     def at(reward: float, cost: float, kl: float, problem: str, price: float = 0.0, costs: Any = None) -> Any:
         exact = {"reward": reward, "cost": cost, "kl": kl, "prompt_costs": costs or [cost] * 4}
-        summary = {"algorithm": "x", "seed": 0, "cost_limit": 0.0, "exact": exact}
-        return score(env, problem, summary, price)
+        stated = {"constraint": problem, "cost_weight": price}
+        return score(env, {"algorithm": "x", "seed": 0, "cost_limit": 0.0, "exact": exact, "problem": stated})
 
     spread = float(env.exact_task.responses.cost.max() - env.exact_task.responses.cost.min())
     for problem, best in (

@@ -1,6 +1,6 @@
 """How much of what is attainable a policy attains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,17 +32,57 @@ def attained(runs: Sequence["Run"], frontier: Row) -> Row | None:
         limit: then the others are None, as more is attainable there. None where the runs do not tell their KL, or no
         policy keeps the limit.
     """
-    best, start, beta = frontier["at_limit"], frontier["reference"]["reward"], frontier["kl_coefficient"]
+    return _share(runs, frontier, frontier["at_limit"], lambda row: float(row["cost"]))
+
+
+def attained_of_own(runs: Sequence["Run"], frontier: Row) -> Row | None:
+    """`attained` of the problem that the runs' algorithm states itself (`problem` in `summary.json`).
+
+    "weighted" is judged by J less the weighted cost, and no cost is above a limit; "kl_in_cost" by the optimum under,
+    and the excess of, E[C] + β·KL; "per_prompt" by its optimum, but by the mean cost, since single answers do not tell
+    a prompt's.
+
+    Returns:
+        As `attained`. None as well where the runs' β or limit is not the frontier's, or it has no such optimum.
+    """
+    problem = runs[0].summary.get("problem")
+    if problem is None or problem["kl_coefficient"] != frontier["kl_coefficient"]:
+        return None
+    if problem["constraint"] == "weighted":
+        weight = problem["cost_weight"]
+        # Each row of the front is the best policy for some weight, and nearly that for those next to it.
+        rows = [row for row in (*frontier["front"], frontier["at_limit"]) if row.get("kl") is not None]
+        best = max(rows, key=lambda row: objective(row, frontier["kl_coefficient"]) - weight * row["cost"])
+        return _share(runs, frontier, {**best, "feasible": True}, None, weight)
+    optima = {row["constraint"]: row for row in frontier["by_constraint"]}
+    best = optima.get(problem["constraint"])
+    if best is None or any(run.summary["cost_limit"] != frontier["cost_limit"] for run in runs):
+        return None
+    beta = frontier["kl_coefficient"] if problem["constraint"] == "kl_in_cost" else 0.0
+    return _share(runs, frontier, best, lambda row: float(row["cost"] + beta * row["kl"]))
+
+
+def _share(
+    runs: Sequence["Run"],
+    frontier: Row,
+    best: Row,
+    bounded: Callable[[Row], float] | None,
+    cost_weight: float = 0.0,
+) -> Row | None:
+    def value(row: Row) -> float:
+        return objective(row, frontier["kl_coefficient"]) - cost_weight * float(row["cost"])
+
     if not best["feasible"] or any(row.get("kl") is None for run in runs for row in run.rows):
         return None
     single = [[row] for row in runs[0].rows] if len(runs) == 1 else [run.rows for run in runs]
-    costs = t_interval([float(np.mean([row["cost"] for row in rows])) for rows in single])
-    values = [float(np.mean([objective(row, beta) for row in rows])) for rows in single]
-    gain = objective(best, beta) - start
+    start = value({**frontier["reference"], "kl": 0.0})
+    gain = value(best) - start
     if gain <= 0:  # nothing is to be had over the reference
         return None
-    above = (costs.mean if costs.low is None else costs.low) > frontier["cost_limit"]
-    if above:
-        return {"mean": None, "low": None, "high": None, "runs": len(runs), "above_limit": True}
+    if bounded is not None:
+        costs = t_interval([float(np.mean([bounded(row) for row in rows])) for rows in single])
+        if (costs.mean if costs.low is None else costs.low) > frontier["cost_limit"]:
+            return {"mean": None, "low": None, "high": None, "runs": len(runs), "above_limit": True}
+    values = [float(np.mean([value(row) for row in rows])) for rows in single]
     share = t_interval([100 * (value - start) / gain for value in values])
     return {**share.as_dict(), "runs": len(runs), "above_limit": False}

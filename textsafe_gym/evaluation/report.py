@@ -171,10 +171,11 @@ def comparison_tables(comparison: Row) -> list[Table]:
             ]  # fmt: skip
     if frontier := comparison.get("frontier"):
         beta, place = frontier["kl_coefficient"], tables[0].columns.index("violation") + 1
-        tables[0].columns.insert(place, "attainable, %")
+        tables[0].columns[place:place] = ["attainable, %", "own problem, %"]
         for row, entry in zip(tables[0].rows, settings.values(), strict=True):
-            row.insert(place, attainable_cell(entry["attainable"]))
+            row[place:place] = [attainable_cell(entry[key]) for key in ("attainable", "attainable_of_own")]
         note = f" Attainable: of reward - {beta:g}·KL from the untrained policy to the best that keeps the limit."
+        note += " Own problem: to the best policy for the problem that the algorithm states."
         tables[0] = replace(tables[0], note=tables[0].note + note + attainable_doubt(frontier))
     read = {key for key in comparison["units"] for entry in settings.values() if entry.get(key)}
     for key, heading in (*((key, key) for key in reversed(comparison["units"])), ("episodes", units.episodes)):

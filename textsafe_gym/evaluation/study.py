@@ -13,6 +13,9 @@ from textsafe_gym.evaluation.report import Cell, Table, cell
 from textsafe_gym.files import Row
 from textsafe_gym.limits import violation
 
+SOLVED = ("mean", "kl_in_cost", "per_prompt", "weighted")
+"""The problems whose optimum is known."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -39,16 +42,16 @@ class Score:
     objective: float
 
 
-def score(env: ExactView, problem: str, summary: Row, cost_weight: float = 0.0) -> Score:
+def score(env: ExactView, summary: Row) -> Score:
     """Holds a run's exact values to the optimum.
 
     Args:
         env: the base of a `SafeRLHF-Exact-v0`.
-        problem: "mean", E[C] <= limit; "kl_in_cost", E[C] + β·KL <= limit; "per_prompt", E[C | x] <= limit for every
-            prompt; "weighted", no limit but a weight of the cost.
-        summary: of `summary.json`, with "exact".
-        cost_weight: what a unit of cost weighs, under "weighted".
+        summary: of `summary.json`, with "exact", and "problem": "mean", E[C] <= limit; "kl_in_cost",
+            E[C] + β·KL <= limit; "per_prompt", E[C | x] <= limit for every prompt; "weighted", no limit but a weight
+            of the cost.
     """
+    problem, cost_weight = summary["problem"]["constraint"], summary["problem"]["cost_weight"]
     exact, limit, kl_coefficient = summary["exact"], summary["cost_limit"], env.kl_coefficient
     costs = env.exact_task.responses.cost
     bounded = exact["cost"]

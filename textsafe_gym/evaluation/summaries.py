@@ -9,7 +9,7 @@ from pathlib import Path
 
 from textsafe_gym.config import flat, read_yaml
 from textsafe_gym.errors import DataError, RunError
-from textsafe_gym.evaluation.attainable import attained
+from textsafe_gym.evaluation.attainable import attained, attained_of_own
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse
 from textsafe_gym.evaluation.records import data_units, read_evaluation, summarise
@@ -193,7 +193,7 @@ def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
         "settings": from label to its algorithm, seeds, seeds of its evaluations, budget in episodes and in each of
         "units", cost limit, and intervals over runs of every metric, overall, for each group of prompts and, under
         "costs", for each named cost, whose limits are "cost_limits";
-        and, with a frontier, "attainable": see `attainable.attained`; "frontier" itself, or None;
+        and, with a frontier, "attainable" and "attainable_of_own": see `attainable`; "frontier" itself, or None;
         "pareto": see `pareto.analyse`; "task": "text" or "other", whether episodes are responses; "units": see
         `data_units`;
         "environments_differ_in": see `differing_arguments`.
@@ -225,6 +225,7 @@ def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
                 for name in groups
             },
             "attainable": attained(own, frontier) if frontier else None,
+            "attainable_of_own": attained_of_own(own, frontier) if frontier else None,
         }
     limits = {entry["cost_limit"] for entry in settings.values()}
     pareto = analyse(points_of(runs), limits.pop() if len(limits) == 1 else None, frontier=frontier)

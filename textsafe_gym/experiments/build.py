@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from textsafe_gym.errors import ConfigError, TextsafeError, UnknownNameError
 from textsafe_gym.experiments.data import load_data
-from textsafe_gym.experiments.spec import RunSpec, call
+from textsafe_gym.experiments.spec import INITIAL, RunSpec, call
 from textsafe_gym.installation import shipped
 from textsafe_gym.registry import nearest
 
@@ -185,6 +185,21 @@ def cost_limit_of(spec: RunSpec, env: "gym.vector.VectorEnv") -> float | None:
 def cost_limits_of(spec: RunSpec) -> dict[str, float]:
     """The algorithm's limits on the means of named costs; empty where it has none, or bounds something else."""
     return dict(spec.config.get("cost_limits") or {}) if spec.config.get("constraint", "mean") == "mean" else {}
+
+
+def problem_of(spec: RunSpec) -> dict[str, object] | None:
+    """The problem that a run's algorithm solves: what is bounded, what a cost weighs without that, and β.
+
+    None where it states none; see `algos.core.settings.StepConfig.problem`.
+    """
+    import algos
+
+    if spec.algorithm == INITIAL:
+        return None
+    own = algos.definition(spec.algorithm)
+    constraint = own.problem(own.config.model_validate(spec.config))
+    weights = {"cost_weight": spec.config.get("cost_weight", 0.0), "kl_coefficient": spec.config.get("kl_coefficient")}
+    return None if constraint is None else {"constraint": constraint, **weights}
 
 
 def saved_trainer(

@@ -20,6 +20,7 @@ from textsafe_gym.experiments.build import (
     make_actor,
     make_env,
     make_trainer,
+    problem_of,
     saved_trainer,
 )
 from textsafe_gym.experiments.cards import write_policy_card
@@ -290,6 +291,7 @@ def _execute(spec: RunSpec, directory: Path, report: Report, processes: "Process
         **({"cost_limits": limits} if limits else {}),
         **{name: metrics[-1].get(name, 0) if metrics else 0 for name in ("episodes", *units)},
         "units": units,
+        "problem": problem_of(spec),
         "seconds": round(time.perf_counter() - started, 2),
         "evaluation": summarise(rows, limit, limits),
         **exactly,

@@ -1,15 +1,18 @@
 """Algorithms x limits x seeds on an environment whose optimum is known: `study`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from textsafe_gym.config import Settings, Values, merge, read_yaml, validate
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.evaluation.study import SOLVED
 from textsafe_gym.experiments.arguments import check_arguments, repeated
+from textsafe_gym.experiments.build import problem_of
 from textsafe_gym.experiments.result import Result
 from textsafe_gym.experiments.spec import DEFAULT_DATA, RunSpec, config_class
 from textsafe_gym.files import Row, write_json
@@ -26,9 +29,6 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    problem: Literal["mean", "kl_in_cost", "per_prompt", "weighted"] = Field(
-        "mean", description="whose optimum it is held to; weighted: it has no limit, and a fixed cost_weight or none"
-    )
     settings: Values = Field(default_factory=dict, description="of this algorithm, over those of all")
 
 
@@ -103,13 +103,10 @@ def study(
         check(spec, played)
     make_directory(directory)
     finish_all(jobs, workers, again, quiet)
-    problems: dict[str, str] = {
-        name: plan.algorithms[name].problem for name in dict.fromkeys(spec.algorithm for spec in specs)
-    }
     runs: list[Run] = [load_run(job.directory) for job in jobs]
-    cost_weights = [job.spec.config.get("cost_weight", 0.0) for job in jobs]
+    problems: dict[str, str] = {run.algorithm: run.summary["problem"]["constraint"] for run in runs}
     figure = directory / "optimum.png"
-    rows = _measure(directory, jobs[0].spec.env["kwargs"], runs, cost_weights, problems, figure)
+    rows = _measure(directory, jobs[0].spec.env["kwargs"], runs, problems, figure)
     values = {"directory": str(directory), "rows": rows}
     return Result(directory, values, [study_table(rows, problems)], partial(list, [figure]), runs)
 
@@ -129,7 +126,7 @@ def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
         if name not in plan.algorithms:
             raise ConfigError(f"--only {name}: not in this study; {nearest(name, list(plan.algorithms))}")
     specs = []
-    for name, entry in plan.algorithms.items():
+    for name in plan.algorithms:
         schema = config_class(name)
         shared = given.section("settings")
         shared = shared.without(*(key for key in shared.values if key not in schema.model_fields))
@@ -139,11 +136,16 @@ def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
         if only and name not in only:
             continue
         data = plan.data if algos.definition(name).offline else []
-        limits = plan.limits[:1] if entry.problem == "weighted" else plan.limits
-        for limit in limits:
-            label = name if entry.problem == "weighted" else f"{name} limit={limit:g}"
+        for limit in plan.limits:
             env = {"id": "SafeRLHF-Exact-v0", "kwargs": {**plan.env, "cost_limit": limit}}
-            specs.append(RunSpec(name, label.replace(" ", "/"), env, {}, config, plan.preset, data))
+            spec = RunSpec(name, f"{name}/limit={limit:g}", env, {}, config, plan.preset, data)
+            problem = (problem_of(spec) or {}).get("constraint")
+            if problem not in SOLVED:
+                raise ConfigError(f"{name}: its settings state {problem or 'no problem'}, of which no optimum is known")
+            if problem == "weighted":  # no limit changes it
+                specs.append(replace(spec, label=name))
+                break
+            specs.append(spec)
     return plan, specs
 
 
@@ -151,7 +153,6 @@ def _measure(
     out: Path,
     env_kwargs: Values,
     runs: Sequence["Run"],
-    cost_weights: Sequence[float],
     problems: dict[str, str],
     figure: Path,
 ) -> list[Row]:
@@ -163,10 +164,7 @@ def _measure(
     from textsafe_gym.evaluation.study import frontiers, score, summarise_study
 
     env: Any = gym.make("SafeRLHF-Exact-v0", **env_kwargs).unwrapped
-    scores = [
-        score(env, problems[run.algorithm], run.summary, cost_weight)
-        for run, cost_weight in zip(runs, cost_weights, strict=True)
-    ]
+    scores = [score(env, run.summary) for run in runs]
     rows = summarise_study(scores)
     lines = frontiers(env, set(problems.values()))
     write_json(out / "study.json", {"problems": problems, "rows": rows, "frontiers": lines})
