@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.files import read_text
@@ -298,6 +299,28 @@ def _merge_into(target: Values, source: Mapping[str, object]) -> None:
             _merge_into(inner, value)
         else:
             target[key] = value
+
+
+class OneOf:
+    """Of a setting that takes a registry's names, those registered later included: `Annotated[str, OneOf(RULES)]`.
+
+    Args:
+        names: the registry.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = names
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """What pydantic asks for: the schema of a string, and then `_check`."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, name: str) -> str:
+        """The name itself; another one is refused as pydantic refuses what a `Literal` has not."""
+        if name not in self.names:
+            *others, last = (f"'{known}'" for known in self.names)
+            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+        return name
 
 
 def validate(

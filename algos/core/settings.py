@@ -1,11 +1,28 @@
 """Settings that algorithms share; importing this loads no torch, so that help and validation are quick."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-RuleName = Literal["log", "projected", "adam", "pid", "nu_pi", "fixed"]
-"""The names of `algos.core.constraints.RULES`."""
+from textsafe_gym.config import OneOf
+from textsafe_gym.registry import Lazy, Registry
+
+if TYPE_CHECKING:
+    from algos.core.constraints import Rule
+
+RULES: "Registry[type[Rule]]" = Registry(
+    "multiplier rule",
+    [
+        ("log", Lazy("algos.core.constraints:Log"), "Safe RLHF's: a gradient step on log λ"),
+        ("projected", Lazy("algos.core.constraints:Projected"), "gradient ascent on λ, kept at 0 or above"),
+        ("adam", Lazy("algos.core.controllers:Adam"), "ascent on λ by Adam"),
+        ("pid", Lazy("algos.core.controllers:PID"), "a PID controller on the excess"),
+        ("nu_pi", Lazy("algos.core.controllers:NuPI"), "a PI controller on a smoothed excess"),
+        ("fixed", Lazy("algos.core.constraints:Rule"), "λ stays as it is"),
+    ],
+)
+"""What `multiplier_update` may name; `RULES.register` adds a subclass of `algos.core.constraints.Rule`."""
+RuleName = Annotated[str, OneOf(RULES)]
 
 
 class StepConfig(BaseModel):

@@ -115,7 +115,7 @@ def test_values_read_from_the_source_are_those_that_the_class_takes(name: str) -
         if key in known:
             for text in known[key]:
                 TypeAdapter(field.annotation).validate_python(yaml.safe_load(text))
-        assert (key in known) == bool(re.search(r"Literal|bool", str(field.annotation))), key
+        assert (key in known) == bool(re.search(r"Literal|bool|OneOf", f"{field.annotation}{field.metadata}")), key
 
 
 @pytest.mark.parametrize("name", algos.available())
