@@ -16,6 +16,7 @@ import pytest
 
 import algos
 from algos.core.settings import RULES
+from algos.registration import families
 from tests.helpers.rounding import FLOAT32
 from textsafe_gym.docs import generate
 
@@ -64,7 +65,7 @@ def test_the_pages_build_without_a_warning_and_all_are_in_the_contents(tmp_path:
     for page in DOCS.glob("*.md"):
         assert page.stem == "index" or f'href="{page.stem}.html"' in contents, f"{page.name} is not in the contents"
     algorithms = (tmp_path / "algorithms.html").read_text()
-    assert all(f"algos.{algorithm}" in algorithms for algorithm in (*algos.available(), "omnisafe"))
+    assert all(f"algos.{algorithm}" in algorithms for algorithm in (*algos.available(), *families()))
     assert "--resume" in (tmp_path / "commands.html").read_text()
 
 
