@@ -1,6 +1,5 @@
 """Settings from YAML files and `key=value` arguments, remembering where each value was written."""
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.files import read_text
+from textsafe_gym.files import parse_json, read_text
 from textsafe_gym.registry import did_you_mean, nearest
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -180,7 +179,7 @@ def read_yaml(path: str | Path) -> Settings:
     return Settings(values, origin)
 
 
-def read_json(path: str | Path) -> Settings:
+def read_json_settings(path: str | Path) -> Settings:
     """A JSON file that holds an object.
 
     Raises:
@@ -192,13 +191,11 @@ def read_json(path: str | Path) -> Settings:
     if _json_depth(text) > _DEEPEST:
         raise ConfigError(f"{path}: {_TOO_DEEP}")
     try:
-        values = json.loads(text)
+        values = parse_json(path, text, ConfigError)
         if not isinstance(values, dict):
             raise ConfigError(f"{path}:1: expected an object, found {type(values).__name__}")
         # But for tabs, and escapes that nobody needs, JSON is YAML, whose parser knows the lines.
         _lines(yaml.compose(text.replace("\t", " "), Loader=_Loader), (), str(path), origin, faults)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
     except yaml.YAMLError as error:
         raise _refused(path, error) from None
     faults.check()

@@ -263,5 +263,5 @@ def test_config_files(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words) as caught:
             read_config(path)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         read_config(tmp_path / "none.json")

@@ -1,6 +1,5 @@
 """What all fits check before they start, and what they write."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -134,9 +133,3 @@ def write_fit_card(
     if measured:
         measured = {"on": f"{rows['held_out']} held-out rows", **measured}
     write_card(directory, metrics["kind"], facts, measured, base=base, sources=list(data or {}))
-
-
-def write_metrics(directory: Path, metrics: Row) -> None:
-    """Writes `metrics.json` into the model's folder; what JSON does not know becomes text."""
-    text = json.dumps(metrics, indent=2, ensure_ascii=False, default=str)
-    (directory / METRICS_FILE).write_text(text + "\n", encoding="utf-8")

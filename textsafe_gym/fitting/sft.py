@@ -14,14 +14,14 @@ from torch.nn.functional import cross_entropy
 
 from textsafe_gym.data.splits import split_by_prompt
 from textsafe_gym.errors import DataError
-from textsafe_gym.files import Row
+from textsafe_gym.files import Row, write_json
 from textsafe_gym.fitting.output import (
+    METRICS_FILE,
     check_lora,
     check_output,
     check_settings,
     default_device,
     write_fit_card,
-    write_metrics,
 )
 from textsafe_gym.fitting.start import causal_model
 from textsafe_gym.fitting.training import chunks_by_length, train
@@ -138,7 +138,7 @@ def fit_sft(
         "parameters": sum(p.numel() for p in network.parameters()),
         "seconds": time.monotonic() - started,
         "settings": {
-            "model": model if isinstance(model, str | Path) else type(model).__name__,
+            "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
             "epochs": epochs,
             "learning_rate": learning_rate,
             "minibatch_size": minibatch_size,
@@ -154,7 +154,7 @@ def fit_sft(
         else:
             lora.save_adapter(network, _ADAPTER, scratch, "CAUSAL_LM", {})
         tokenizer.save_pretrained(scratch)
-        write_metrics(scratch, metrics)
+        write_json(scratch / METRICS_FILE, metrics)
         write_fit_card(scratch, metrics, model, data)
     return metrics
 

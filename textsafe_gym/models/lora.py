@@ -3,7 +3,6 @@
 Policy, reference, reward and cost model can thereby be one set of weights: the reference is the model with no adapter.
 """
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.extras import require
-from textsafe_gym.files import Row
+from textsafe_gym.files import Row, read_json, write_json
 from textsafe_gym.models.files import ADAPTER_CONFIG, check_source, find_file, load_pretrained, load_tokenizer, one_line
 from textsafe_gym.protocols import Tokenizer
 
@@ -43,11 +42,10 @@ def base_of(source: str | Path, what: str) -> str:
     Raises:
         ModelError: the adapter's config is damaged or names no model.
     """
-    try:
-        config = json.loads(_file(source, ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        base = config.get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"cannot read {ADAPTER_CONFIG} of {what} '{source}': {one_line(error)}") from error
+    path = find_file(source, ADAPTER_CONFIG)
+    if path is None:
+        raise ModelError(f"{what} '{source}' has no {ADAPTER_CONFIG}")
+    base = read_json(path, ModelError).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelError(f"{ADAPTER_CONFIG} of {what} '{source}' names no base model; set its base_model_name_or_path")
     return base
@@ -72,12 +70,7 @@ def settings_of(source: str | Path) -> Row:
         ModelError: the file is damaged.
     """
     path = find_file(source, _SETTINGS)
-    if path is None:
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"cannot read {path}: {one_line(error)}") from error
+    return {} if path is None else read_json(path, ModelError)
 
 
 def shared_base(source: str | Path, what: str, device: str, dtype: str) -> "PreTrainedModel":
@@ -249,7 +242,7 @@ def save_adapter(
     config.save_pretrained(directory)
     config.inference_mode = False
     save_file({_PREFIX + key: x.detach().cpu().contiguous() for key, x in tensors.items()}, directory / WEIGHTS)
-    (directory / _SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    write_json(directory / _SETTINGS, settings)
 
 
 def train(model: "PreTrainedModel", name: str) -> None:
