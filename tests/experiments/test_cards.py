@@ -91,7 +91,7 @@ def test_a_fitted_model_names_its_data(world: Path, tmp_path: Path):
     told = facts(card)
     assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-classification")
     assert told["data"] == "harm.jsonl, 6 rows"
-    assert (told["base model"], told["low-rank adapter of rank"]) == ("policy", "2")
+    assert (told["base model"], told["LoRA of rank"]) == ("policy", "2")
     held_out = json.loads((tmp_path / "cost/metrics.json").read_text())["held_out"]["transformer"]
     assert {f"transformer: {name.replace('_', ' ')}" for name in held_out} <= told.keys()
     assert "above 0 is harmful" in card.content

@@ -96,7 +96,7 @@ def test_a_run_without_data_says_what_it_learns_from_and_states_both_budgets(tmp
     result = textsafe(*request, "--set", "env.vocabulary=4", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.splitlines()[0] == (
-        "note: dpo samples no responses; it learns from simulated:4096 (pairs that the environment labels itself; "
+        "note: dpo samples nothing; it learns from simulated:4096 (pairs that the environment labels itself; "
         "--data FILE for others)"
     )
     table = next(line.split("┃") for line in result.stdout.splitlines() if line.startswith("┃"))
@@ -157,7 +157,7 @@ def test_refusals(world: Path, tmp_path: Path) -> None:
     assert "expected simulated:N" in refused("train", "dpo", "--data", "simulated:none", *env)
     assert "no such file" in refused("train", "dpo", "--data", tmp_path / "no.jsonl", *env)
     assert "--data: ppo learns from what it samples" in refused("train", "ppo", "--data", world / "pairs.jsonl", *env)
-    assert "--episodes: dpo samples no responses" in refused("train", "dpo", "--episodes", "8", *env)
+    assert "--episodes: dpo samples nothing" in refused("train", "dpo", "--episodes", "8", *env)
     assert "--data: ppo learns" in refused("compare", "ppo", "--data", world / "pairs.jsonl", *env)
     assert "are not pairs" in refused("train", "dpo", "--data", world / "demonstrations.jsonl", *env)
     (tmp_path / "bad.jsonl").write_text('{"prompt": "how", "chosen": "a", "rejected": "b"}\n{"prompt": "how"}\n')

@@ -118,7 +118,7 @@ def run_options(command: Command) -> Command:
             ),
             set_option,
             preset_option,
-            click.option("--episodes", type=int, metavar="N", help="Episodes in all (of text: responses), for each run."),
+            click.option("--episodes", type=int, metavar="N", help="Episodes (of text: responses) in all, a run."),
             click.option(
                 "--data",
                 multiple=True,

@@ -107,7 +107,7 @@ def fit_score(
         max_length: in tokens; longer sequences lose tokens from the left.
         sources: where each row came from, for metrics by source; empty if that does not matter.
         skipped: how many inconsistent rows the reader left out, for the record.
-        lora_rank: fits a low-rank adapter of that rank and the head alone, and saves those in PEFT's format; `model`
+        lora_rank: fits a LoRA of that rank and the head alone, and saves those in PEFT's format; `model`
             has to be a folder or hub id.
         device: a torch device; by default a GPU if there is one.
         progress: show progress bars.

@@ -35,7 +35,7 @@ from textsafe_gym.protocols import Tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_ADAPTER = "sft"
+_LORA = "sft"
 _IGNORED = -100
 _EVALUATION_BATCH = 32
 
@@ -70,7 +70,7 @@ def fit_sft(
         seed: of the split, of new weights and of the order of rows.
         test_fraction: the share of prompts that are held out; 0 for none.
         max_length: in tokens, of prompt and response; see `encode_demonstration`.
-        lora_rank: fits a low-rank adapter of that rank alone and saves it in PEFT's format; `model` has to be a folder
+        lora_rank: fits a LoRA of that rank alone and saves it in PEFT's format; `model` has to be a folder
             or hub id.
         device: a torch device; by default a GPU if there is one.
         progress: show a progress bar.
@@ -99,8 +99,8 @@ def fit_sft(
             model, tokenizer, [text for row in train_rows for text in row], default_device(device)
         )
         if lora_rank is not None:
-            lora.add_new(network, _ADAPTER, lora_rank, 2 * lora_rank)
-            lora.train(network, _ADAPTER)
+            lora.add_new(network, _LORA, lora_rank, 2 * lora_rank)
+            lora.train(network, _LORA)
         limit = min(max_length, getattr(network.config, "max_position_embeddings", None) or max_length)
         encoded = [encode_demonstration(tokenizer, *row, limit) for row in train_rows]
         held_out = [encode_demonstration(tokenizer, *row, limit) for row in test_rows]
@@ -152,7 +152,7 @@ def fit_sft(
         if lora_rank is None:
             network.save_pretrained(scratch)
         else:
-            lora.save_adapter(network, _ADAPTER, scratch, "CAUSAL_LM", {})
+            lora.save_lora(network, _LORA, scratch, "CAUSAL_LM", {})
         tokenizer.save_pretrained(scratch)
         write_json(scratch / METRICS_FILE, metrics)
         write_fit_card(scratch, metrics, model, data)
