@@ -5,23 +5,12 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
-from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
 from tests.helpers import cli_world
 from tests.helpers.cmdps import Crossing
-from textsafe_gym.cli.main import main
+from tests.helpers.commands import done
 from textsafe_gym.models.cards import is_hub_id, public, write_card
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_world.build(tmp_path_factory.mktemp("world"))
-
-
-def done(*arguments: object) -> None:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.stderr
 
 
 def facts(card: ModelCard) -> dict[str, str]:
