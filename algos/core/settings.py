@@ -79,14 +79,19 @@ class OfflineConfig(StepConfig):
     )
 
 
-class ClipConfig(BaseModel):
-    """PPO's clip, and what holds its steps back besides it."""
+class ActorConfig(BaseModel):
+    """What holds the actor's steps on a rollout back, and what keeps it exploring; off by default."""
 
-    clip_range_ratio: float = Field(0.2, gt=0, description="PPO's clip on the ratio of new to old probability")
     target_kl: float | None = Field(
         None, gt=0, description="an iteration's steps end once their approximate KL exceeds 1.5 times it; none: never"
     )
     entropy_coefficient: float = Field(0.0, ge=0, description="weight of each step's entropy, added to the objective")
+
+
+class ClipConfig(ActorConfig):
+    """PPO's clip, and what holds its steps back besides it."""
+
+    clip_range_ratio: float = Field(0.2, gt=0, description="PPO's clip on the ratio of new to old probability")
 
 
 class CriticConfig(BaseModel):

@@ -24,6 +24,7 @@ SETTINGS = {
     "TrainingConfig": "Budget, batches, optimiser and KL",
     "OfflineConfig": "Labelled pairs or demonstrations, and optimiser",
     "CriticConfig": "Critics",
+    "ActorConfig": "Steps of the actor",
     "ClipConfig": "Clip",
     "ConstraintConfig": "Constraint",
     "MultiplierConfig": "Multiplier",
