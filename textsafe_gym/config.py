@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
-from pydantic_core import CoreSchema, PydanticKnownError, core_schema
+from pydantic import BaseModel, ValidationError
 
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.files import parse_json, read_text
@@ -299,7 +298,9 @@ def _merge_into(target: Values, source: Mapping[str, object]) -> None:
 
 
 class OneOf:
-    """Of a setting that takes a registry's names, those registered later included: `Annotated[str, OneOf(RULES)]`.
+    """Of a setting that takes a registry's names, those registered later included.
+
+    It stands as `Annotated[str, AfterValidator(OneOf(RULES))]`, and refuses as a `Literal` does.
 
     Args:
         names: the registry.
@@ -308,15 +309,16 @@ class OneOf:
     def __init__(self, names: Collection[str]) -> None:
         self.names = names
 
-    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """What pydantic asks for: the schema of a string, and then `_check`."""
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
+    def __call__(self, name: str) -> str:
+        """The name itself.
 
-    def _check(self, name: str) -> str:
-        """The name itself; another one is refused as pydantic refuses what a `Literal` has not."""
+        Raises:
+            ValueError: it is not registered, which pydantic makes a fault of.
+        """
         if name not in self.names:
             *others, last = (f"'{known}'" for known in self.names)
-            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+            hint = did_you_mean(name, self.names)
+            raise ValueError(f"input should be {', '.join(others)} or {last}" + (f"; {hint}" if hint else ""))
         return name
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from textsafe_gym.config import OneOf
 from textsafe_gym.registry import Lazy, Registry
@@ -22,7 +22,7 @@ RULES: "Registry[type[Rule]]" = Registry(
     ],
 )
 """What `multiplier_update` may name; `RULES.register` adds a subclass of `algos.core.constraints.Rule`."""
-RuleName = Annotated[str, OneOf(RULES)]
+RuleName = Annotated[str, AfterValidator(OneOf(RULES))]
 
 
 class StepConfig(BaseModel):

@@ -130,11 +130,14 @@ def _settings_of(schema: "type[BaseModel]", prefix: str = "") -> "list[tuple[str
 
 
 def _choices_of(schema: "type[BaseModel]") -> dict[str, list[str]]:
+    from pydantic import AfterValidator
+
     from textsafe_gym.config import OneOf
 
     found = {}
     for key, field in _settings_of(schema):
-        registered = [name for mark in field.metadata if isinstance(mark, OneOf) for name in mark.names]
+        checks = [mark.func for mark in field.metadata if isinstance(mark, AfterValidator)]
+        registered = [name for check in checks if isinstance(check, OneOf) for name in check.names]
         found[key] = registered or _choices(field.annotation)
     return {key: values for key, values in found.items() if values}
 

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
+from textsafe_gym.extras import version
 from textsafe_gym.files import write_text
 from textsafe_gym.models.files import HUB_ID, LORA_CONFIG
 
@@ -114,7 +114,7 @@ def write_card(
     title = {"policy": "Policy", "mlp": "Policy", "sft": "Language model"}.get(kind, f"{kind.capitalize()} model")
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{_ABOUT[kind]}",
-        f"Made by textsafe-gym {version('textsafe-gym')}.",
+        f"Made by textsafe-gym {version()}.",
         _table("Training", facts),
         _table("Measured", measured or {}),
         "## Use\n\n" + _USE[family].format(name=PLACEHOLDER, kind=kind, plain=whole).strip(),
