@@ -132,7 +132,7 @@ def _family(prefix: str) -> Family:
         ConfigError: it cannot be imported, or is no family.
     """
     found = families()[prefix]
-    if lacking := sorted(name for name in _FUNCTIONS | set(Family.__annotations__) if not hasattr(found, name)):
+    if lacking := sorted((_FUNCTIONS | set(Family.__annotations__)) - set(dir(found))):
         raise ConfigError(f"the family of algorithms '{prefix}' lacks {', '.join(lacking)}")
     return found
 

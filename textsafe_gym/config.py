@@ -29,7 +29,10 @@ class _TooDeep(yaml.MarkedYAMLError):
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which `1e-5` is a number, as it is everywhere else (YAML 1.1 wants `1.0e-5`)."""
 
-    _level = 0
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._level = 0
+        self._levels: dict[yaml.Node, int] = {}  # below each node that is composed, itself included
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """With a bound on the depth, where an alias counts as what it stands for."""
@@ -38,9 +41,9 @@ class _Loader(yaml.SafeLoader):
         node: Any = super().compose_node(parent, index) if self._level <= _DEEPEST else None
         if node is not None and not alias:
             parts = [x for pair in node.value for x in pair] if isinstance(node, yaml.MappingNode) else node.value
-            node.levels = 1 + max((getattr(x, "levels", 0) for x in parts), default=0)
+            self._levels[node] = 1 + max((self._levels.get(x, 0) for x in parts), default=0)
         # What is not composed yet has no levels: an alias of it lies within itself.
-        if node is None or self._level - 1 + getattr(node, "levels", _DEEPEST) > _DEEPEST:
+        if node is None or self._level - 1 + self._levels.get(node, _DEEPEST) > _DEEPEST:
             raise _TooDeep(problem=_TOO_DEEP, problem_mark=mark)
         self._level -= 1
         return node

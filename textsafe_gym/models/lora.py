@@ -309,11 +309,12 @@ def _inject(model: "PreTrainedModel", name: str, config: "PeftConfig") -> None:
             inject_adapter_in_model(config, model, name)
     except ValueError as error:
         raise ModelError(f"cannot add a LoRA to {type(model).__name__}: {one_line(error)}") from error
+    layer: Any  # peft's class of them all has no types for the products
     for layer in _layers(model):
         layer.set_adapter(acting.get(layer, []))
-        for part in ("lora_A", "lora_B"):
-            if name in getattr(layer, part):
-                getattr(layer, part)[name].float()
+        for part in (layer.lora_A, layer.lora_B):
+            if name in part:
+                part[name].float()
     for x in model.parameters():
         x.requires_grad_(x in learning)
 
