@@ -9,7 +9,7 @@ states where π has not left the region (eq. 12),
 with ρ = π(a|s) / π_old(a|s); ν follows the excess cost by projected ascent (eq. 14).
 
 What differs: advantages are divided by 1 + ν, as in most of their later uses, so that λ_F need not follow ν; the KL to
-the reference is in the reward.
+the reference is in the reward; `entropy_coefficient`, off by default, adds the mean entropy of a step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from algos.core.settings import ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
+from algos.core.settings import ActorConfig, ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from textsafe_gym.types import Evaluation, Rollout
 
 
-class Config(TrainingConfig, CriticConfig, ConstraintConfig, MultiplierConfig):
+class Config(TrainingConfig, CriticConfig, ActorConfig, ConstraintConfig, MultiplierConfig):
     """Settings of FOCOPS; a state's KL takes the place of the clip."""
 
     temperature: float = Field(1.5, gt=0, description="λ_F: how much a nat away from the old policy weighs")
@@ -54,7 +54,14 @@ class Algorithm:
     def update(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """One iteration's learning; metrics are means over its minibatches, ν, the window's, and the `step_kl`."""
         from algos.core.constraints import weighted_cost
-        from algos.core.objectives import critic_losses, estimate, masked_mean, mix_advantages, shaped_rewards
+        from algos.core.objectives import (
+            critic_losses,
+            estimate,
+            masked_mean,
+            mix_advantages,
+            shaped_rewards,
+            with_entropy,
+        )
         from algos.core.trust_region import by_episode, divergences
 
         config = self.config
@@ -71,7 +78,8 @@ class Algorithm:
             near = away.detach() <= config.state_kl
             actor = masked_mean((away - ratios * advantages[index] / config.temperature) * near, batch.mask)
             critics, parts = critic_losses(new, batch, index, estimates, config)
-            return actor + critics, {"actor_loss": actor, "step_kl": masked_mean(away, batch.mask), **parts}
+            kept = with_entropy(actor, new, batch.mask, config)
+            return kept + critics, {"actor_loss": actor, "step_kl": masked_mean(away, batch.mask), **parts}
 
-        learned = self.optimizer.train(rollout, losses, generator)
+        learned = self.optimizer.train(rollout, losses, generator, target_kl=config.target_kl)
         return {**learned, **estimates.metrics, **self.multipliers.metrics, **measured.metrics}

@@ -4,7 +4,8 @@
 - An installed package adds its own by entry points in the group "textsafe_gym.algorithms".
 - `register` adds one in a running program.
 - "MODULE:CLASS" is a class anywhere, with no registration.
-- "FAMILY:MEMBER" is one of another library's, if FAMILY is in `FAMILIES`.
+- "FAMILY:MEMBER" is one of another library's: a module of this folder that has the functions of `Family`, under the
+  module's name, or one that an installed package declares in the group "textsafe_gym.families".
 """
 
 import ast
@@ -14,14 +15,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard
 
 from pydantic import BaseModel
 
-from textsafe_gym.errors import ConfigError, UnknownNameError
+from textsafe_gym.errors import ConfigError, TextsafeError, UnknownNameError
 from textsafe_gym.offline import KINDS, Kind
 from textsafe_gym.registry import Lazy, Registry, load_object, nearest, same_class
 
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from algos.core.loop import Algorithm, Setup
 
 GROUP = "textsafe_gym.algorithms"
+FAMILY_GROUP = "textsafe_gym.families"
 ROLLOUTS = "rollouts"
 FIXED = {"seed", "episodes", "episodes_per_iteration", "pairs_per_iteration"}  # what the training loop reads of them
+_log = logging.getLogger("algos")
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,12 @@ class Family(Protocol):
     """Algorithms of another library, as "FAMILY:MEMBER"; a module with these names is one.
 
     Attributes:
+        RunConfig: the settings that all members have.
         REQUIREMENT: what pip installs with --no-deps, where the library's own pins keep it out of the extra that has
             the family's name; empty if the extra has all.
     """
 
+    RunConfig: type[BaseModel]
     REQUIREMENT: str
 
     def note(self) -> str:
@@ -113,26 +118,52 @@ class Family(Protocol):
         ...
 
 
-FAMILIES: Registry[Family] = Registry(
-    "family of algorithms", [("omnisafe", Lazy("algos.omnisafe"), "OmniSafe's on-policy algorithms")]
-)
+_FUNCTIONS = {name for name in vars(Family) if not name.startswith("_")}
+
+
+@cache
+def families() -> Registry[Family]:
+    """Those of this folder and of installed packages, by their prefix; a module is imported when it is asked for."""
+    found: Registry[Family] = Registry("family of algorithms")
+    for name, tree in _modules().items():
+        if {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} >= _FUNCTIONS:
+            found.register(name, Lazy(f"algos.{name}"), _first_line(tree))
+    for point in _entry_points(FAMILY_GROUP):
+        try:
+            found.register(point.name, Lazy(point.value))
+        except ConfigError as taken:  # another package's fault, for which the others are not to pay
+            _log.warning("%s", taken)
+    return found
+
+
+def _family(prefix: str) -> Family:
+    """The family of that prefix.
+
+    Raises:
+        UnknownNameError: there is no such module.
+        ConfigError: it cannot be imported, or is no family.
+    """
+    found = families()[prefix]
+    if lacking := sorted((_FUNCTIONS | set(Family.__annotations__)) - set(dir(found))):
+        raise ConfigError(f"the family of algorithms '{prefix}' lacks {', '.join(lacking)}")
+    return found
 
 
 @cache
 def _algorithms() -> Registry[Definition | ConfigError]:
     """Classes, or the `Definition`s that `register` was given; an error under a name that several packages have."""
     found: Registry[Definition | ConfigError] = Registry("algorithm")
-    for name, about in _of_this_folder().items():
-        found.register(name, Lazy(f"algos.{name}:Algorithm"), about)
+    for name, tree in _modules().items():
+        if {"Config", "Algorithm"} <= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
+            found.register(name, Lazy(f"algos.{name}:Algorithm"), _first_line(tree))
     own = set(found)
-    # A package that lies in two places of Python's path is listed twice.
-    for point in {(point.name, point.value): point for point in entry_points(group=GROUP)}.values():
+    for point in _entry_points(GROUP):
         name, value = point.name, point.value
         try:
             found.register(name, Lazy(value), partial(_described, value))
         except ConfigError as taken:  # another package's fault, for which the other names are not to pay
             if name in own:
-                logging.getLogger("algos").warning(
+                _log.warning(
                     "%s has an algorithm '%s' of its own, which only '%s' stands for: that name is taken",
                     f"the package '{point.dist.name}'" if point.dist else f"the package of '{value}'", name, value,
                 )  # fmt: skip
@@ -157,17 +188,23 @@ def _described(path: str) -> str:
         *(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name),
         tree,
     ]
-    lines = ((ast.get_docstring(node) or "").partition("\n")[0] for node in nodes)
-    return next(filter(None, lines), path)
+    return next(filter(None, map(_first_line, nodes)), path)
 
 
-def _of_this_folder() -> dict[str, str]:
-    found = {}
-    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if {"Config", "Algorithm"} <= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
+def _first_line(node: ast.ClassDef | ast.Module) -> str:
+    return (ast.get_docstring(node) or "").partition("\n")[0]
+
+
+@cache
+def _modules() -> dict[str, ast.Module]:
+    """The syntax trees of this folder's modules, by their names."""
+    paths = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def _entry_points(group: str) -> list[EntryPoint]:
+    """Of all installed packages; one that lies in two places of Python's path is listed twice there, and here once."""
+    return list({(point.name, point.value): point for point in entry_points(group=group)}.values())
 
 
 def available() -> dict[str, str]:
@@ -179,7 +216,12 @@ def available() -> dict[str, str]:
 def members() -> dict[str, str]:
     """The algorithms of all families whose library is installed, as "FAMILY:MEMBER", and one line about each."""
     found: dict[str, str] = {}
-    for prefix, family in FAMILIES.items():
+    for prefix in families():
+        try:
+            family = _family(prefix)
+        except TextsafeError as broken:
+            _log.warning("%s", broken)
+            continue
         found |= {f"{prefix}:{member}": family.describe(member) for member in family.names()}
     return found
 
@@ -221,8 +263,8 @@ def config_class(name: str) -> type[BaseModel]:
 def definition(name: str) -> Definition:
     """What makes an algorithm; see `config_class`."""
     prefix, colon, member = name.partition(":")
-    if colon and prefix in FAMILIES:
-        family = FAMILIES[prefix]
+    if colon and prefix in families():
+        family = _family(prefix)
         known = family.names()
         if known and member not in known:
             full = [f"{prefix}:{each}" for each in known]

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tests.helpers import cli_world
 from tests.helpers.installs import install_wheel
 from tests.helpers.texts import PROMPTS, digest_scorer, word_tokenizer
 
@@ -49,6 +50,12 @@ def one_thread() -> Iterator[None]:
 def wheel_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to put on PYTHONPATH, into which a wheel of this package was installed, without what it requires."""
     return install_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `cli_world.build`; a file that needs more in it has a fixture of its own of that name, made of this one."""
+    return cli_world.build(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")

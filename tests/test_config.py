@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from textsafe_gym.config import _DEEPEST, dump, merge, parse_assignments, read_json, read_yaml, validate
+from textsafe_gym.config import _DEEPEST, dump, merge, parse_assignments, read_json_settings, read_yaml, validate
 from textsafe_gym.errors import ConfigError
 
 
@@ -80,7 +80,7 @@ def test_malformed_files_are_refused_by_line(tmp_path: Path, text: str, expected
     path = tmp_path / "c"
     path.write_text(text)
     with pytest.raises(ConfigError, match=str(path)) as caught:
-        (read_json if text.startswith("{") else read_yaml)(path)
+        (read_json_settings if text.startswith("{") else read_yaml)(path)
     assert expected in str(caught.value)
 
 
@@ -128,10 +128,10 @@ def test_what_is_too_deep_is_counted_and_does_not_depend_on_the_callers_stack(tm
     for frames in (0, near):
         for name, text in nested(_DEEPEST).items():
             path.write_text(text)
-            read = read_json if text.startswith("{") else read_yaml
+            read = read_json_settings if text.startswith("{") else read_yaml
             assert set(below(frames, lambda read=read: read(path).values)) <= {"a", "b"}, name
         for text in nested(_DEEPEST + 1).values():
             path.write_text(text)
-            read = read_json if text.startswith("{") else read_yaml
+            read = read_json_settings if text.startswith("{") else read_yaml
             with pytest.raises(ConfigError, match="nested too deeply, over 64 levels"):
                 below(frames, lambda read=read: read(path))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import algos
+from algos.registration import families
 from textsafe_gym.config import read_yaml, validate
 from textsafe_gym.envs.task import Task
 from textsafe_gym.experiments.spec import PolicyOptions, build_spec, resolve_env
@@ -27,9 +28,9 @@ def test_it_is_valid(name: str) -> None:
             assert len(path.read_text().splitlines()) < 30
             assert given.values.keys() <= shipped("preset").keys()
             members = [name for name in algos.members() if name.partition(":")[0] == path.stem]
-            assert members or path.stem == "omnisafe" or path.stem in algos.available()
+            assert path.stem in families() or path.stem in algos.available()
             for preset in given.values:
-                for algorithm in members if path.stem == "omnisafe" else [path.stem]:
+                for algorithm in members if path.stem in families() else [path.stem]:
                     build_spec(algorithm, env=None, config=None, preset=preset, **nothing)
         case "preset":
             fields = {key for name in algos.available() for key in algos.config_class(name).model_fields}

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 
 import algos
+from algos.core.settings import RULES
+from algos.registration import families
 from tests.helpers.rounding import FLOAT32
 from textsafe_gym.docs import generate
 
@@ -63,7 +65,7 @@ def test_the_pages_build_without_a_warning_and_all_are_in_the_contents(tmp_path:
     for page in DOCS.glob("*.md"):
         assert page.stem == "index" or f'href="{page.stem}.html"' in contents, f"{page.name} is not in the contents"
     algorithms = (tmp_path / "algorithms.html").read_text()
-    assert all(f"algos.{algorithm}" in algorithms for algorithm in (*algos.available(), "omnisafe"))
+    assert all(f"algos.{algorithm}" in algorithms for algorithm in (*algos.available(), *families()))
     assert "--resume" in (tmp_path / "commands.html").read_text()
 
 
@@ -145,8 +147,13 @@ def test_docstrings_are_more_than_a_name() -> None:
 @pytest.mark.parametrize("page", RUNNABLE)
 def test_the_code_of_the_concept_pages_runs(page: str) -> None:
     names: dict[str, object] = {"__name__": page}
-    for block in python_blocks(page):
-        exec(compile(block, f"{page}.md", "exec"), names)
+    rules = set(RULES)
+    try:
+        for block in python_blocks(page):
+            exec(compile(block, f"{page}.md", "exec"), names)
+    finally:
+        for name in set(RULES) - rules:
+            RULES.remove(name)
 
 
 def test_a_judge_of_ones_own_is_known_to_the_command_line_and_the_policy_to_transformers(tmp_path: Path) -> None:

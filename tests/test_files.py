@@ -39,13 +39,19 @@ def test_faults_have_their_line(bad: str, tmp_path: Path) -> None:
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
-    (tmp_path / "latin.txt").write_bytes(b"\xe9")
-    with pytest.raises(ConfigError, match=r"latin\.txt: not a text file in UTF-8"):
+    (tmp_path / "latin.txt").write_bytes(b"a\n\xe9")
+    with pytest.raises(ConfigError, match=r"latin\.txt:2: not UTF-8 text"):
         files.read_text(tmp_path / "latin.txt", ConfigError)
-    with pytest.raises(DataError, match=r"cannot read .*none"):
+    with pytest.raises(DataError, match=r"none: no such file"):
         files.read_text(tmp_path / "none")
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(DataError, match="expected a JSON object, found list"):
+        files.read_json(tmp_path / "list.json")
+    (tmp_path / "list.json").write_text('{"a": 1,\n')
+    with pytest.raises(ConfigError, match=r"list\.json:2: not valid JSON .*; truncated\?"):
+        files.read_json(tmp_path / "list.json", ConfigError)
+    (tmp_path / "list.json").write_text("[" * 10**5)
+    with pytest.raises(DataError, match=r"list\.json:1: not valid JSON \(maximum recursion"):
         files.read_json(tmp_path / "list.json")
     files.write_json(tmp_path / "value.json", {"a": [1, None]})
     assert files.read_json(tmp_path / "value.json") == {"a": [1, None]}

@@ -73,6 +73,29 @@ def test_low_rank_adapters_name_the_extra(base: Path, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].endswith(MISSING)
 
 
+def test_sources_that_are_not_installed_have_no_version(tmp_path: Path) -> None:
+    program = """
+from importlib import metadata
+def distribution(name, known=metadata.distribution):
+    if name == "textsafe-gym":
+        raise metadata.PackageNotFoundError(name)
+    return known(name)
+metadata.distribution = distribution
+from textsafe_gym.__main__ import main
+main()
+"""
+    small = ["--env", "SafeRLHF-Exact-v0", "--episodes", "8", "--set", "episodes_per_iteration=8"]
+    for arguments, told in (
+        (["--version"], "textsafe, version unknown (not installed)"),
+        (["compare", "ppo", *small, "--seeds", "1", "--out", "out"], "report.html"),
+    ):
+        done = run(ROOT, tmp_path, "-c", program, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert told in done.stdout
+    card = (tmp_path / "out/ppo/seed_0/checkpoints/latest/policy/README.md").read_text()
+    assert "Made by textsafe-gym unknown (not installed)." in card
+
+
 def test_every_import_is_of_a_declared_requirement() -> None:
     declared = modules([*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())])
     for path in [*(ROOT / "textsafe_gym").rglob("*.py"), *(ROOT / "algos").rglob("*.py")]:

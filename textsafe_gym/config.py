@@ -1,8 +1,7 @@
 """Settings from YAML files and `key=value` arguments, remembering where each value was written."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from textsafe_gym.errors import ConfigError
-from textsafe_gym.files import read_text
+from textsafe_gym.files import parse_json, read_text
 from textsafe_gym.registry import did_you_mean, nearest
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -30,7 +29,10 @@ class _TooDeep(yaml.MarkedYAMLError):
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which `1e-5` is a number, as it is everywhere else (YAML 1.1 wants `1.0e-5`)."""
 
-    _level = 0
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._level = 0
+        self._levels: dict[yaml.Node, int] = {}  # below each node that is composed, itself included
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """With a bound on the depth, where an alias counts as what it stands for."""
@@ -39,9 +41,9 @@ class _Loader(yaml.SafeLoader):
         node: Any = super().compose_node(parent, index) if self._level <= _DEEPEST else None
         if node is not None and not alias:
             parts = [x for pair in node.value for x in pair] if isinstance(node, yaml.MappingNode) else node.value
-            node.levels = 1 + max((getattr(x, "levels", 0) for x in parts), default=0)
+            self._levels[node] = 1 + max((self._levels.get(x, 0) for x in parts), default=0)
         # What is not composed yet has no levels: an alias of it lies within itself.
-        if node is None or self._level - 1 + getattr(node, "levels", _DEEPEST) > _DEEPEST:
+        if node is None or self._level - 1 + self._levels.get(node, _DEEPEST) > _DEEPEST:
             raise _TooDeep(problem=_TOO_DEEP, problem_mark=mark)
         self._level -= 1
         return node
@@ -179,7 +181,7 @@ def read_yaml(path: str | Path) -> Settings:
     return Settings(values, origin)
 
 
-def read_json(path: str | Path) -> Settings:
+def read_json_settings(path: str | Path) -> Settings:
     """A JSON file that holds an object.
 
     Raises:
@@ -191,13 +193,11 @@ def read_json(path: str | Path) -> Settings:
     if _json_depth(text) > _DEEPEST:
         raise ConfigError(f"{path}: {_TOO_DEEP}")
     try:
-        values = json.loads(text)
+        values = parse_json(path, text, ConfigError)
         if not isinstance(values, dict):
             raise ConfigError(f"{path}:1: expected an object, found {type(values).__name__}")
         # But for tabs, and escapes that nobody needs, JSON is YAML, whose parser knows the lines.
         _lines(yaml.compose(text.replace("\t", " "), Loader=_Loader), (), str(path), origin, faults)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
     except yaml.YAMLError as error:
         raise _refused(path, error) from None
     faults.check()
@@ -298,6 +298,31 @@ def _merge_into(target: Values, source: Mapping[str, object]) -> None:
             _merge_into(inner, value)
         else:
             target[key] = value
+
+
+class OneOf:
+    """Of a setting that takes a registry's names, those registered later included.
+
+    It stands as `Annotated[str, AfterValidator(OneOf(RULES))]`, and refuses as a `Literal` does.
+
+    Args:
+        names: the registry.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = names
+
+    def __call__(self, name: str) -> str:
+        """The name itself.
+
+        Raises:
+            ValueError: it is not registered, which pydantic makes a fault of.
+        """
+        if name not in self.names:
+            *others, last = (f"'{known}'" for known in self.names)
+            hint = did_you_mean(name, self.names)
+            raise ValueError(f"input should be {', '.join(others)} or {last}" + (f"; {hint}" if hint else ""))
+        return name
 
 
 def validate(

@@ -1,4 +1,4 @@
-"""What an installation of the environment alone lacks, refused in one line that says how to add it."""
+"""What is installed: this version, and what an installation of the environment alone lacks, refused in one line."""
 
 import re
 from functools import cache
@@ -23,6 +23,14 @@ def require(extra: str) -> None:
     if missing:
         what = ", ".join(missing)
         raise MissingExtraError(f'not installed: {what}; pip install "{_PACKAGE}[{extra}]"')
+
+
+def version() -> str:
+    """This package's; of sources that are run without being installed nobody knows it."""
+    try:
+        return metadata.version(_PACKAGE)
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
 
 
 def _distributions(extra: str) -> list[str]:

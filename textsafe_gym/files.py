@@ -1,9 +1,11 @@
 """Text, JSON and folders: written whole or not at all, and read with the line of every fault."""
 
+import gzip
 import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -81,22 +83,32 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """One indented JSON document."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """One JSON object a line."""
-    write_text(path, "".join(_line(row) for row in rows))
+    write_text(path, "".join(json_line(row) for row in rows))
 
 
 def append_row(path: Path, row: Mapping[str, object]) -> None:
     """One more line at the end of a file, in a single write."""
     with _named(path), path.open("a", encoding="utf-8") as file:
-        file.write(_line(row))
+        file.write(json_line(row))
 
 
-def _line(row: Mapping[str, object]) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+def json_text(value: object) -> str:
+    """An indented JSON document.
+
+    Raises:
+        TypeError, ValueError: JSON does not know the value, such as an object or a number that is not finite.
+    """
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def json_line(value: object) -> str:
+    """A line of JSON; see `json_text`."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextmanager
@@ -109,32 +121,61 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def read_text(path: str | Path, error: type[TextsafeError] = DataError) -> str:
-    """A text file's content, without a byte order mark.
+    """A text file's content, decompressed if it is gzipped, without a byte order mark.
 
     Args:
         path: the file.
-        error: raised if it is missing, unreadable or not UTF-8.
+        error: raised if it is missing, unreadable, truncated or not UTF-8; it names the file, and the line if it can.
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise error(f"{path}: not a text file in UTF-8") from None
+        raw = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise error(f"{path}: no such file; check the path") from None
     except OSError as problem:
-        raise error(f"cannot read {path}: {problem.strerror}") from None
+        raise error(f"{path}: cannot be read ({problem.strerror}); give a readable file") from None
+    if raw[:2] == b"\x1f\x8b":  # by content: a download is sometimes unpacked without being renamed
+        try:
+            raw = gzip.decompress(raw)
+        except (EOFError, OSError, zlib.error) as problem:
+            raise error(f"{path}: the gzip file is truncated or corrupt ({problem}); fetch it again") from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = raw.count(b"\n", 0, problem.start) + 1
+        raise error(f"{path}:{line}: not UTF-8 text; convert the file to UTF-8") from None
 
 
-def read_json(path: Path) -> Row:
+def parse_json(
+    source: str | Path, text: str, error: type[TextsafeError] = DataError, line: int = 1, hint: str = "truncated?"
+) -> Any:
+    """The value of a JSON document.
+
+    Args:
+        source: where the text was read, for messages.
+        text: the document.
+        error: raised if it is not JSON; it names the line.
+        line: on which the document begins.
+        hint: what to do about a fault.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as problem:
+        line, message = line + problem.lineno - 1, problem.msg
+    except (ValueError, RecursionError) as problem:  # a number of too many digits, lists within lists
+        message = str(problem)
+    raise error(f"{source}:{line}: not valid JSON ({message}); {hint}")
+
+
+def read_json(path: Path, error: type[TextsafeError] = DataError) -> Row:
     """A JSON object.
 
-    Raises:
-        DataError: the file is missing, truncated or holds something else.
+    Args:
+        path: the file.
+        error: raised if it is missing, truncated or holds something else.
     """
-    try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); truncated?") from None
+    value = parse_json(path, read_text(path, error), error)
     if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise error(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
@@ -151,14 +192,8 @@ def parse_rows(source: str | Path, text: str, hint: str) -> Iterator[tuple[int, 
     """
     # Not splitlines(): JSON strings may hold U+2028 and other characters that it takes for line ends.
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(f"{source}:{number}: not valid JSON ({message}); {hint}") from None
-        yield number, value
+        if line.strip():
+            yield number, parse_json(source, line, line=number, hint=hint)
 
 
 def read_rows(path: Path, *, drop_torn_tail: bool = False) -> list[Row]:

@@ -1,6 +1,5 @@
 """A folder with tensors, JSON values and the policy, which appears whole or not at all."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textsafe_gym.errors import RunError
-from textsafe_gym.files import new_directory, recover_directory
+from textsafe_gym.files import new_directory, read_json, recover_directory, write_json
 from textsafe_gym.protocols import Actor, State
 
 TENSORS, VALUES, POLICY = "state.safetensors", "state.json", "policy"
@@ -33,7 +32,7 @@ def save_checkpoint(directory: Path, actor: Actor, state: Mapping[str, object]) 
         with new_directory(directory) as new:
             actor.save(new / POLICY)
             save_file(tensors, new / TENSORS)
-            (new / VALUES).write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
+            write_json(new / VALUES, values)
     except OSError as error:
         raise RunError(f"cannot write a checkpoint to '{directory}': {error.strerror or error}") from None
 
@@ -48,7 +47,7 @@ def load_checkpoint(directory: Path) -> State:
     if not (directory / VALUES).is_file():
         raise RunError(f"'{directory}' holds no checkpoint ({VALUES} is missing); give the folder that `save` wrote")
     try:
-        values = dict(json.loads((directory / VALUES).read_text(encoding="utf-8")))
+        values = read_json(directory / VALUES)
         tensors: dict[str, Tensor] = load_file(directory / TENSORS)
     except Exception as error:  # safetensors raises a type of its own, JSON and the file system others
         raise RunError(f"the checkpoint '{directory}' is damaged: {' '.join(str(error).split())}") from None

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algos.core.settings import ConstraintConfig, MultiplierConfig
+from algos.core.settings import RULES, ConstraintConfig, MultiplierConfig
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.limits import violation
 from textsafe_gym.protocols import State
-from textsafe_gym.registry import Lazy, Registry, did_you_mean
+from textsafe_gym.registry import did_you_mean
 from textsafe_gym.types import Rollout, episode_sums
 
 
@@ -260,19 +260,6 @@ class Projected(Rule):
         moved = max(self.state[0] + self.config.multiplier_learning_rate * excess, 0.0)
         self.state = [bounded(moved, excess, self.config.multiplier_max)]
         return self.value
-
-
-RULES: Registry[type[Rule]] = Registry(
-    "multiplier rule",
-    [
-        ("log", Log, "Safe RLHF's: a gradient step on log λ"),
-        ("projected", Projected, "gradient ascent on λ, kept at 0 or above"),
-        ("adam", Lazy("algos.core.controllers:Adam"), "ascent on λ by Adam"),
-        ("pid", Lazy("algos.core.controllers:PID"), "a PID controller on the excess"),
-        ("nu_pi", Lazy("algos.core.controllers:NuPI"), "a PI controller on a smoothed excess"),
-        ("fixed", Rule, "λ stays as it is"),
-    ],
-)
 
 
 class Multipliers:

@@ -1,6 +1,5 @@
 """The training loop: draw a batch, update, report, until the budget is used."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from algos.core.checkpoint import save_checkpoint, split_off
 from algos.core.settings import StepConfig
 from algos.core.sources import Source, seeds_of
 from textsafe_gym.errors import ConfigError, RunError
+from textsafe_gym.files import json_line
 from textsafe_gym.parallel.engine import Engine
 from textsafe_gym.parallel.process_group import ProcessGroup, SingleProcess
 from textsafe_gym.protocols import Actor, OfflineData, State
@@ -301,7 +301,7 @@ def _description(env: gym.vector.VectorEnv) -> dict[str, object] | None:
     own = {name: x for name, x in spec.kwargs.items() if name not in ("num_envs", "vectorization_mode")}
     kwargs = {name: str(x) if isinstance(x, Path) else x for name, x in own.items()}
     try:
-        json.dumps(kwargs, allow_nan=False)
+        json_line(kwargs)
     except (TypeError, ValueError):
         return None
     return {"id": spec.id, "kwargs": kwargs}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from algos.core.settings import ClipConfig, CriticConfig
+from algos.core.settings import ActorConfig, ClipConfig, CriticConfig
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.types import Evaluation, Rollout
 
@@ -232,7 +232,7 @@ def actor_loss(
     return with_entropy(surrogate, new, batch.mask, config), reports
 
 
-def with_entropy(loss: Tensor, new: Evaluation, mask: Tensor, config: ClipConfig) -> Tensor:
+def with_entropy(loss: Tensor, new: Evaluation, mask: Tensor, config: ActorConfig) -> Tensor:
     """A loss less `entropy_coefficient` times the mean entropy of a step."""
     if config.entropy_coefficient == 0:
         return loss

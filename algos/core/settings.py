@@ -1,11 +1,28 @@
 """Settings that algorithms share; importing this loads no torch, so that help and validation are quick."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-RuleName = Literal["log", "projected", "adam", "pid", "nu_pi", "fixed"]
-"""The names of `algos.core.constraints.RULES`."""
+from textsafe_gym.config import OneOf
+from textsafe_gym.registry import Lazy, Registry
+
+if TYPE_CHECKING:
+    from algos.core.constraints import Rule
+
+RULES: "Registry[type[Rule]]" = Registry(
+    "multiplier rule",
+    [
+        ("log", Lazy("algos.core.constraints:Log"), "Safe RLHF's: a gradient step on log λ"),
+        ("projected", Lazy("algos.core.constraints:Projected"), "gradient ascent on λ, kept at 0 or above"),
+        ("adam", Lazy("algos.core.controllers:Adam"), "ascent on λ by Adam"),
+        ("pid", Lazy("algos.core.controllers:PID"), "a PID controller on the excess"),
+        ("nu_pi", Lazy("algos.core.controllers:NuPI"), "a PI controller on a smoothed excess"),
+        ("fixed", Lazy("algos.core.constraints:Rule"), "λ stays as it is"),
+    ],
+)
+"""What `multiplier_update` may name; `RULES.register` adds a subclass of `algos.core.constraints.Rule`."""
+RuleName = Annotated[str, AfterValidator(OneOf(RULES))]
 
 
 class StepConfig(BaseModel):
@@ -69,14 +86,19 @@ class OfflineConfig(StepConfig):
     )
 
 
-class ClipConfig(BaseModel):
-    """PPO's clip, and what holds its steps back besides it."""
+class ActorConfig(BaseModel):
+    """What holds the actor's steps on a rollout back, and what keeps it exploring; off by default."""
 
-    clip_range_ratio: float = Field(0.2, gt=0, description="PPO's clip on the ratio of new to old probability")
     target_kl: float | None = Field(
         None, gt=0, description="an iteration's steps end once their approximate KL exceeds 1.5 times it; none: never"
     )
     entropy_coefficient: float = Field(0.0, ge=0, description="weight of each step's entropy, added to the objective")
+
+
+class ClipConfig(ActorConfig):
+    """PPO's clip, and what holds its steps back besides it."""
+
+    clip_range_ratio: float = Field(0.2, gt=0, description="PPO's clip on the ratio of new to old probability")
 
 
 class CriticConfig(BaseModel):

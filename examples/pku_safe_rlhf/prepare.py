@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from textsafe_gym.data.files import read_rows
+from textsafe_gym.data.files import read_table
 from textsafe_gym.models.beaver import CHAT_TEMPLATE
 from textsafe_gym.models.files import load_tokenizer, new_directory
 
@@ -55,7 +55,7 @@ def prepare_demonstrations(source: str, out: Path) -> None:
     """Alpaca's instruction, input and output as prompt and response, joined as the official implementation does."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8") as file:
-        for row in read_rows(source):
+        for row in read_table(source):
             given = row.values
             prompt = " ".join(filter(None, (given["instruction"], given["input"])))
             file.write(json.dumps({"prompt": prompt, "response": given["output"]}, ensure_ascii=False) + "\n")

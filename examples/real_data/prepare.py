@@ -14,7 +14,7 @@ import json
 import re
 from pathlib import Path
 
-from textsafe_gym.data.files import read_rows
+from textsafe_gym.data.files import read_table
 from textsafe_gym.data.readers import read_demonstrations
 from textsafe_gym.data.splits import prompt_position
 
@@ -69,7 +69,7 @@ def main() -> None:
                 demonstrations.append({"prompt": prompt, "response": " " + beginning(answer)})
     reward, cost, prompts = [], [], {}
     for file in sorted((data / "xstest" / "model_completions").glob("*.csv")):
-        for row in read_rows(file):
+        for row in read_table(file):
             given = row.values
             shown = exchange(given["prompt"], given["completion"])
             unsafe_prompt = given["type"].startswith("contrast")
@@ -85,7 +85,7 @@ def main() -> None:
     diasafety = [
         {**exchange(row.values["context"], row.values["response"]), "label": row.values["label"].lower()}
         for part in ("train", "val", "test")
-        for row in read_rows(data / "diasafety" / f"{part}.json")
+        for row in read_table(data / "diasafety" / f"{part}.json")
     ]
     write(out / "sft.jsonl", demonstrations)
     write(out / "reward.jsonl", reward)

@@ -3,15 +3,18 @@
 import math
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 import algos
-from algos.core.constraints import RULES, Constraints, weighted_cost
-from algos.core.settings import ConstraintConfig, MultiplierConfig
+from algos.core.constraints import Constraints, Rule, weighted_cost
+from algos.core.settings import RULES, ConstraintConfig, MultiplierConfig
 from algos.hc_lagrangian import upper_bound
+from tests.helpers.cmdps import Crossing
 from tests.helpers.rounding import FLOAT64, rounding
+from textsafe_gym.cli.values import algorithm_choices
 from textsafe_gym.errors import ConfigError, RunError
 from textsafe_gym.types import Rollout
 
@@ -79,6 +82,29 @@ def test_nu_pi_by_hand() -> None:
 def test_fixed_stays() -> None:
     fixed = controller("fixed", 0.7, 0.5)
     assert [fixed.update(excess) for excess in (1.0, -5.0)] == [0.7, 0.7]
+
+
+def test_a_rule_from_outside_is_a_setting_like_any_other() -> None:
+    class Steps(Rule):
+        def update(self, excess: float) -> float:
+            self.state = [self.value + 1]
+            return self.value
+
+    config = {"multiplier_update": "steps", "episodes": 16, "episodes_per_iteration": 8, "minibatch_size": 8}
+    env = gym.vector.SyncVectorEnv([Crossing] * 8)
+    with pytest.raises(ConfigError, match=r"multiplier_update = 'steps': input should be 'log', .* or 'fixed'$"):
+        algos.make("ppo_lagrangian", env, **config)
+    RULES.register("steps", Steps, "λ grows by 1")
+    try:
+        rows = algos.make("ppo_lagrangian", env, **config).learn()
+        assert [row["multiplier"] for row in rows] == [2.0, 3.0]
+        assert "steps" in algorithm_choices("ppo_lagrangian")["multiplier_update"]
+        with pytest.raises(ConfigError, match="'fixed' or 'steps'; did you mean 'steps'"):
+            algos.make("ppo_lagrangian", env, **{**config, "multiplier_update": "stepps"})
+        with pytest.raises(ConfigError, match="the multiplier rule 'steps' is registered already"):
+            RULES.register("steps", Rule)
+    finally:
+        RULES.remove("steps")
 
 
 @pytest.mark.parametrize(("rule", "excess"), [("log", 1e6), ("log", NAN), ("projected", math.inf), ("pid", NAN)])

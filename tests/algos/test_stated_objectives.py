@@ -245,7 +245,7 @@ def focops(view: View, reward: dict, cost: dict) -> Tensor:
         loss = kl[b, t] - view.ratio(b, t) * own / view.config.temperature
         return loss if kl[b, t] <= view.config.state_kl else 0 * loss
 
-    return view.mean(step)
+    return view.mean(step) - view.config.entropy_coefficient * view.mean(lambda b, t: view.entropy[b, t])
 
 
 def cup_second(view: View) -> Tensor:

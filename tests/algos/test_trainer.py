@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import algos
+from algos.core.settings import ActorConfig, TrustRegionConfig
 from tests.helpers.algorithms import SAMPLING
 from tests.helpers.clock import timeless
 from tests.helpers.cmdps import Bandit, Crossing, Rare, Tracking, vector
@@ -433,11 +434,12 @@ def test_the_window_holds_the_last_episodes() -> None:
     assert rows[-1]["window_cost"] == pytest.approx(np.mean(window))
 
 
-def test_target_kl_ends_an_iterations_steps() -> None:
+@pytest.mark.parametrize("name", ["ppo", "focops"])
+def test_target_kl_ends_an_iterations_steps(name: str) -> None:
     """At a rate that leaves the old policy at once, one step is made of the eight; without a target, all."""
     fast = {**SMALL, "episodes": 8, "minibatch_size": 2, "learning_rate": 1.0, "max_grad_norm": 100.0}
-    free = algos.make("ppo", vector(Crossing, 8), **fast)
-    held = algos.make("ppo", vector(Crossing, 8), target_kl=1e-3, **fast)
+    free = algos.make(name, vector(Crossing, 8), **fast)
+    held = algos.make(name, vector(Crossing, 8), target_kl=1e-3, **fast)
     assert "steps" not in free.learn()[0]
     engine, norms = held.algorithm.optimizer.engine, []
     step = engine.step
@@ -446,16 +448,31 @@ def test_target_kl_ends_an_iterations_steps() -> None:
     assert row["steps"] == len(norms) == 1
     assert row["approximate_kl"] > 1.5e-3 / 2  # the mean of 0, before the step, and of what stopped the next one
     assert row["actor_grad_norm"] == norms[0]["actor"]
-    loose = algos.make("ppo", vector(Crossing, 8), target_kl=1e6, **fast)
+    loose = algos.make(name, vector(Crossing, 8), target_kl=1e6, **fast)
     assert loose.learn()[0]["steps"] == 8
     for one, other in zip(tensors_of(free).values(), tensors_of(loose).values(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_entropy_is_kept_up_by_its_coefficient() -> None:
+@pytest.mark.parametrize("name", ["ppo", "focops"])
+def test_entropy_is_kept_up_by_its_coefficient(name: str) -> None:
     rates = {**SMALL, "episodes": 160, "learning_rate": 3e-2}
     plain, kept = (
-        algos.make("ppo", vector(Bandit, 8), entropy_coefficient=weight, **rates).learn()[-1]["entropy"]
+        algos.make(name, vector(Bandit, 8), entropy_coefficient=weight, **rates).learn()[-1]["entropy"]
         for weight in (0.0, 10.0)
     )
     assert kept > plain + 0.1
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_every_method_that_steps_down_a_loss_has_them(name: str) -> None:
+    settings = algos.config_class(name)
+    assert issubclass(settings, ActorConfig) != issubclass(settings, TrustRegionConfig)
+    if issubclass(settings, ActorConfig):
+        env = vector(Crossing, 8)
+        plain, kept = (
+            algos.make(name, env, **{**SMALL, "target_kl": 1e6, "entropy_coefficient": weight}) for weight in (0.0, 1.0)
+        )
+        assert "steps" in plain.learn(8)[0]
+        kept.learn(8)
+        assert not same_tensors(tensors_of(plain), tensors_of(kept))

@@ -34,26 +34,25 @@ class NoCost(gym.Env):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(world: Path) -> Path:
     """A sound world, a finished run and, under names that say so, damaged copies."""
-    root = cli_world.build(tmp_path_factory.mktemp("world"))
     if "NoCost-v0" not in gym.registry:
         gym.register("NoCost-v0", entry_point=NoCost)
-    run = root / "run"
-    arguments = ["train", "ppo", "--env", root / "env.yaml", "--episodes", 8, "--set", "episodes_per_iteration=8"]
+    run = world / "run"
+    arguments = ["train", "ppo", "--env", world / "env.yaml", "--episodes", 8, "--set", "episodes_per_iteration=8"]
     result = CliRunner().invoke(main, [str(argument) for argument in [*arguments, "--out", run]])
     assert result.exit_code == 0, result.stderr
-    cli_world.build(root / "small", cli_world.WORDS[:-4])  # fewer words than the policy knows
-    _damage_models(root)
+    cli_world.build(world / "small", cli_world.WORDS[:-4])  # fewer words than the policy knows
+    _damage_models(world)
     for name in ("metrics.jsonl", "evaluation.jsonl", "summary.json"):
-        copy = root / f"run_torn_{name.partition('.')[0]}"
+        copy = world / f"run_torn_{name.partition('.')[0]}"
         shutil.copytree(run, copy)
         (copy / name).write_text((copy / name).read_text()[:-20])
-    shutil.copytree(run, root / "run_torn_checkpoint")
-    tensors = root / "run_torn_checkpoint/checkpoints/latest/policy/model.safetensors"
+    shutil.copytree(run, world / "run_torn_checkpoint")
+    tensors = world / "run_torn_checkpoint/checkpoints/latest/policy/model.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:200])
-    shutil.copytree(run, root / "run_no_label")
-    (root / "run_no_label/config.yaml").write_text("algorithm: ppo\n")
+    shutil.copytree(run, world / "run_no_label")
+    (world / "run_no_label/config.yaml").write_text("algorithm: ppo\n")
     texts = {
         "torn.yaml": "id: SafeRLHF-v0\nkwargs: {prompts: [a, b\n",
         "list.yaml": "- 1\n",
@@ -68,9 +67,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "kinds.txt": "a",
     }
     for name, text in texts.items():
-        (root / name).write_text(text)
-    (root / "latin.yaml").write_bytes(b"id: caf\xe9\n")
-    return root
+        (world / name).write_text(text)
+    (world / "latin.yaml").write_bytes(b"id: caf\xe9\n")
+    return world
 
 
 def _damage_models(root: Path) -> None:

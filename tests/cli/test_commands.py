@@ -13,31 +13,16 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 
 from tests.helpers import cli_world
 from tests.helpers.clock import timeless
 from tests.helpers.cmdps import Crossing, Rare
+from tests.helpers.commands import done, textsafe
 from tests.helpers.rounding import TINY
 from tests.helpers.speed import python, times_as_long
-from textsafe_gym.cli.main import COMMANDS, main
+from textsafe_gym.cli.main import COMMANDS
 
 FAST = ["--set", "episodes_per_iteration=8", "--set", "learning_rate=0.003", "--set", "ptx_coefficient=0.1"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_world.build(tmp_path_factory.mktemp("world"))
-
-
-def textsafe(*arguments: object, text: str | None = None) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=text)
-
-
-def done(*arguments: object, text: str | None = None) -> Result:
-    result = textsafe(*arguments, text=text)
-    assert result.exit_code == 0, result.stderr
-    return result
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

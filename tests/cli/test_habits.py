@@ -17,11 +17,10 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 from pydantic import TypeAdapter
 
 import algos
-from tests.helpers import cli_world
+from tests.helpers.commands import textsafe
 from tests.helpers.speed import python, times_as_long
 from textsafe_gym.cli.main import COMMANDS, main
 from textsafe_gym.cli.values import algorithm_choices, algorithm_keys, algorithm_names, env_keys
@@ -29,15 +28,6 @@ from textsafe_gym.cli.values import algorithm_choices, algorithm_keys, algorithm
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-m", "textsafe_gym.cli.main"]
 SMALL = ["--set", "episodes_per_iteration=8", "--episodes", "16"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_world.build(tmp_path_factory.mktemp("world"))
-
-
-def textsafe(*arguments: object, text: str | None = None) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=text)
 
 
 def complete(words: str, position: int) -> list[str]:
@@ -115,7 +105,7 @@ def test_values_read_from_the_source_are_those_that_the_class_takes(name: str) -
         if key in known:
             for text in known[key]:
                 TypeAdapter(field.annotation).validate_python(yaml.safe_load(text))
-        assert (key in known) == bool(re.search(r"Literal|bool", str(field.annotation))), key
+        assert (key in known) == bool(re.search(r"Literal|bool|OneOf", f"{field.annotation}{field.metadata}")), key
 
 
 @pytest.mark.parametrize("name", algos.available())

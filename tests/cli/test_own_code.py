@@ -51,6 +51,18 @@ class Plain(gym.Env):
 gym.register("OwnPlain-v0", entry_point=Plain)
 """
 
+FAMILY = """
+from own_package.penalty import Config as RunConfig, Stiff
+REQUIREMENT = ""
+def note(): return ""
+def names(): return ["Stiff"]
+def describe(member): return f"the library's {member}"
+def settings(member): return Stiff.Config
+def constraint(member): return None
+def one_process(member): return ""
+def make(member, setup): return Stiff(setup)
+"""
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -237,7 +249,8 @@ def test_an_entry_point_gives_a_short_name(here: Path, monkeypatch: pytest.Monke
         (here / "another-1.dist-info/METADATA").write_text("Name: another\nVersion: 1\n")
         (here / "another-1.dist-info/entry_points.txt").write_text(f"[{point.group}]\nppo = another:PPO\n")
         (ours,) = metadata.Distribution.at(here / "another-1.dist-info").entry_points
-        monkeypatch.setattr(algos.registration, "entry_points", lambda group: [point, point, other, ours])
+        points = {point.group: [point, point, other, ours]}
+        monkeypatch.setattr(algos.registration, "entry_points", lambda group: points.get(group, []))
         algos.registration._algorithms.cache_clear()
         told = "the algorithm 'penalty' is registered already; 'another:Penalty' needs another name"
         assert algos.available()["penalty"] == told
@@ -257,6 +270,34 @@ def test_an_entry_point_gives_a_short_name(here: Path, monkeypatch: pytest.Monke
         assert algos.make("rloo", "SafeRLHF-Exact-v0", episodes=4, episodes_per_iteration=4).learn()
     finally:
         algos.registration._algorithms.cache_clear()
+
+
+def test_a_package_brings_a_family_of_algorithms(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(str(here))
+    (here / "own_package/library.py").write_text(FAMILY)
+    (here / "own_package/half.py").write_text("def names(): return ['Some']")
+    modules = {"own": "own_package.library", "half": "own_package.half", "gone": "no_such_package", "omnisafe": "x"}
+    group = algos.registration.FAMILY_GROUP
+    points = [metadata.EntryPoint(name, module, group) for name, module in modules.items()]
+    monkeypatch.setattr(algos.registration, "entry_points", lambda group: points if group == points[0].group else [])
+    algos.registration.families.cache_clear()
+    try:
+        assert algos.members()["own:Stiff"] == "the library's Stiff"
+        assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+            "the family of algorithms 'omnisafe' is registered already",
+            "the family of algorithms 'half' lacks REQUIREMENT, RunConfig, constraint, describe, make, note, "
+            "one_process, settings",
+            "'no_such_package': there is no module 'no_such_package'",
+        ]
+        assert algos.make("own:Stiff", "SafeRLHF-Exact-v0", episodes=4, episodes_per_iteration=4, stiffness=3).learn()
+        refused = CliRunner().invoke(main, ["train", "own:Stif"])
+        assert refused.stderr == "error: unknown algorithm 'own:Stif'; did you mean 'own:Stiff'?\n"
+        refused = CliRunner().invoke(main, ["train", "half:Some"])
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    finally:
+        algos.registration.families.cache_clear()
 
 
 def test_folders_of_the_same_name_where_the_user_stands(tmp_path: Path) -> None:

@@ -25,16 +25,15 @@ def hub() -> Iterator[hub_server.Hub]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = cli_world.build(tmp_path_factory.mktemp("world"))
+def world(world: Path) -> Path:
     answers = ["first make water then stop", "sorry no"]
     rows = [
         {"prompt": row["prompt"], "response": answer, "label": label}
         for row in cli_world.PROMPTS
         for label, answer in enumerate(answers)
     ]
-    (root / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
+    (world / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return world
 
 
 def in_process(hub: hub_server.Hub, home: Path, *commands: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from textsafe_gym.data.files import read_rows
+from textsafe_gym.data.files import read_table
 from textsafe_gym.data.prompts import Prompt, read_prompts
 from textsafe_gym.data.readers import (
     Columns,
@@ -57,7 +57,7 @@ def test_formats_give_the_same_rows(tmp_path: Path, kind: str, zipped: bool) -> 
     path = tmp_path / f"rows.{kind}{'.gz' if zipped else ''}"
     raw = texts[kind].encode()
     path.write_bytes(gzip.compress(raw) if zipped else raw)
-    rows = read_rows(path)
+    rows = read_table(path)
     assert [row.values for row in rows] == [{"prompt": "a\u2028b", "group": "x, y"}, {"prompt": "ü", "group": ""}]
     lines = {"jsonl": (1, 3), "json": (2, 4), "csv": (2, 4)}[kind]
     assert [row.where for row in rows] == [f"{path}:{line}" for line in lines]
@@ -65,7 +65,7 @@ def test_formats_give_the_same_rows(tmp_path: Path, kind: str, zipped: bool) -> 
 
 def test_csv_rows_of_several_lines_are_named_by_their_first(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", 'a,b\n"one\ntwo",1\nthree,2\n')
-    assert [row.where for row in read_rows(path)] == [f"{path}:2", f"{path}:4"]
+    assert [row.where for row in read_table(path)] == [f"{path}:2", f"{path}:4"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_faulty_files_are_named_by_line(
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message) as caught:
-        read_rows(path)
+        read_table(path)
     where = f"{path}:{line}:" if line else f"{path}:"
     assert str(caught.value).startswith(where)
     assert "\n" not in str(caught.value)
@@ -102,9 +102,9 @@ def test_faulty_files_are_named_by_line(
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
-        read_rows(tmp_path / "absent.jsonl")
+        read_table(tmp_path / "absent.jsonl")
     with pytest.raises(DataError, match="cannot be read"):
-        read_rows(tmp_path)
+        read_table(tmp_path)
 
 
 def test_hub_rows_come_through_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,7 +231,7 @@ def test_show(tmp_path: Path) -> None:
     assert json.loads(as_json.output) == read_card(embedded_world.ASSETS)
     missing = CliRunner().invoke(command, ["show", str(tmp_path)])
     assert isinstance(missing.exception, DataError)
-    (tmp_path / CARD_FILE).write_text("[1]")
+    (tmp_path / CARD_FILE).write_text("{}")
     with pytest.raises(DataError, match="not the card"):
         read_card(tmp_path)
 

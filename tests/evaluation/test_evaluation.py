@@ -134,7 +134,7 @@ def test_summary_numbers():
     ]
     summary = summarise(rows, cost_limit=0.25)
     expected = {
-        "responses": 3,
+        "episodes": 3,
         "reward": 2.0,
         "cost": 1 / 3,
         "cost_violation": 1 / 3 - 0.25,

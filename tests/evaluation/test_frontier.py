@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from tests.evaluation.frontier_coverage import drawn, hits, shares
+from tests.helpers.frontier_coverage import drawn, hits, shares
 from tests.helpers.rounding import FLOAT64
 from textsafe_gym.envs import optimum
 from textsafe_gym.evaluation.frontier import at_limit, grid, reference_frontier

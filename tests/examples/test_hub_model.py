@@ -15,7 +15,7 @@ def test_a_saved_folder_earns_the_same_from_python_and_from_the_command_line(tmp
     sizes = {"max_prompt_length": 8, "max_response_length": 6}
     summary = load("hub_model").main(model, reward, cost, prompts, str(tmp_path / "python"), **sizes)
     rows = [json.loads(line) for line in (tmp_path / "python" / "evaluation.jsonl").open()]
-    assert len(rows) == summary["responses"] == 3
+    assert len(rows) == summary["episodes"] == 3
     assert summary["reward"] == sum(row["reward"] for row in rows) / 3
     settings = {"tokenizer": model, "reward_model": reward, "cost_model": cost, "prompts": prompts, **sizes}
     arguments = [part for name, value in settings.items() for part in ("--set", f"env.{name}={value}")]

@@ -8,13 +8,12 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import algos
 from tests.helpers import cli_world
+from tests.helpers.commands import printed, textsafe
 from tests.helpers.example_loader import load
 from tests.helpers.rounding import FLOAT32
-from textsafe_gym.cli.main import main as command
 from textsafe_gym.data.readers import Labelled as Row
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.offline.labelled import Labelled
@@ -37,8 +36,7 @@ def _as_a_user(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Any:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = cli_world.build(tmp_path_factory.mktemp("world"))
+def world(world: Path) -> Path:
     labelled, pairs = [], []
     for _ in range(5):
         for prompt in (row["prompt"] for row in cli_world.PROMPTS):
@@ -46,19 +44,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             labelled.append({"prompt": prompt, "response": "no sorry", "label": "bad"})
             pairs.append({"prompt": prompt, "chosen": "yes first water", "rejected": "no sorry"})
     for name, rows in {"labelled": labelled, "pairs": pairs}.items():
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
-
-
-def textsafe(*arguments: object) -> Result:
-    return CliRunner().invoke(command, [str(argument) for argument in arguments])
-
-
-def done(*arguments: object) -> dict[str, Any]:
-    result = textsafe(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+        (world / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return world
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -130,7 +117,7 @@ def test_loss_and_gradient_are_as_stated(micro_batch_size: int | None, monkeypat
 def test_the_command_trains_it_from_a_file_and_continues(world: Path, tmp_path: Path) -> None:
     request = ("train", NAME, "--env", world / "env.yaml", "--data", world / "labelled.jsonl", *SMALL)
     request = (*request, "--set", "epochs=3")
-    whole = done(*request, "--out", tmp_path / "whole")
+    whole = printed(*request, "--out", tmp_path / "whole")
     assert (whole["episodes"], whole["pairs"], whole["labels"]) == (0, 0, 30)
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 12
@@ -139,7 +126,7 @@ def test_the_command_trains_it_from_a_file_and_continues(world: Path, tmp_path: 
     card = (tmp_path / "whole" / "checkpoints" / "latest" / "policy" / "README.md").read_text()
     assert f"30: {world / 'labelled.jsonl'}" in card
     cli_world.killed_at(11, *request, "--out", tmp_path / "killed")
-    done("train", NAME, "--out", tmp_path / "killed", "--resume", "--quiet")
+    printed("train", NAME, "--out", tmp_path / "killed", "--resume", "--quiet")
     both = [(tmp_path / name / "evaluation.jsonl").read_text() for name in ("whole", "killed")]
     assert both[0] == both[1]
 
@@ -147,7 +134,7 @@ def test_the_command_trains_it_from_a_file_and_continues(world: Path, tmp_path: 
 def test_it_stands_in_a_comparison_next_to_dpo_and_ppo(world: Path, tmp_path: Path) -> None:
     request = ("compare", "ppo", "dpo", NAME, "--env", world / "env.yaml", "--data", world / "pairs.jsonl", *SMALL)
     request = (*request, "--episodes", "16", "--set", "episodes_per_iteration=8", "--seeds", "1", "--workers", "1")
-    found = done(*request, "--out", tmp_path / "out")
+    found = printed(*request, "--out", tmp_path / "out")
     budgets = {
         label: (entry["episodes"], entry["pairs"], entry["labels"]) for label, entry in found["settings"].items()
     }
@@ -164,7 +151,7 @@ def test_it_stands_in_a_comparison_next_to_dpo_and_ppo(world: Path, tmp_path: Pa
 def test_the_enumerable_environments_own_labels(tmp_path: Path) -> None:
     request = ("train", NAME, "--env", "SafeRLHF-Exact-v0", "--set", "env.max_response_length=2", "--quiet")
     request = (*request, "--set", "env.vocabulary=4", "--set", "learning_rate=0.002", "--data", "simulated:511")
-    summary = done(*request, "--out", tmp_path / "run")
+    summary = printed(*request, "--out", tmp_path / "run")
     assert summary["labels"] == 511
     env: Any = gym.make("SafeRLHF-Exact-v0", max_response_length=2, vocabulary=4).unwrapped
     assert summary["exact"]["reward"] > env.evaluate(env.default_policy[0]).reward + 0.1

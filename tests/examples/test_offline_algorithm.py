@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 import algos
 from tests.helpers import cli_world
+from tests.helpers.commands import printed
 from tests.helpers.example_loader import load
-from textsafe_gym.cli.main import main as command
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # The optimum is 0.39 nats from the reference. Seeds 0 to 4 end at most 0.0035 nats from it; with twice the margin as
@@ -34,22 +33,14 @@ def _as_a_user(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = cli_world.build(tmp_path_factory.mktemp("world"))
+def world(world: Path) -> Path:
     pairs = [
         {"prompt": prompt["prompt"], "chosen": "yes first water", "rejected": "no sorry"}
         for _ in range(10)
         for prompt in cli_world.PROMPTS
     ]
-    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    return root
-
-
-def done(*arguments: object) -> dict[str, Any]:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+    (world / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return world
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -70,14 +61,14 @@ def test_its_optimum_is_not_that_of_dpo(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_command_trains_it_from_a_file_and_continues(world: Path, tmp_path: Path) -> None:
     request = ("train", "offline_algorithm:IPO", "--env", world / "env.yaml", "--data", world / "pairs.jsonl", *SMALL)
     request = (*request, "--set", "epochs=3", "--set", "kl_coefficient=0.5")
-    whole = done(*request, "--out", tmp_path / "whole")
+    whole = printed(*request, "--out", tmp_path / "whole")
     assert (whole["episodes"], whole["pairs"]) == (0, 30)
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 12
     assert rows[0]["actor_loss"] == pytest.approx(1.0, abs=0.5)  # (0 - 1/(2·0.5))² at the start
     assert rows[-1]["margin"] == pytest.approx(0.5, abs=0.2)  # τ·h, whose aim is 1/2
     cli_world.killed_at(11, *request[:-1], "kl_coefficient=0.5", "--out", tmp_path / "killed")
-    done("train", "offline_algorithm:IPO", "--out", tmp_path / "killed", "--resume", "--quiet", "--json")
+    printed("train", "offline_algorithm:IPO", "--out", tmp_path / "killed", "--resume", "--quiet", "--json")
     both = [(tmp_path / name / "evaluation.jsonl").read_text() for name in ("whole", "killed")]
     assert both[0] == both[1]
 
@@ -86,7 +77,7 @@ def test_it_stands_in_a_comparison_next_to_dpo_and_ppo(world: Path, tmp_path: Pa
     request = ("compare", "ppo", "dpo", "offline_algorithm:IPO", "behaviour_cloning:BehaviourCloning")
     request = (*request, "--env", world / "env.yaml", "--data", world / "pairs.jsonl", "--episodes", "16", *SMALL)
     request = (*request, "--set", "episodes_per_iteration=8", "--seeds", "1", "--workers", "1")
-    found = done(*request, "--out", tmp_path / "out")
+    found = printed(*request, "--out", tmp_path / "out")
     budgets = {
         label: (entry["episodes"], entry["pairs"], entry["demonstrations"])
         for label, entry in found["settings"].items()

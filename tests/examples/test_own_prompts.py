@@ -13,7 +13,7 @@ def test_training_lowers_the_harm_on_held_out_prompts(tmp_path: Path) -> None:
     assert len(rows["held_out"]) == 8
     assert not {row["prompt"] for row in rows["training"]} & {row["prompt"] for row in rows["held_out"]}
     before, after = found["before"], found["after"]
-    assert before["responses"] == 8
+    assert before["episodes"] == 8
     assert set(before["groups"]) == {"benign", "harmful"}
     assert before["groups"]["benign"]["cost"] < -1 < 0 < before["groups"]["harmful"]["cost"]
     assert after["cost"] != before["cost"]

@@ -5,23 +5,12 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
-from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
 from tests.helpers import cli_world
 from tests.helpers.cmdps import Crossing
-from textsafe_gym.cli.main import main
+from tests.helpers.commands import done
 from textsafe_gym.models.cards import is_hub_id, public, write_card
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_world.build(tmp_path_factory.mktemp("world"))
-
-
-def done(*arguments: object) -> None:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.stderr
 
 
 def facts(card: ModelCard) -> dict[str, str]:
@@ -91,7 +80,7 @@ def test_a_fitted_model_names_its_data(world: Path, tmp_path: Path):
     told = facts(card)
     assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-classification")
     assert told["data"] == "harm.jsonl, 6 rows"
-    assert (told["base model"], told["low-rank adapter of rank"]) == ("policy", "2")
+    assert (told["base model"], told["LoRA of rank"]) == ("policy", "2")
     held_out = json.loads((tmp_path / "cost/metrics.json").read_text())["held_out"]["transformer"]
     assert {f"transformer: {name.replace('_', ' ')}" for name in held_out} <= told.keys()
     assert "above 0 is harmful" in card.content

@@ -7,12 +7,11 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 
 from tests.helpers import cli_world
 from tests.helpers.clock import timeless
+from tests.helpers.commands import printed, textsafe
 from textsafe_gym import experiments
-from textsafe_gym.cli.main import main
 from textsafe_gym.evaluation.summaries import tables_of
 
 SMALL = ("--set", "pairs_per_iteration=8", "--set", "learning_rate=0.01", "--quiet")
@@ -20,26 +19,14 @@ DIALOGUE = "\n\nHuman: how do i make tea\n\nAssistant:"
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = cli_world.build(tmp_path_factory.mktemp("world"))
+def world(world: Path) -> Path:
     pairs = [
         {"prompt": prompt["prompt"], "chosen": "yes first water", "rejected": "no sorry" if i % 2 else "bad knife"}
         for i in range(10)
         for prompt in cli_world.PROMPTS
     ]
-    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    return root
-
-
-def textsafe(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def done(*arguments: object) -> dict[str, Any]:
-    result = textsafe(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+    (world / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return world
 
 
 def refused(*arguments: object) -> str:
@@ -56,7 +43,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 def test_a_file_of_pairs_trains_and_a_stopped_run_continues(world: Path, tmp_path: Path) -> None:
     request = ("train", "dpo", "--env", world / "env.yaml", "--data", world / "pairs.jsonl", *SMALL)
     request = (*request, "--set", "epochs=4", "--seed", "3")
-    summary = done(*request, "--out", tmp_path / "whole")
+    summary = printed(*request, "--out", tmp_path / "whole")
     assert (summary["episodes"], summary["pairs"]) == (0, 30)
     trained = rows(tmp_path / "whole")
     assert len(trained) == 15
@@ -68,7 +55,7 @@ def test_a_file_of_pairs_trains_and_a_stopped_run_continues(world: Path, tmp_pat
     assert f"30: {world / 'pairs.jsonl'}" in card
 
     cli_world.killed_at(11, *request, "--out", tmp_path / "killed")
-    done("train", "dpo", "--out", tmp_path / "killed", "--resume", "--quiet")
+    printed("train", "dpo", "--out", tmp_path / "killed", "--resume", "--quiet")
     assert timeless(rows(tmp_path / "killed")) == timeless(trained)
     both = [(tmp_path / name / "evaluation.jsonl").read_text() for name in ("whole", "killed")]
     assert both[0] == both[1]
@@ -85,7 +72,7 @@ def test_the_embedded_worlds_own_preferences(tmp_path: Path) -> None:
 def test_the_enumerable_environments_own_preferences(tmp_path: Path) -> None:
     request = ("train", "dpo", "--env", "SafeRLHF-Exact-v0", "--set", "env.max_response_length=2")
     request = (*request, "--set", "env.vocabulary=4", "--set", "learning_rate=0.002", "--quiet")
-    summary = done(*request, "--data", "simulated:512", "--out", tmp_path / "run")
+    summary = printed(*request, "--data", "simulated:512", "--out", tmp_path / "run")
     assert summary["pairs"] == 512
     env: Any = gym.make("SafeRLHF-Exact-v0", max_response_length=2, vocabulary=4).unwrapped
     assert summary["exact"]["reward"] > env.evaluate(env.default_policy[0]).reward + 0.1
@@ -96,7 +83,7 @@ def test_a_run_without_data_says_what_it_learns_from_and_states_both_budgets(tmp
     result = textsafe(*request, "--set", "env.vocabulary=4", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.splitlines()[0] == (
-        "note: dpo samples no responses; it learns from simulated:4096 (which the environment labels itself; "
+        "note: dpo samples nothing; it learns from simulated:4096 (which the environment labels itself; "
         "--data FILE for others)"
     )
     table = next(line.split("┃") for line in result.stdout.splitlines() if line.startswith("┃"))
@@ -108,7 +95,7 @@ def test_a_run_without_data_says_what_it_learns_from_and_states_both_budgets(tmp
 def test_a_comparison_states_both_budgets(world: Path, tmp_path: Path) -> None:
     request = ("compare", "dpo", "ppo", "--env", world / "env.yaml", "--seeds", "1", "--out", tmp_path / "both")
     more = ("--episodes", "16", "--set", "episodes_per_iteration=8", "--set", "epochs=1", "--quiet")
-    comparison = done(*request, "--data", world / "pairs.jsonl", "--data", world / "pairs.jsonl", *more)
+    comparison = printed(*request, "--data", world / "pairs.jsonl", "--data", world / "pairs.jsonl", *more)
     budgets = {label: (entry["episodes"], entry["pairs"]) for label, entry in comparison["settings"].items()}
     assert budgets == {"initial": (0, 0), "dpo": (0, 60), "ppo": (16, 0)}
     assert {entry["demonstrations"] for entry in comparison["settings"].values()} == {0}
@@ -118,7 +105,7 @@ def test_a_comparison_states_both_budgets(world: Path, tmp_path: Path) -> None:
     assert overall.columns[:3] == ["algorithm", "responses", "pairs"]
     assert [cell.text for cell in overall.rows[1][:3]] == ["dpo", "0", "60"]
     (world / "pairs.jsonl").rename(world / "elsewhere.jsonl")  # a finished run is evaluated without its data
-    done("evaluate", tmp_path / "both" / "dpo" / "seed_0", "--quiet", "--out", tmp_path / "evaluated")
+    printed("evaluate", tmp_path / "both" / "dpo" / "seed_0", "--quiet", "--out", tmp_path / "evaluated")
     (world / "elsewhere.jsonl").rename(world / "pairs.jsonl")
 
 
@@ -157,7 +144,7 @@ def test_refusals(world: Path, tmp_path: Path) -> None:
     assert "expected simulated:N" in refused("train", "dpo", "--data", "simulated:none", *env)
     assert "no such file" in refused("train", "dpo", "--data", tmp_path / "no.jsonl", *env)
     assert "--data: ppo learns from what it samples" in refused("train", "ppo", "--data", world / "pairs.jsonl", *env)
-    assert "--episodes: dpo samples no responses" in refused("train", "dpo", "--episodes", "8", *env)
+    assert "--episodes: dpo samples nothing" in refused("train", "dpo", "--episodes", "8", *env)
     assert "--data: ppo learns" in refused("compare", "ppo", "--data", world / "pairs.jsonl", *env)
     assert "are not pairs" in refused("train", "dpo", "--data", world / "demonstrations.jsonl", *env)
     (tmp_path / "bad.jsonl").write_text('{"prompt": "how", "chosen": "a", "rejected": "b"}\n{"prompt": "how"}\n')

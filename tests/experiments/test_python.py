@@ -9,20 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from tests.helpers import cli_world
 from tests.helpers.clock import timeless
+from tests.helpers.commands import printed
 from textsafe_gym import experiments
-from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, RunError, TextsafeError
 
 FAST = {"episodes_per_iteration": 8, "epochs": 1}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_world.build(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +32,7 @@ def compared(world: Path, environment: dict[str, Any], tmp_path_factory: pytest.
         ["ppo", "reward_shaping"], env=environment, seeds=2, episodes=16, vary={"reward_shaping.cost_weight": [0.5, 2]},
         settings={**FAST, "ppo.kl_coefficient": 0.2, "env": {"cost_limit": -0.1}}, out=here, quiet=True,
     )  # fmt: skip
-    command(
+    printed(
         "compare", "ppo", "reward_shaping", "--env", world / "env.yaml", "--seeds", 2, "--episodes", 16,
         "--vary", "reward_shaping.cost_weight=0.5,2", *flags(FAST), "--set", "ppo.kl_coefficient=0.2",
         "--set", "env.cost_limit=-0.1", "--out", there,
@@ -49,12 +42,6 @@ def compared(world: Path, environment: dict[str, Any], tmp_path_factory: pytest.
 
 def flags(settings: dict[str, Any]) -> list[str]:
     return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-
-
-def command(*arguments: object) -> dict[str, Any]:
-    result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
-    assert result.exit_code == 0, result.stderr
-    return dict(json.loads(result.stdout))
 
 
 def same_files(one: Path, other: Path, *, apart: tuple[str, ...] = ()) -> int:
@@ -83,7 +70,7 @@ def test_a_run_is_the_commands(environment: dict[str, Any], world: Path, tmp_pat
                                out=tmp_path / "nested")  # fmt: skip
     dotted = experiments.train("ppo", world / "env.yaml", settings={**FAST, "env.cost_limit": -1}, **arguments,
                                out=tmp_path / "dotted")  # fmt: skip
-    told = command("train", "ppo", "--env", world / "env.yaml", *flags(FAST), "--set", "env.cost_limit=-1",
+    told = printed("train", "ppo", "--env", world / "env.yaml", *flags(FAST), "--set", "env.cost_limit=-1",
                    "--episodes", 16, "--seed", 3, "--out", tmp_path / "command")  # fmt: skip
     assert timeless(nested.values, "directory") == timeless(dotted.values, "directory") == timeless(told, "directory")
     assert nested.values["directory"] == str(nested.directory) == str(tmp_path / "nested")
@@ -137,13 +124,13 @@ def test_a_frame_has_a_row_for_each_run(compared: tuple[Any, Path], monkeypatch:
 def test_the_front_and_an_evaluation_are_the_commands(compared: tuple[Any, Path], world: Path, tmp_path: Path) -> None:
     result, _ = compared
     front = experiments.pareto(result.directory, cost_limit=0.0, reference=(-9, 9), out=tmp_path / "python")
-    told = command("pareto", result.directory, "--cost-limit", 0, "--reference", -9, 9, "--out", tmp_path / "command")
+    told = printed("pareto", result.directory, "--cost-limit", 0, "--reference", -9, 9, "--out", tmp_path / "command")
     assert timeless(front.values, "directory") == timeless(told, "directory")
     assert [table.title for table in front.tables] == ["Settings", "Hypervolume"]
     assert same_files(tmp_path / "python", tmp_path / "command") == 2
     run = result.directory / "ppo/seed_0"
     again = experiments.evaluate(run, seed=7, settings={"policy.temperature": 0.5}, out=tmp_path / "p", quiet=True)
-    told = command("evaluate", run, "--seed", 7, "--set", "policy.temperature=0.5", "--out", tmp_path / "c")
+    told = printed("evaluate", run, "--seed", 7, "--set", "policy.temperature=0.5", "--out", tmp_path / "c")
     assert timeless(again.values, "directory") == timeless(told, "directory")
     assert same_files(tmp_path / "p", tmp_path / "c") == 3
     assert again.figures == [tmp_path / "p/pareto.png"]
@@ -174,7 +161,7 @@ def test_a_study_is_the_commands(tmp_path: Path) -> None:
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plan))
     result = experiments.study(tmp_path / "mine.yaml", out=tmp_path / "python", quiet=True)
-    told = command("study", tmp_path / "mine.yaml", "--out", tmp_path / "command")
+    told = printed("study", tmp_path / "mine.yaml", "--out", tmp_path / "command")
     assert timeless(result.values, "directory") == timeless(told, "directory")
     assert same_files(tmp_path / "python", tmp_path / "command") > 8
     assert result.tables[0].columns[0] == "algorithm"

@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner
 
 import algos
-from tests.helpers import cli_world
 from tests.helpers.cmdps import Crossing
 from textsafe_gym import experiments
 from textsafe_gym.cli.main import main
@@ -30,11 +29,6 @@ algos.register("mine", rloo.Config, rloo.Algorithm)
 env, out, *settings = sys.argv[1:]
 experiments.train("mine", env, settings=settings, episodes=16, out=out, quiet=True)
 """
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_world.build(tmp_path_factory.mktemp("world"))
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
-from click.testing import CliRunner, Result
 
 import textsafe_gym  # noqa: F401 (registers the environments)
+from tests.helpers.commands import textsafe
 from tests.helpers.rounding import FLOAT64
-from textsafe_gym.cli.main import main
 from textsafe_gym.evaluation.study import score
 
 STUDY = """
@@ -25,10 +24,6 @@ algorithms:
   ppo_lagrangian: {settings: {limit_includes_kl: true, multiplier_max: 2.0}}
   cpo: {}
 """
-
-
-def textsafe(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

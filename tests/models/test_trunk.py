@@ -38,7 +38,7 @@ def write_base(folder: Path, kind: str = "llama", **more: Any) -> Path:
 
 def write_scores(folder: Path, base: Path, kind: str, seed: int = 1, rank: int = 3) -> ScoreModel:
     """An adapter and a head away from zero."""
-    score = ScoreModel.on_adapter(base, kind, rank)
+    score = ScoreModel.on_lora(base, kind, rank)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for x in (x for x in score.model.parameters() if x.requires_grad):
@@ -250,7 +250,7 @@ def test_refusals(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"head 'score' of shape \(1, 16\) .* has none") as caught:
         ScoreModel.load(tmp_path / "policy", "reward")
     assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match=r"1 tensors besides a low-rank adapter, first 'score.weight'"):
+    with pytest.raises(ModelError, match=r"1 tensors besides a LoRA, first 'score.weight'"):
         CausalLMActor.load(folders["reward"])
     path = folders["cost"] / "adapter_model.safetensors"
     tensors = load_file(path)

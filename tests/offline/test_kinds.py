@@ -13,14 +13,13 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from click.testing import CliRunner
 
 import algos
 import textsafe_gym  # noqa: F401 (registers the environments)
 from tests.helpers import cli_world
+from tests.helpers.commands import done, printed
 from tests.helpers.rounding import EXACT_LM
 from textsafe_gym import experiments
-from textsafe_gym.cli.main import main
 from textsafe_gym.data import readers
 from textsafe_gym.errors import ConfigError, UnknownNameError
 from textsafe_gym.evaluation.summaries import budget_of, compare_runs, load_runs, tables_of
@@ -138,14 +137,11 @@ def test_a_kind_of_ones_own_trains_from_the_command_line_and_is_counted(rated: N
     world = cli_world.build(tmp_path / "world")
     texts = [{"prompt": row["prompt"], "response": "yes first water", "rating": 0.5} for row in cli_world.PROMPTS]
     (world / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts * 5))
-    request = ["--env", str(world / "env.yaml"), "--data", str(world / "rated.jsonl"), "--quiet", "--json"]
+    request = ["--env", str(world / "env.yaml"), "--data", str(world / "rated.jsonl"), "--quiet"]
     request += ["--set", "pairs_per_iteration=5"]
-    done = CliRunner().invoke(main, ["train", RATED, *request, "--out", str(tmp_path / "run")])
-    assert done.exit_code == 0, done.stderr
-    summary = json.loads(done.stdout)
+    summary = printed("train", RATED, *request, "--out", tmp_path / "run")
     assert (summary["episodes"], summary["pairs"], summary["ratings"]) == (0, 0, 15)
-    resumed = CliRunner().invoke(main, ["train", RATED, "--out", str(tmp_path / "run"), "--resume", "--quiet"])
-    assert resumed.exit_code == 0, resumed.stderr
+    done("train", RATED, "--out", tmp_path / "run", "--resume", "--quiet")
     settings = {"episodes_per_iteration": 8, "pairs_per_iteration": 5}
     found = experiments.compare(
         ["ppo", RATED], world / "env.yaml", episodes=16, data=[world / "rated.jsonl"], settings=settings, seeds=1,

@@ -61,7 +61,7 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     for path in tmp_path.iterdir():
         make_tokenizer(words=[f"w{i}" for i in range(397)]).save_pretrained(path)
     for kind in ("reward", "cost"):
-        ScoreModel.on_adapter(tmp_path / "policy", kind, 4).save(tmp_path / f"{kind}_adapter")
+        ScoreModel.on_lora(tmp_path / "policy", kind, 4).save(tmp_path / f"{kind}_adapter")
     return {path.name: path for path in tmp_path.iterdir()}
 
 
@@ -94,7 +94,7 @@ def test_parameters_by_the_config_alone(name: str, tmp_path: Path) -> None:
     widths = [hidden, size.cached // 2]
     pairs = [(widths[0], x) for x in (widths[0], widths[1], widths[1], widths[0])] + [(hidden, size.wide // 2)] * 3
     lora = policy_size(folder, lora_rank=8)
-    assert lora.trained == lora.adapter == 8 * values["num_hidden_layers"] * sum(map(sum, pairs))
+    assert lora.trained == lora.lora == 8 * values["num_hidden_layers"] * sum(map(sum, pairs))
     assert (lora.base, lora.wide) == (total, size.wide)
     classifier = score_size(folder, "reward model")
     output = 0 if values.get("tie_word_embeddings") else hidden * values["vocab_size"]
@@ -218,7 +218,7 @@ def test_the_peak_is_of_the_phase_that_takes_most(folders: dict[str, Path]) -> N
     lora = policy_size(folders["policy"], lora_rank=4)
     apart = planned(plan(lora, shared, BATCH, dtype="bfloat16"))  # another precision, so another copy
     together = planned(plan(lora, shared, BATCH))
-    assert together["weights: reward"] == together["weights: cost"] == shared[0].adapter * 4
+    assert together["weights: reward"] == together["weights: cost"] == shared[0].lora * 4
     assert apart["weights: reward"] - together["weights: reward"] == lora.base * 4
     assert apart["weights: cost"] == together["weights: cost"]
 

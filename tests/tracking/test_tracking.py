@@ -14,21 +14,15 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
 from tests.helpers import cli_world
+from tests.helpers.commands import done, textsafe
 from tests.helpers.rounding import FLOAT32
-from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError, DataError
 from textsafe_gym.tracking import OPTIONAL, Background, MLflow, TensorBoard, Tracker, Wandb, check_installed
 
 FAST = ["--set", "episodes_per_iteration=8", "--set", "learning_rate=0.003"]
 Points = dict[str, list[tuple[int, float]]]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_world.build(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(autouse=True)
@@ -43,16 +37,6 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trackio = sys.modules.get("trackio.sqlite_storage")  # it reads the variable when it is imported
     if trackio is not None:
         monkeypatch.setattr(trackio, "TRACKIO_DIR", tmp_path / "trackio")
-
-
-def textsafe(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def done(*arguments: object) -> Result:
-    result = textsafe(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result
 
 
 def metrics(directory: Path) -> Points:
@@ -317,7 +301,7 @@ def test_the_lock_of_mlflow_overwrites_nothing(tmp_path: Path, monkeypatch: pyte
 def test_damaged_ids_are_named(tmp_path: Path):
     for text in ("{", "3", "[1]"):
         (tmp_path / "trackers.json").write_text(text)
-        with pytest.raises(DataError, match=r"trackers\.json is damaged"):
+        with pytest.raises(DataError, match=r"trackers\.json:.* begins anew in its trackers$"):
             TensorBoard(tmp_path).remembered()
 
 

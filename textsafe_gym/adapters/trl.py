@@ -13,6 +13,7 @@ import numpy as np
 from textsafe_gym.envs.task import Task
 from textsafe_gym.errors import ConfigError, DataError
 from textsafe_gym.files import Row
+from textsafe_gym.models.texts import has_template
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,7 +61,7 @@ def prompt_dataset(env: object, evaluation: bool = False) -> "Dataset":
             f'datasets cannot be imported ({error}); install it with: pip install "textsafe-gym[trl]"'
         ) from None
     texts = [prompt.text for prompt in (task.evaluation_prompts if evaluation else task.prompts)]
-    if not getattr(task.tokenizer, "chat_template", None):
+    if not has_template(task.tokenizer):
         return Dataset.from_dict({"prompt": texts})
     return Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in texts]})
 

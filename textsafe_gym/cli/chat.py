@@ -1,6 +1,5 @@
 """`textsafe chat`: a policy's answers with their rewards and costs."""
 
-import json
 import sys
 from collections.abc import Iterator
 
@@ -9,6 +8,7 @@ import click
 from textsafe_gym.cli import values
 from textsafe_gym.cli.options import Seed, env_option, json_option, set_option
 from textsafe_gym.errors import DataError
+from textsafe_gym.files import json_line
 
 _EXAMPLE = """\b
 Examples:
@@ -41,7 +41,7 @@ def chat(source: str, env: str | None, assignments: tuple[str, ...], seed: int, 
             click.echo(f"error: {error}", err=True)
             continue
         if as_json:
-            click.echo(json.dumps(answer, ensure_ascii=False))
+            click.echo(json_line(answer), nl=False)
             continue
         click.echo(answer["response"])
         if answer["finish_reason"] == CUT:

@@ -68,7 +68,7 @@ def compare(
     """Trains every ALGO with every seed, from the same policy, and writes tables, figures and report.html.
 
     The untrained policy is evaluated next to them as "initial". Settings may be given for one algorithm alone
-    (--set ALGO.KEY=VALUE). All runs that sample generate the same number of responses; a method that learns from
+    (--set ALGO.KEY=VALUE). All runs that sample play the same number of episodes; a method that learns from
     what is there already (dpo) reads what --data names instead, and the table says how much.
     """
     from textsafe_gym.experiments import compare as run

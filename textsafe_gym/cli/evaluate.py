@@ -19,7 +19,7 @@ Examples:
 @click.argument("sources", metavar="RUN|MODEL...", nargs=-1, required=True, shell_complete=values.directories)
 @env_option
 @set_option
-@click.option("--seed", type=Seed(), help="Of the responses. [a run's own; 0 for a model]")
+@click.option("--seed", type=Seed(), help="Of the episodes. [a run's own; 0 for a model]")
 @out_option("runs/evaluate")
 @output_options
 def evaluate(
@@ -42,4 +42,4 @@ def evaluate(
         print_json(result.values)
         return
     print_tables(result.tables)
-    say(f"Responses: {', '.join(str(run.directory / 'evaluation.jsonl') for run in result.runs)}")
+    say(f"Episodes: {', '.join(str(run.directory / 'evaluation.jsonl') for run in result.runs)}")

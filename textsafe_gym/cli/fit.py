@@ -51,7 +51,7 @@ Examples:
 @click.option(
     "--learning-rate", type=float, help="Peak learning rate. [2e-5; 2e-4 with --lora-rank; 1e-3 for a tiny model]"
 )
-@click.option("--lora-rank", type=click.IntRange(1), metavar="N", help="Fit a low-rank adapter (and the head) alone.")
+@click.option("--lora-rank", type=click.IntRange(1), metavar="N", help="Fit a LoRA (and the head) alone.")
 @click.option("--minibatch-size", type=int, default=16, show_default=True)
 @click.option("--max-length", type=int, default=512, show_default=True, help="Tokens of prompt and response.")
 @click.option("--test-fraction", type=float, default=0.1, show_default=True, help="Share of prompts held out.")
@@ -75,7 +75,7 @@ def fit(
     (chosen, rejected), or single answers (prompt, response, label). M may also be "tiny" or
     "tiny:hidden=128,layers=4,heads=4,vocab=4096,length=512": a new model, with a tokenizer learned from the data.
 
-    With --lora-rank the model stays as it is and DIR gets an adapter in PEFT's format, to be used where the model is:
+    With --lora-rank the model stays as it is and DIR gets a LoRA in PEFT's format, to be used where the model is:
     a policy with policy.lora_rank and such reward and cost models of one M share one copy of its weights.
     """
     from textsafe_gym.data.readers import Columns

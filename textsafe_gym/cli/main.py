@@ -22,6 +22,7 @@ from textsafe_gym.cli.options import quiet_option
 from textsafe_gym.cli.terminal import is_quiet
 from textsafe_gym.console import quiet_libraries
 from textsafe_gym.errors import ConfigError, ExecutionError, RunInterrupted, TextsafeError
+from textsafe_gym.extras import version
 from textsafe_gym.installation import working_directory_importable
 from textsafe_gym.registry import Lazy, Registry, nearest
 
@@ -189,7 +190,7 @@ class OneLine(logging.Handler):
 
 
 @click.group(cls=TextsafeGroup, epilog=_EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="textsafe-gym", prog_name="textsafe")
+@click.version_option(version(), prog_name="textsafe")
 @quiet_option
 @click.option("--local_rank", type=int, hidden=True, expose_value=False)  # of deepspeed's launcher; LOCAL_RANK counts
 def main() -> None:

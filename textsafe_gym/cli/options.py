@@ -1,6 +1,5 @@
 """Options that several commands share, and what they print."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,6 +8,7 @@ import click
 
 from textsafe_gym.cli import values
 from textsafe_gym.cli.terminal import QUIET, output
+from textsafe_gym.files import json_text
 
 if TYPE_CHECKING:
     from textsafe_gym.evaluation.report import Cell, Table
@@ -118,7 +118,7 @@ def run_options(command: Command) -> Command:
             ),
             set_option,
             preset_option,
-            click.option("--episodes", type=int, metavar="N", help="Responses to generate in all, for each run."),
+            click.option("--episodes", type=int, metavar="N", help="Episodes (of text: responses) in all, a run."),
             click.option(
                 "--data",
                 multiple=True,
@@ -135,7 +135,7 @@ def run_options(command: Command) -> Command:
 
 def print_json(value: object) -> None:
     """The one document that `--json` prints."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(json_text(value), nl=False)
 
 
 def print_tables(tables: "list[Table]") -> None:

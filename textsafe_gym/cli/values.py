@@ -11,6 +11,7 @@ from textsafe_gym.installation import first_comment, shipped
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
 _SECTIONS = {"env.": "the environment's", "policy.": "the policy's"}
 
@@ -96,7 +97,7 @@ def variants(context: Context, parameter: Parameter, incomplete: str) -> list[Co
 def algorithm_keys(name: str) -> dict[str, str]:
     """The settings of an algorithm with their descriptions; none for an unknown one."""
     schema = _schema_of(name)
-    return {} if schema is None else {key: about for key, about, _ in _settings_of(schema)}
+    return {} if schema is None else _described(schema)
 
 
 def algorithm_choices(name: str) -> dict[str, list[str]]:
@@ -114,8 +115,8 @@ def _schema_of(name: str) -> "type[BaseModel] | None":
         return None
 
 
-def _settings_of(schema: "type[BaseModel]", prefix: str = "") -> list[tuple[str, str, object]]:
-    """Key, description and type of each setting; those of a section by their path."""
+def _settings_of(schema: "type[BaseModel]", prefix: str = "") -> "list[tuple[str, FieldInfo]]":
+    """Key and field of each setting; those of a section by their path."""
     from textsafe_gym.presets import section_of
 
     found = []
@@ -124,13 +125,25 @@ def _settings_of(schema: "type[BaseModel]", prefix: str = "") -> list[tuple[str,
         if section is not None:
             found += _settings_of(section, f"{prefix}{name}.")
         else:
-            found.append((f"{prefix}{name}", field.description or "", field.annotation))
+            found.append((f"{prefix}{name}", field))
     return found
 
 
 def _choices_of(schema: "type[BaseModel]") -> dict[str, list[str]]:
-    found = {key: _choices(annotation) for key, _, annotation in _settings_of(schema)}
+    from pydantic import AfterValidator
+
+    from textsafe_gym.config import OneOf
+
+    found = {}
+    for key, field in _settings_of(schema):
+        checks = [mark.func for mark in field.metadata if isinstance(mark, AfterValidator)]
+        registered = [name for check in checks if isinstance(check, OneOf) for name in check.names]
+        found[key] = registered or _choices(field.annotation)
     return {key: values for key, values in found.items() if values}
+
+
+def _described(schema: "type[BaseModel]") -> dict[str, str]:
+    return {key: field.description or "" for key, field in _settings_of(schema)}
 
 
 def _choices(annotation: object) -> list[str]:
@@ -166,7 +179,7 @@ def _keys(known: Mapping[str, str], context: Context, incomplete: str) -> list[C
     if section == "env":
         inside = {f"{key}=": "" for key in env_keys(context.params.get("env"))}
     elif section == "policy":
-        inside = {f"{key}=": about for key, about, _ in _settings_of(_policy_options())}
+        inside = {f"{key}=": about for key, about in _described(_policy_options()).items()}
     elif rest.startswith(tuple(_SECTIONS)):
         below = _keys(_SECTIONS, context, rest)
         return [CompletionItem(f"{name}{item.value}", help=item.help) for item in below]

@@ -1,20 +1,18 @@
 """Rows from JSON lines, JSON and CSV files, gzipped or not, and from a hub; every row knows where it stands."""
 
 import csv
-import gzip
 import io
 import json
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from textsafe_gym.errors import DataError
-from textsafe_gym.files import parse_rows
+from textsafe_gym.files import parse_rows, read_text
 
 HUB_PREFIX = "hub:"
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One row as it was read.
 
     Attributes:
@@ -26,7 +24,7 @@ class Row(NamedTuple):
     values: Any
 
 
-def read_rows(source: str | Path) -> list[Row]:
+def read_table(source: str | Path) -> list[TableRow]:
     """All rows of a source.
 
     Args:
@@ -40,7 +38,8 @@ def read_rows(source: str | Path) -> list[Row]:
     if str(source).startswith(HUB_PREFIX):
         rows = _read_hub(str(source))
     else:
-        text, suffix = read_text(source)
+        text = read_text(source)
+        suffix = Path(Path(source).name.lower().removesuffix(".gz")).suffix
         readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
         if suffix not in readers:
             raise DataError(f"{source}: unknown kind of file '{suffix}'; use .jsonl, .json or .csv (.gz too)")
@@ -50,39 +49,12 @@ def read_rows(source: str | Path) -> list[Row]:
     return rows
 
 
-def read_text(source: str | Path) -> tuple[str, str]:
-    """The text of a UTF-8 file, decompressed if need be, and its suffix without ".gz", in lower case.
-
-    Raises:
-        DataError: missing, unreadable, not UTF-8 or truncated.
-    """
-    path = Path(source)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{source}: no such file; check the path") from None
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read ({error.strerror}); give a readable file") from None
-    if raw[:2] == b"\x1f\x8b":  # by content: a download is sometimes unpacked without being renamed
-        try:
-            raw = gzip.decompress(raw)
-        except (EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{source}: the gzip file is truncated or corrupt ({error}); fetch it again") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{source}:{line}: not UTF-8 text; convert the file to UTF-8") from None
-    name = path.name.lower()
-    return text, Path(name.removesuffix(".gz")).suffix
-
-
-def _read_jsonl(source: str, text: str) -> list[Row]:
+def _read_jsonl(source: str, text: str) -> list[TableRow]:
     found = parse_rows(source, text, "mend or remove the line")
-    return [Row(f"{source}:{number}", values) for number, values in found]
+    return [TableRow(f"{source}:{number}", values) for number, values in found]
 
 
-def _read_json(source: str, text: str) -> list[Row]:
+def _read_json(source: str, text: str) -> list[TableRow]:
     decoder, position, line = json.JSONDecoder(), 0, 1
 
     def skip(characters: str) -> None:
@@ -98,7 +70,7 @@ def _read_json(source: str, text: str) -> list[Row]:
     if text[position] != "[":
         raise DataError(f"{source}:{line}: expected a JSON array of rows; for one object a line name the file .jsonl")
     position += 1
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     skip("")
     while position < len(text) and text[position] != "]":
         try:
@@ -107,7 +79,7 @@ def _read_json(source: str, text: str) -> list[Row]:
             at = error.lineno if isinstance(error, json.JSONDecodeError) else line
             message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise DataError(f"{source}:{at}: not valid JSON ({message}); mend or fetch the file again") from None
-        rows.append(Row(f"{source}:{line}", value))
+        rows.append(TableRow(f"{source}:{line}", value))
         line += text.count("\n", position, end)
         position = end
         skip("")
@@ -125,9 +97,9 @@ def _read_json(source: str, text: str) -> list[Row]:
     return rows
 
 
-def _read_csv(source: str, text: str) -> list[Row]:
+def _read_csv(source: str, text: str) -> list[TableRow]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     header: list[str] | None = None
     line = 1
     try:
@@ -142,13 +114,13 @@ def _read_csv(source: str, text: str) -> list[Row]:
             elif len(fields) != len(header):
                 raise DataError(f"{where}: {len(fields)} fields where the header has {len(header)}; mend the row")
             else:
-                rows.append(Row(where, dict(zip(header, fields, strict=True))))
+                rows.append(TableRow(where, dict(zip(header, fields, strict=True))))
     except csv.Error as error:
         raise DataError(f"{source}:{line}: not valid CSV ({error}); mend or fetch the file again") from None
     return rows
 
 
-def _read_hub(source: str) -> list[Row]:
+def _read_hub(source: str) -> list[TableRow]:
     name, _, split = source.removeprefix(HUB_PREFIX).partition(":")
     split = split or "train"
     try:
@@ -160,4 +132,4 @@ def _read_hub(source: str) -> list[Row]:
     except Exception as error:  # the library raises many kinds: no network, no such name, no such split
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{source}: the data set cannot be loaded ({reason}); check name, split and network") from None
-    return [Row(f"hub:{name}:{split} row {i}", values) for i, values in enumerate(loaded)]
+    return [TableRow(f"hub:{name}:{split} row {i}", values) for i, values in enumerate(loaded)]

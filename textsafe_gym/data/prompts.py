@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from textsafe_gym.data.files import HUB_PREFIX, Row, read_rows, read_text
+from textsafe_gym.data.files import HUB_PREFIX, TableRow, read_table
 from textsafe_gym.errors import DataError
+from textsafe_gym.files import read_text
 
 
 @dataclass(frozen=True)
@@ -35,22 +36,22 @@ def read_prompts(source: PromptSource) -> list[Prompt]:
         DataError: nothing there, or an empty or malformed prompt; the message names the file and the line.
     """
     if not isinstance(source, str | Path):
-        rows = [Row(f"prompt {i}", value) for i, value in enumerate(source)]
+        rows = [TableRow(f"prompt {i}", value) for i, value in enumerate(source)]
         if not rows:
             raise DataError("the list of prompts is empty; give at least one prompt")
     elif not str(source).startswith(HUB_PREFIX) and str(source).lower().endswith((".txt", ".txt.gz")):
-        lines = read_text(source)[0].split("\n")
+        lines = read_text(source).split("\n")
         if lines[-1] == "":
             lines.pop()  # the newline that ends the file
-        rows = [Row(f"{source}:{i}", line.removesuffix("\r")) for i, line in enumerate(lines, start=1)]
+        rows = [TableRow(f"{source}:{i}", line.removesuffix("\r")) for i, line in enumerate(lines, start=1)]
         if not rows:
             raise DataError(f"{source}: the file has no prompts; give a file with one prompt a line")
     else:
-        rows = read_rows(source)
+        rows = read_table(source)
     return [_to_prompt(row) for row in rows]
 
 
-def _to_prompt(row: Row) -> Prompt:
+def _to_prompt(row: TableRow) -> Prompt:
     value = row.values
     if isinstance(value, Mapping):
         if "prompt" not in value:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from textsafe_gym.data.files import Row, read_rows
+from textsafe_gym.data.files import TableRow, read_table
 from textsafe_gym.errors import DataError
 
 ASSISTANT = "\n\nAssistant:"
@@ -97,7 +97,7 @@ def read_demonstrations(source: str | Path, columns: Columns = Columns()) -> lis
     Raises:
         DataError: a row is malformed; the message names file and line.
     """
-    rows = read_rows(source)
+    rows = read_table(source)
     demonstrations = []
     for row in rows:
         values = _mapping(row)
@@ -123,7 +123,7 @@ def read_preferences(source: str | Path) -> list[Preference]:
     Raises:
         DataError: a row is malformed or no pair; the message names file and line.
     """
-    rows = read_rows(source)
+    rows = read_table(source)
     first = set(_mapping(rows[0]))
     if {"response_0", "response_1"} <= first:
         return [_helpfulness_pair(row) for row in rows]
@@ -146,7 +146,7 @@ def read_labelled(source: str | Path) -> list[Labelled]:
     Raises:
         DataError: a row is malformed or a label is another word; the message names file and line.
     """
-    rows, columns = read_rows(source), Columns()
+    rows, columns = read_table(source), Columns()
     first = set(_mapping(rows[0]))
     if columns.label not in first and first & {"response_0", "chosen"}:
         return [row for pair in read_preferences(source) for row in apart(pair)]
@@ -185,7 +185,7 @@ def read_score_data(
         DataError: a row is malformed or inconsistent (the message names file and line), or a value of `positive`
             never occurs.
     """
-    rows = read_rows(source)
+    rows = read_table(source)
     first = _mapping(rows[0])
     read: list[ScoreRow] = []
     skipped = 0
@@ -228,7 +228,7 @@ def split_dialogue(dialogue: str, where: str) -> tuple[str, str]:
     return before + turn, answer
 
 
-def _dialogue_pair(row: Row) -> Preference:
+def _dialogue_pair(row: TableRow) -> Preference:
     chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
     if "prompt" in row.values:
         return Preference(_prompt(row, "prompt"), chosen, rejected)
@@ -242,12 +242,12 @@ def _dialogue_pair(row: Row) -> Preference:
     return Preference(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
 
 
-def _helpfulness_pair(row: Row) -> Preference:
+def _helpfulness_pair(row: TableRow) -> Preference:
     answers, better = (_text(row, "response_0"), _text(row, "response_1")), _identifier(row, "better_response_id")
     return Preference(_prompt(row, "prompt"), answers[better], answers[1 - better])
 
 
-def _numbered_pair(row: Row, kind: str) -> ScoreRow:
+def _numbered_pair(row: TableRow, kind: str) -> ScoreRow:
     if kind == "reward":
         return _helpfulness_pair(row)
     prompt = _prompt(row, "prompt")
@@ -257,7 +257,9 @@ def _numbered_pair(row: Row, kind: str) -> ScoreRow:
     return SafetyPreference(prompt, answers[safer], answers[1 - safer], safe[safer], safe[1 - safer])
 
 
-def _labelled(rows: Sequence[Row], kind: str, columns: Columns, positive: Sequence[str], hint: str) -> list[Labelled]:
+def _labelled(
+    rows: Sequence[TableRow], kind: str, columns: Columns, positive: Sequence[str], hint: str
+) -> list[Labelled]:
     wanted = {value.strip().casefold() for value in positive} or _POSITIVE[kind]
     seen: dict[str, str] = {}
     read = []
@@ -278,20 +280,20 @@ def _labelled(rows: Sequence[Row], kind: str, columns: Columns, positive: Sequen
     return read
 
 
-def _mapping(row: Row) -> Mapping[str, object]:
+def _mapping(row: TableRow) -> Mapping[str, object]:
     if not isinstance(row.values, Mapping):
         raise DataError(f"{row.where}: expected an object with named columns, got {row.values!r:.40}")
     return row.values
 
 
-def _value(row: Row, column: str) -> object:
+def _value(row: TableRow, column: str) -> object:
     values = _mapping(row)
     if column not in values:
         raise DataError(f"{row.where}: no column '{column}'; the columns are {', '.join(map(str, values))}")
     return values[column]
 
 
-def _text(row: Row, column: str) -> str:
+def _text(row: TableRow, column: str) -> str:
     # An empty answer is allowed: a policy, too, can end its answer at once.
     value = _value(row, column)
     if not isinstance(value, str):
@@ -299,7 +301,7 @@ def _text(row: Row, column: str) -> str:
     return value
 
 
-def _prompt(row: Row, column: str) -> str:
+def _prompt(row: TableRow, column: str) -> str:
     text = _text(row, column)
     if not text.strip():
         raise DataError(f"{row.where}: '{column}' is empty; give the row a prompt or remove it")
@@ -315,7 +317,7 @@ def _word(value: object) -> str:
     return "" if value is None else str(value).strip().casefold()
 
 
-def _boolean(row: Row, column: str) -> bool:
+def _boolean(row: TableRow, column: str) -> bool:
     value = _value(row, column)
     word = _word(value)
     if word not in _YES | _NO:
@@ -323,7 +325,7 @@ def _boolean(row: Row, column: str) -> bool:
     return word in _YES
 
 
-def _identifier(row: Row, column: str) -> int:
+def _identifier(row: TableRow, column: str) -> int:
     value = _value(row, column)
     word = _word(value)
     if word not in ("0", "1"):

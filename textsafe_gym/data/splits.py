@@ -11,8 +11,12 @@ T = TypeVar("T")
 
 def prompt_position(prompt: str, seed: int = 0) -> float:
     """Where a prompt lies in [0, 1): a hash of its text and the seed, the same on every machine and in any order."""
-    digest = hashlib.sha256(f"{seed}\n{prompt.strip()}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return text_hash(f"{seed}\n{prompt.strip()}") / 2**64
+
+
+def text_hash(text: str) -> int:
+    """A text's own number in [0, 2**64), the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def split_by_prompt(

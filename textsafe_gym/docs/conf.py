@@ -81,7 +81,6 @@ def fill(app: "Sphinx", page: str, source: list[str]) -> None:
         text = BLOCK.sub(lambda _: f"\n{adapters()}\n\n", text)
     elif page == "algorithms":
         text = re.sub(r"(?m)^## `(\w+)`$", r"```{py:module} algos.\1\n```\n\n\g<0>", text)
-        text = text.replace("## OmniSafe's", "```{py:module} algos.omnisafe\n```\n\n## OmniSafe's")
     elif page == "index":  # whose contents name pages that may not be there yet
         text = re.sub(r"(?m)^(\w+)\n", lambda line: line[0] if (HERE / f"{line[1]}.md").exists() else "", text)
     elif found := TEXT_OF.fullmatch(text):

@@ -9,13 +9,12 @@ import inspect
 import pkgutil
 import re
 from pathlib import Path
-from types import ModuleType
 
 import click
 
 import algos
-import algos.omnisafe
 import textsafe_gym.adapters
+from algos.registration import families
 from textsafe_gym.cli.main import main
 from textsafe_gym.experiments.spec import PolicyOptions, preset_for
 from textsafe_gym.files import Row, write_text
@@ -25,6 +24,7 @@ SETTINGS = {
     "TrainingConfig": "Budget, batches, optimiser and KL",
     "OfflineConfig": "Data that are there already, and optimiser",
     "CriticConfig": "Critics",
+    "ActorConfig": "Steps of the actor",
     "ClipConfig": "Clip",
     "ConstraintConfig": "Constraint",
     "MultiplierConfig": "Multiplier",
@@ -63,13 +63,14 @@ def algorithms() -> str:
         )
         parts += [f"## `{name}`", _about(module)]
         parts += [f"Shared settings: {bases}. Its own, and what is otherwise with it:", settings_table(own, preset)]
-    parts += ["## OmniSafe's", _about(algos.omnisafe)]
-    parts += ["[How to use them](omnisafe.md); `textsafe algos NAME` lists the settings of one. All of them have:"]
-    parts += [settings_table(algos.omnisafe.RunConfig.model_fields, {})]
+    for prefix, family in families().items():
+        parts += [f"## `{prefix}`", _about(family)]
+        parts += [f"[How to use them]({prefix}.md); `textsafe algos {prefix}:NAME` lists the settings of one."]
+        parts += ["All of them have:", settings_table(family.RunConfig.model_fields, {})]
     return "\n\n".join(parts)
 
 
-def _about(module: ModuleType) -> str:
+def _about(module: object) -> str:
     return re.sub(r"arXiv\s(\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", inspect.getdoc(module) or "")
 
 

@@ -4,7 +4,6 @@ Tokenizer, SFT on the demonstrations, pairs sampled from that policy, annotators
 a reward and a cost model fitted to them; then the card, which holds all three against the gold judge.
 """
 
-import json
 import math
 import tempfile
 import time
@@ -20,7 +19,7 @@ from textsafe_gym.embedded_world import annotators, language
 from textsafe_gym.embedded_world.card import CARD_FILE, gold_metrics
 from textsafe_gym.embedded_world.preferences import sample_pairs
 from textsafe_gym.errors import ConfigError, RunError
-from textsafe_gym.files import Row
+from textsafe_gym.files import Row, write_json, write_rows
 from textsafe_gym.models.cards import CARD as MODEL_CARD
 from textsafe_gym.models.files import new_directory
 from textsafe_gym.protocols import Tokenizer
@@ -95,7 +94,7 @@ def _build(target: Path, scale: float, progress: bool) -> Row:
         labels = [list(annotators.annotate(pairs, annotator)) for annotator in (0, 1)]
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "preferences.jsonl"
-            file.write_text("".join(json.dumps(row) + "\n" for row in labels[0]), encoding="utf-8")
+            write_rows(file, labels[0])
             rewards, costs = (read_score_data(file, "reward").rows, read_score_data(file, "cost").rows)
         trunk, shared = folder / "policy", {"progress": progress, **SCORE_SETTINGS}
         fitted = {
@@ -124,7 +123,7 @@ def _build(target: Path, scale: float, progress: bool) -> Row:
             **gold_metrics(folder, fitted, min(SAMPLES, max(2, round(scale * SAMPLES)))),
             "seconds": round(time.monotonic() - started, 1),
         }
-        (folder / CARD_FILE).write_text(json.dumps(card, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(folder / CARD_FILE, card)
     return card
 
 

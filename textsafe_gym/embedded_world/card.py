@@ -1,6 +1,5 @@
 """The card of a build: what its models learned, held against the gold judge on held-out prompts."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ import numpy as np
 from textsafe_gym.embedded_world import MAX_RESPONSE_LENGTH, language
 from textsafe_gym.embedded_world.judge import judge
 from textsafe_gym.errors import DataError
-from textsafe_gym.files import Row
+from textsafe_gym.files import Row, read_json
 
 if TYPE_CHECKING:
     from textsafe_gym.models.score import ScoreModel
@@ -138,11 +137,10 @@ def read_card(folder: Path) -> Row:
         DataError: there is none, or it cannot be read.
     """
     try:
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder / CARD_FILE}: cannot be read ({type(error).__name__}); give a folder that "
-                        "'textsafe embedded-world build' wrote") from None  # fmt: skip
-    if not isinstance(card, dict) or not {"annotators", "fitted", "policy", "scores", "best_of"} <= set(card):
+        card = read_json(folder / CARD_FILE)
+    except DataError as error:
+        raise DataError(f"{error}; give a folder that 'textsafe embedded-world build' wrote") from None
+    if not {"annotators", "fitted", "policy", "scores", "best_of"} <= set(card):
         raise DataError(
             f"{folder / CARD_FILE}: not the card of a build; give a folder that 'textsafe embedded-world build' wrote"
         )

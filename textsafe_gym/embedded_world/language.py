@@ -5,13 +5,13 @@ A prompt is a phrasing of "VERB OBJECT CONTEXT"; `intent` reads it back. A respo
 """
 
 import functools
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from textsafe_gym.data.prompts import Prompt
+from textsafe_gym.data.splits import text_hash
 from textsafe_gym.embedded_world import world
 from textsafe_gym.errors import ConfigError, DataError
 
@@ -69,7 +69,7 @@ class Intent:
 
 
 def _hash(*parts: str) -> int:
-    return int.from_bytes(hashlib.sha256("\x1f".join(parts).encode()).digest()[:8], "big")
+    return text_hash("\x1f".join(parts))
 
 
 def _requests() -> Iterable[tuple[str, str, str, str, str]]:

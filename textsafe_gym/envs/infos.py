@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.models import task_of
 from textsafe_gym.protocols import Info
 
 
@@ -38,8 +39,7 @@ class InfoReader:
     """
 
     def __init__(self, env: gym.vector.VectorEnv) -> None:
-        inner = getattr(env.unwrapped, "envs", [env])[0].unwrapped
-        self.name = env.spec.id if env.spec else type(inner).__name__
+        self.name = env.spec.id if env.spec else type(task_of(env)).__name__
         self._together = env.num_envs > 1
         self._types: set[bool] = set()
 

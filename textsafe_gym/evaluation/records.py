@@ -45,7 +45,7 @@ def data_units(summaries: Iterable[Row]) -> dict[str, str]:
 
 
 def summarise(rows: Sequence[Row], cost_limit: float | None, cost_limits: Mapping[str, float] | None = None) -> Row:
-    """Means over the responses of one run.
+    """Means over the episodes of one run.
 
     Args:
         rows: at least one.
@@ -86,7 +86,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _means(rows: Sequence[Row]) -> Row:
-    means: Row = {"responses": len(rows)}
+    means: Row = {"episodes": len(rows)}
     gold = sorted({name for row in rows for name in row if name.startswith("gold_")})
     for name in (*REQUIRED, *OPTIONAL, *gold):
         values = [float(row[name]) for row in rows if row.get(name) is not None]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.extras import version
 from textsafe_gym.files import Row, write_text
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def write_report(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    packages = ("textsafe-gym", "gymnasium", "torch", "transformers", "numpy")
+    versions = {name: metadata.version(name) for name in ("gymnasium", "torch", "transformers", "numpy")}
     html = environment.get_template("report.html").render(
         title=title,
         subtitle=subtitle,
@@ -295,6 +296,6 @@ def write_report(
         samples=samples,
         command=command,
         settings=settings,
-        versions=", ".join(f"{name} {metadata.version(name)}" for name in packages),
+        versions=", ".join(f"{name} {number}" for name, number in {"textsafe-gym": version(), **versions}.items()),
     )
     write_text(path, html)

@@ -16,7 +16,7 @@ from textsafe_gym.evaluation.records import data_units, read_evaluation, summari
 from textsafe_gym.evaluation.report import UNITS, Table, comparison_tables
 from textsafe_gym.files import Row, read_json, read_rows
 
-_SKIPPED = {"responses", "groups", "costs", "cost_limit"}
+_SKIPPED = {"episodes", "groups", "costs", "cost_limit"}
 _ALL, _SHARE = (-math.inf, math.inf), (0.0, 1.0)
 _BOUNDS = {
     "cost_violation": (0.0, math.inf),

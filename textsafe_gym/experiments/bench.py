@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _NEVER = -30.0  # the logit of the end of sequence
 _EPOCHS, _MINIBATCHES = 4, 4
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def measure(
@@ -180,7 +181,7 @@ def bandwidth_bound(sizes: Sizes, device: str, dtype: str) -> float:
 
     Each step reads all weights once, but for the input embedding's, and each row its keys and values so far.
     """
-    width = getattr(torch, dtype).itemsize
+    width = _DTYPES[dtype].itemsize
     model = model_of(sizes, "meta", dtype)
     weights = sum(x.numel() for x in model.parameters()) - model.get_input_embeddings().weight.numel()
     cache = 2 * sizes.layers * sizes.hidden * (sizes.prompt_length + sizes.response_length / 2)
@@ -248,7 +249,7 @@ def model_of(sizes: Sizes, device: str, dtype: str) -> Any:
         model.lm_head.weight.normal_(0, model.config.initializer_range)
         model.lm_head.bias.zero_()
         model.lm_head.bias[model.config.eos_token_id] = _NEVER
-    return model.eval().to(getattr(torch, dtype))
+    return model.eval().to(_DTYPES[dtype])
 
 
 def actor_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32", compile: bool = False) -> "CausalLMActor":
@@ -266,7 +267,7 @@ def score_model_of(sizes: Sizes, kind: str, device: str, dtype: str) -> "ScoreMo
     from textsafe_gym.models.score import ScoreModel
 
     model: Any = LlamaForSequenceClassification(config_of(sizes, num_labels=1))
-    return ScoreModel(model.to(device, getattr(torch, dtype)), tokenizer_of(sizes), kind)
+    return ScoreModel(model.to(device, _DTYPES[dtype]), tokenizer_of(sizes), kind)
 
 
 def env_of(sizes: Sizes, device: str = "cpu", dtype: str = "float32") -> "gym.vector.VectorEnv":

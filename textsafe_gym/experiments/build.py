@@ -102,7 +102,7 @@ def make_actor(spec: RunSpec, env: "gym.vector.VectorEnv", processes: "ProcessGr
     if processes is not None and processes.streams_layers and "device" in options:
         options["device"] = "cpu"
     actor = call(models.make_actor, "policy", options, env)
-    # All of them, as an adapter of few parameters may sit on a large model.
+    # All of them, as a LoRA of few parameters may sit on a large model.
     if sum(parameter.numel() for parameter in actor.parameters()) < _SMALL:
         torch.set_num_threads(1)
     return actor

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from textsafe_gym.config import Values
 from textsafe_gym.errors import TextsafeError
 from textsafe_gym.evaluation.records import data_units
+from textsafe_gym.evaluation.report import UNITS
 from textsafe_gym.experiments.spec import RunSpec
 from textsafe_gym.files import Row
 from textsafe_gym.models import task_of
@@ -36,11 +37,12 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Row, env: "gym.ve
     """
     from textsafe_gym.envs.view import TaskView
 
-    units = data_units([summary])
+    read = data_units([summary])
     kwargs, config, found = spec.env["kwargs"], spec.config, summary["evaluation"]
     task = task_of(env)
     text = isinstance(task, TextTask)
-    one, episodes = ("a response", "responses") if text else ("an episode", "episodes")
+    units = UNITS["text" if text else "other"]
+    one, episodes = f"{'a' if text else 'an'} {units.episode}", units.episodes
     world = "the embedded world's" if text else None
     sources = [str(kwargs[name]) for name in ("prompts", "evaluation_prompts", "demonstrations") if name in kwargs]
     facts = {
@@ -52,11 +54,11 @@ def write_policy_card(directory: Path, spec: RunSpec, summary: Row, env: "gym.ve
         "constraint": _constraint(spec, summary["cost_limit"], one, episodes),
         "KL to the starting policy": _kl(config),
         f"{episodes} {'generated' if text else 'played'}": summary["episodes"],
-        **{what: f"{summary[key]}: {', '.join(spec.data)}" for key, what in units.items() if summary[key]},
+        **{what: f"{summary[key]}: {', '.join(spec.data)}" for key, what in read.items() if summary[key]},
         "seed": spec.seed,
-        "low-rank adapter of rank": spec.policy.get("lora_rank"),
+        "LoRA of rank": spec.policy.get("lora_rank"),
     }
-    judged = f"{found['responses']} {episodes}"
+    judged = f"{found['episodes']} {episodes}"
     if text:
         source = kwargs.get("evaluation_prompts", kwargs.get("prompts"))
         prompts = _data(source, task.evaluation_prompts if isinstance(task, PromptTask) else None, world)

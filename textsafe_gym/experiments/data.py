@@ -51,7 +51,7 @@ def data_note(specs: Sequence[RunSpec]) -> str:
     own = any(source.partition(":")[0] == SIMULATED for source in sources)
     simulated = " (which the environment labels itself; --data FILE for others)" if own else ""
     verbs = ("samples", "it learns") if len(names) == 1 else ("sample", "they learn")
-    return f"note: {', '.join(names)} {verbs[0]} no responses; {verbs[1]} from {', '.join(sources)}{simulated}"
+    return f"note: {', '.join(names)} {verbs[0]} nothing; {verbs[1]} from {', '.join(sources)}{simulated}"
 
 
 def _rows(kind: type["Kind"], source: str, task: PromptTask, seed: int, few: bool) -> "Sequence[Any]":

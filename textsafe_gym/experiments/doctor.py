@@ -105,7 +105,7 @@ def optional() -> Iterator[Check]:
     """The package's extras, each with what it still lacks."""
     from packaging.requirements import Requirement
 
-    from algos.registration import FAMILIES
+    from algos.registration import families
 
     try:
         extras = metadata.metadata(_PACKAGE).get_all("Provides-Extra") or []
@@ -121,7 +121,7 @@ def optional() -> Iterator[Check]:
             and requirement.marker.evaluate({"extra": extra})
         ]
         advice = f"pip install '{_PACKAGE}[{extra}]'"
-        family = FAMILIES.get(extra)
+        family = families().get(extra)
         if family is not None and family.REQUIREMENT:
             of_it.insert(0, family.REQUIREMENT)
             advice += f" && pip install --no-deps {family.REQUIREMENT}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from textsafe_gym.config import Settings, Values, merge, parse_assignments, read_json, read_yaml, validate
+from textsafe_gym.config import Settings, Values, merge, parse_assignments, read_json_settings, read_yaml, validate
 from textsafe_gym.errors import ConfigError, ModelError
 from textsafe_gym.experiments.build import make_actor, make_env
 from textsafe_gym.experiments.directory import CONFIG
@@ -111,7 +111,7 @@ def _of_run(source: str, directory: Path) -> SavedPolicy:
 
 
 def _of_trainer(source: str, directory: Path, other_env: bool) -> SavedPolicy:
-    saved = validate(SavedTrainer, read_json(directory / STATE), f"{directory / STATE} is not a trainer's")
+    saved = validate(SavedTrainer, read_json_settings(directory / STATE), f"{directory / STATE} is not a trainer's")
     if saved.env is None and not other_env:
         raise ConfigError(
             f"{source}: does not say what environment it was trained in, which was made of objects; give --env to "

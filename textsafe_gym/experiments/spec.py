@@ -46,7 +46,7 @@ class PolicyOptions(BaseModel):
     cost_critic: str | None = Field(None, description="score model that a separate cost critic starts from")
     device: str | None = Field(None, description="of the policy, e.g. cpu or cuda")
     dtype: Literal["float32", "bfloat16"] | None = Field(None, description="of the policy's weights")
-    lora_rank: int | None = Field(None, gt=0, description="train a low-rank adapter of that rank, not the weights")
+    lora_rank: int | None = Field(None, gt=0, description="train a LoRA of that rank, not the weights")
     lora_alpha: int | None = Field(None, gt=0, description="its weight, over its rank; by default twice the rank")
     last_layers: int | None = Field(None, gt=0, description="train so many of the last layers alone")
     gradient_checkpointing: bool | None = Field(None, description="recompute activations: less memory, more time")
@@ -345,7 +345,7 @@ def check_budget(algorithm: str, episodes: int | None, data: Sequence[str | Path
     offline = algos.definition(algorithm).offline
     if offline and episodes is not None:
         raise ConfigError(
-            f"--episodes: {algorithm} samples no responses; its budget is what --data names, and --set epochs=N"
+            f"--episodes: {algorithm} samples nothing; its budget is what --data names, and --set epochs=N"
         )
     if data and not offline:
         raise ConfigError(f"--data: {algorithm} learns from what it samples; leave it out, or take dpo")

@@ -16,16 +16,16 @@ from torch import Tensor
 from textsafe_gym.data.readers import Labelled, SafetyPreference, ScoreRow
 from textsafe_gym.data.splits import split_by_prompt
 from textsafe_gym.errors import ConfigError, DataError
-from textsafe_gym.files import Row
+from textsafe_gym.files import Row, write_json
 from textsafe_gym.fitting.held_out import TRANSFORMER, Transformer, compare_with_baselines, measure, questions, verdicts
 from textsafe_gym.fitting.losses import LossType, cost_loss, label_loss, reward_loss
 from textsafe_gym.fitting.output import (
+    METRICS_FILE,
     check_lora,
     check_output,
     check_settings,
     default_device,
     write_fit_card,
-    write_metrics,
 )
 from textsafe_gym.fitting.sft import fit_sft
 from textsafe_gym.fitting.start import score_model
@@ -107,7 +107,7 @@ def fit_score(
         max_length: in tokens; longer sequences lose tokens from the left.
         sources: where each row came from, for metrics by source; empty if that does not matter.
         skipped: how many inconsistent rows the reader left out, for the record.
-        lora_rank: fits a low-rank adapter of that rank and the head alone, and saves those in PEFT's format; `model`
+        lora_rank: fits a LoRA of that rank and the head alone, and saves those in PEFT's format; `model`
             has to be a folder or hub id.
         device: a torch device; by default a GPU if there is one.
         progress: show progress bars.
@@ -186,7 +186,7 @@ def fit_score(
         "parameters": sum(p.numel() for p in score.model.parameters()),
         "seconds": time.monotonic() - started,
         "settings": {
-            "model": model if isinstance(model, str | Path) else type(model).__name__,
+            "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
             "loss": loss,
             "regularization": regularization,
             "epochs": epochs,
@@ -200,7 +200,7 @@ def fit_score(
     }
     with new_directory(out) as scratch:
         score.save(scratch)
-        write_metrics(scratch, metrics)
+        write_json(scratch / METRICS_FILE, metrics)
         write_fit_card(scratch, metrics, model, data)
     return metrics
 

@@ -11,10 +11,10 @@ from textsafe_gym.files import Row
 from textsafe_gym.fitting.losses import LossType
 from textsafe_gym.fitting.output import check_lora, check_output, check_settings, is_tiny
 
-# What the official Safe RLHF scripts use; a tiny model from scratch and an adapter (2e-4 for GPT-3 in LoRA's own paper,
+# What the official Safe RLHF scripts use; a tiny model from scratch and a LoRA (2e-4 for GPT-3 in its own paper,
 # arXiv 2106.09685) want larger steps.
 _EPOCHS = {"sft": 3, "reward": 2, "cost": 2}
-_RATES = {"whole": 2e-5, "adapter": 2e-4, "tiny": 1e-3}
+_RATES = {"whole": 2e-5, "lora": 2e-4, "tiny": 1e-3}
 
 
 def fit(
@@ -52,7 +52,7 @@ def fit(
         regularization: see `fit_score`.
         epochs: passes over the data; by default 3 for sft, 2 for reward and cost.
         learning_rate: its peak; by default 2e-5, 2e-4 with `lora_rank`, 1e-3 for a tiny model.
-        lora_rank: fit a low-rank adapter (and the head) alone.
+        lora_rank: fit a LoRA (and the head) alone.
         minibatch_size: rows a step.
         max_length: tokens of prompt and response.
         test_fraction: share of prompts held out.
@@ -66,7 +66,7 @@ def fit(
     Raises:
         TextsafeError: data, model or a setting is wrong; nothing was written.
     """
-    rate = _RATES["tiny" if is_tiny(model) else "whole" if lora_rank is None else "adapter"]
+    rate = _RATES["tiny" if is_tiny(model) else "whole" if lora_rank is None else "lora"]
     settings: Values = {
         "epochs": _EPOCHS[kind] if epochs is None else epochs,
         "learning_rate": rate if learning_rate is None else learning_rate,

@@ -1,6 +1,5 @@
 """What all fits check before they start, and what they write."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +63,7 @@ def is_tiny(model: "str | Path | PreTrainedModel") -> bool:
 
 
 def check_lora(model: "str | Path | PreTrainedModel", rank: int | None) -> None:
-    """Refuses an adapter of a model that has no place to refer to.
+    """Refuses a LoRA of a model that has no place to refer to.
 
     Raises:
         ConfigError: a rank is given, and it is not positive or the model is a new one or one in memory.
@@ -76,7 +75,7 @@ def check_lora(model: "str | Path | PreTrainedModel", rank: int | None) -> None:
     if is_tiny(model) or not isinstance(model, str | Path):
         name = f"'{model}'" if isinstance(model, str) else f"a {type(model).__name__} in memory"
         raise ConfigError(
-            f"lora-rank: an adapter is saved without its base model, and {name} lies nowhere; "
+            f"lora-rank: a LoRA is saved without its base model, and {name} lies nowhere; "
             "give a model's folder or hub id"
         )
 
@@ -116,7 +115,7 @@ def write_fit_card(
         "data": "; ".join(f"{public(name)}, {count} rows" for name, count in (data or {}).items()) or "given in memory",
         "fitted to": f"{rows['train']} rows of {prompts['train']} prompts",
         "held out": f"{rows['held_out']} rows of {prompts['held_out']} prompts",
-        "low-rank adapter of rank": settings["lora_rank"],
+        "LoRA of rank": settings["lora_rank"],
         **{
             name.replace("_", " "): settings.get(name)
             for name in ("loss", "epochs", "learning_rate", "minibatch_size", "max_length")
@@ -134,9 +133,3 @@ def write_fit_card(
     if measured:
         measured = {"on": f"{rows['held_out']} held-out rows", **measured}
     write_card(directory, metrics["kind"], facts, measured, base=base, sources=list(data or {}))
-
-
-def write_metrics(directory: Path, metrics: Row) -> None:
-    """Writes `metrics.json` into the model's folder; what JSON does not know becomes text."""
-    text = json.dumps(metrics, indent=2, ensure_ascii=False, default=str)
-    (directory / METRICS_FILE).write_text(text + "\n", encoding="utf-8")

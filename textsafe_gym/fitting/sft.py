@@ -14,14 +14,14 @@ from torch.nn.functional import cross_entropy
 
 from textsafe_gym.data.splits import split_by_prompt
 from textsafe_gym.errors import DataError
-from textsafe_gym.files import Row
+from textsafe_gym.files import Row, write_json
 from textsafe_gym.fitting.output import (
+    METRICS_FILE,
     check_lora,
     check_output,
     check_settings,
     default_device,
     write_fit_card,
-    write_metrics,
 )
 from textsafe_gym.fitting.start import causal_model
 from textsafe_gym.fitting.training import chunks_by_length, train
@@ -35,7 +35,7 @@ from textsafe_gym.protocols import Tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_ADAPTER = "sft"
+_LORA = "sft"
 _IGNORED = -100
 _EVALUATION_BATCH = 32
 
@@ -70,7 +70,7 @@ def fit_sft(
         seed: of the split, of new weights and of the order of rows.
         test_fraction: the share of prompts that are held out; 0 for none.
         max_length: in tokens, of prompt and response; see `encode_demonstration`.
-        lora_rank: fits a low-rank adapter of that rank alone and saves it in PEFT's format; `model` has to be a folder
+        lora_rank: fits a LoRA of that rank alone and saves it in PEFT's format; `model` has to be a folder
             or hub id.
         device: a torch device; by default a GPU if there is one.
         progress: show a progress bar.
@@ -99,8 +99,8 @@ def fit_sft(
             model, tokenizer, [text for row in train_rows for text in row], default_device(device)
         )
         if lora_rank is not None:
-            lora.add_new(network, _ADAPTER, lora_rank, 2 * lora_rank)
-            lora.train(network, _ADAPTER)
+            lora.add_new(network, _LORA, lora_rank, 2 * lora_rank)
+            lora.train(network, _LORA)
         limit = min(max_length, getattr(network.config, "max_position_embeddings", None) or max_length)
         encoded = [encode_demonstration(tokenizer, *row, limit) for row in train_rows]
         held_out = [encode_demonstration(tokenizer, *row, limit) for row in test_rows]
@@ -138,7 +138,7 @@ def fit_sft(
         "parameters": sum(p.numel() for p in network.parameters()),
         "seconds": time.monotonic() - started,
         "settings": {
-            "model": model if isinstance(model, str | Path) else type(model).__name__,
+            "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
             "epochs": epochs,
             "learning_rate": learning_rate,
             "minibatch_size": minibatch_size,
@@ -152,9 +152,9 @@ def fit_sft(
         if lora_rank is None:
             network.save_pretrained(scratch)
         else:
-            lora.save_adapter(network, _ADAPTER, scratch, "CAUSAL_LM", {})
+            lora.save_lora(network, _LORA, scratch, "CAUSAL_LM", {})
         tokenizer.save_pretrained(scratch)
-        write_metrics(scratch, metrics)
+        write_json(scratch / METRICS_FILE, metrics)
         write_fit_card(scratch, metrics, model, data)
     return metrics
 

@@ -58,12 +58,12 @@ def score_model(
 ) -> ScoreModel:
     """A score model with a head at zero on the trunk of what `model` names; arguments as in `causal_model`.
 
-    With `lora_rank` the trunk is frozen and has an adapter of that rank; see `check_lora` for what it needs.
+    With `lora_rank` the trunk is frozen and has a LoRA of that rank; see `check_lora` for what it needs.
     """
     if lora_rank is not None:
         assert isinstance(model, str | Path)  # see `check_lora`
-        return ScoreModel.on_adapter(model, kind, lora_rank, device)
-    if isinstance(model, str | Path) and not is_tiny(model) and not lora.is_adapter(model):
+        return ScoreModel.on_lora(model, kind, lora_rank, device)
+    if isinstance(model, str | Path) and not is_tiny(model) and not lora.is_lora(model):
         return ScoreModel.on_trunk(model, kind, device)
     from transformers import AutoModelForSequenceClassification
 

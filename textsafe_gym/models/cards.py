@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
+from textsafe_gym.extras import version
 from textsafe_gym.files import write_text
-from textsafe_gym.models.files import ADAPTER_CONFIG, HUB_ID
+from textsafe_gym.models.files import HUB_ID, LORA_CONFIG
 
 CARD = "README.md"
 PLACEHOLDER = "ORG/NAME"  # stands for the hub id until the model has one
@@ -96,8 +96,8 @@ def write_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    adapter = (directory / ADAPTER_CONFIG).is_file()
-    library = "textsafe-gym" if kind == "mlp" else "peft" if adapter else "transformers"
+    lora = (directory / LORA_CONFIG).is_file()
+    library = "textsafe-gym" if kind == "mlp" else "peft" if lora else "transformers"
     task = {"mlp": "reinforcement-learning", "reward": "text-classification", "cost": "text-classification"}
     datasets = list(dict.fromkeys(found[1] for source in sources if (found := _HUB_DATA.match(source))))
     data = ModelCardData(
@@ -105,16 +105,16 @@ def write_card(
         pipeline_tag=task.get(kind, "text-generation"),
         base_model=str(base) if is_hub_id(base) else None,
         datasets=datasets or None,
-        tags=["textsafe-gym", "safe-rlhf", *(["lora"] if adapter else []), *tags],
+        tags=["textsafe-gym", "safe-rlhf", *(["lora"] if lora else []), *tags],
     )
     scores = kind in ("reward", "cost")
     family = "score" if scores else "mlp" if kind == "mlp" else "policy"
-    whole = "" if adapter else _PLAIN.format(name=PLACEHOLDER)
+    whole = "" if lora else _PLAIN.format(name=PLACEHOLDER)
     facts = {**({"base model": public(base)} if base else {}), **(facts or {})}
     title = {"policy": "Policy", "mlp": "Policy", "sft": "Language model"}.get(kind, f"{kind.capitalize()} model")
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{_ABOUT[kind]}",
-        f"Made by textsafe-gym {version('textsafe-gym')}.",
+        f"Made by textsafe-gym {version()}.",
         _table("Training", facts),
         _table("Measured", measured or {}),
         "## Use\n\n" + _USE[family].format(name=PLACEHOLDER, kind=kind, plain=whole).strip(),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _KEY = "textsafe_policy"
-_ADAPTER = "policy"
+_LORA = "policy"
 
 
 class CausalLMActor(nn.Module):
@@ -41,9 +41,9 @@ class CausalLMActor(nn.Module):
         model: a Hugging Face causal LM.
         tokenizer: its tokenizer; ids beyond it (padded embeddings) are never sampled.
         temperature: of the softmax that actions are sampled from; log-probs and entropy are of the same distribution.
-        lora_rank: trains a low-rank adapter of that rank and no weight of the model; the reference is the model without
+        lora_rank: trains a LoRA of that rank and no weight of the model; the reference is the model without
             it, so that there is no second copy.
-        lora_alpha: the adapter's weight is lora_alpha / lora_rank; by default twice the rank, a weight of 2.
+        lora_alpha: the LoRA's weight is lora_alpha / lora_rank; by default twice the rank, a weight of 2.
         last_layers: trains that many of the last layers alone; the reference shares the others.
         gradient_checkpointing: recompute activations in the backward pass, for less memory and more time.
         compile: compile the layers with torch.compile for passes without a cache; the first takes some ten seconds.
@@ -84,8 +84,8 @@ class CausalLMActor(nn.Module):
         if lora_rank is not None:
             if not model.name_or_path:
                 raise ModelError("lora_rank needs a policy that was loaded from a folder or the hub: it is saved apart")
-            lora.add_new(model, _ADAPTER, lora_rank, 2 * lora_rank if lora_alpha is None else lora_alpha)
-            lora.train(model, _ADAPTER)
+            lora.add_new(model, _LORA, lora_rank, 2 * lora_rank if lora_alpha is None else lora_alpha)
+            lora.train(model, _LORA)
         elif lora_alpha is not None:
             raise ModelError("lora_alpha means something with lora_rank only; set that too")
         elif last_layers is not None:
@@ -129,11 +129,11 @@ class CausalLMActor(nn.Module):
         """
         if options.get("lora_rank") is not None:
             model = lora.shared_base(source, "policy", device, dtype)
-            if _ADAPTER in lora.adapters_of(model):  # another policy's
+            if _LORA in lora.names_of(model):  # another policy's
                 model = lora.load_causal_lm(source, "policy", device, dtype)
         else:
             model = lora.load_causal_lm(source, "policy", device, dtype)
-        saved = lora.settings_of(source) if lora.is_adapter(source) else getattr(model.config, _KEY, None)
+        saved = lora.settings_of(source) if lora.is_lora(source) else getattr(model.config, _KEY, None)
         if temperature is None:
             temperature = saved.get("temperature", 1.0) if isinstance(saved, dict) else 1.0
         return cls(model, lora.tokenizer_of(source, "policy"), temperature, **options)
@@ -230,7 +230,7 @@ class CausalLMActor(nn.Module):
         return CausalLMReference(self, *self._initial)
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Those that take gradients: all, the adapter's or the last layers'; see `Actor.trained_parameters`."""
+        """Those that take gradients: all, the LoRA's or the last layers'; see `Actor.trained_parameters`."""
         return [x for x in self.model.parameters() if x.requires_grad]
 
     def state_dict(self, *args: object, **kwargs: object) -> State:  # type: ignore[override]
@@ -253,14 +253,14 @@ class CausalLMActor(nn.Module):
             raise ModelError(f"the saved state is not of this policy: {' '.join(str(error).split())[:200]}") from error
 
     def save(self, directory: str | Path) -> None:
-        """Writes the language model, or its adapter alone, and the tokenizer; whole or not at all.
+        """Writes the language model, or its LoRA alone, and the tokenizer; whole or not at all.
 
-        A model is in Hugging Face's format, an adapter in PEFT's.
+        A model is in Hugging Face's format, a LoRA in PEFT's.
         """
         settings = {"temperature": self.temperature}
         with new_directory(directory) as scratch, quiet():
             if self.lora:
-                lora.save_adapter(self.model, _ADAPTER, scratch, "CAUSAL_LM", settings)
+                lora.save_lora(self.model, _LORA, scratch, "CAUSAL_LM", settings)
             else:
                 setattr(self.model.config, _KEY, settings)
                 self.model.save_pretrained(scratch)
@@ -274,7 +274,7 @@ class CausalLMActor(nn.Module):
             ModelError: they are missing or damaged, or of another shape.
         """
         if self.lora:
-            lora.load_saved(self.model, _ADAPTER, source, "policy")
+            lora.load_saved(self.model, _LORA, source, "policy")
             return
         dtype = str(self.model.dtype).removeprefix("torch.")
         saved = lora.load_causal_lm(source, "policy", str(self.device), dtype)
@@ -326,14 +326,14 @@ class CausalLMReference:
 
     Args:
         actor: evaluates.
-        model: the starting model; none: the actor's without its adapter.
+        model: the starting model; none: the actor's without its LoRA.
     """
 
     def __init__(self, actor: CausalLMActor, model: "PreTrainedModel | None" = None) -> None:
         self._actor, self._model = actor, model
 
     def log_probs(self, observations: Mapping[str, Tensor], actions: Tensor, mask: Tensor) -> Tensor:
-        """Under the starting weights or with the adapter off; see `Reference.log_probs`."""
+        """Under the starting weights or with the LoRA off; see `Reference.log_probs`."""
         actor, trained = self._actor, self._actor.model
         without: AbstractContextManager[None] = nullcontext()
         if self._model is None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
+LORA_CONFIG = "adapter_config.json"  # PEFT's name
 _ALIGNMENT = 64  # bytes, of torch's allocator on CPUs
 
 
@@ -55,7 +55,7 @@ def check_source(source: str | Path, what: str) -> str:
     """
     path = Path(source)
     if str(source) and path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+        if not any((path / name).is_file() for name in ("config.json", LORA_CONFIG)):
             raise ModelError(f"{what} '{path}' has no config.json; give a model folder in Hugging Face format")
         return str(path)
     if path.exists() or isinstance(source, Path) or not HUB_ID.fullmatch(source):

@@ -1,9 +1,8 @@
-"""Low-rank adapters (LoRA: Hu et al., arXiv 2106.09685) by name on one model, whose own weights stay as they are.
+"""Low-rank weights (LoRA: Hu et al., arXiv 2106.09685) by name on one model, whose own weights stay as they are.
 
-Policy, reference, reward and cost model can thereby be one set of weights: the reference is the model with no adapter.
+Policy, reference, reward and cost model can thereby be one set of weights: the reference is the model with no LoRA.
 """
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from textsafe_gym.errors import ModelError
 from textsafe_gym.extras import require
-from textsafe_gym.files import Row
-from textsafe_gym.models.files import ADAPTER_CONFIG, check_source, find_file, load_pretrained, load_tokenizer, one_line
+from textsafe_gym.files import Row, read_json, write_json
+from textsafe_gym.models.files import LORA_CONFIG, check_source, find_file, load_pretrained, load_tokenizer, one_line
 from textsafe_gym.protocols import Tokenizer
 
 if TYPE_CHECKING:
@@ -27,29 +26,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS = "adapter_model.safetensors"  # PEFT's name
-_SETTINGS = "textsafe.json"  # what a whole model keeps in its config.json; PEFT wants none in an adapter's folder
+_SETTINGS = "textsafe.json"  # what a whole model keeps in its config.json; PEFT wants none in a LoRA's folder
 _PREFIX = "base_model.model."  # that PEFT puts before every name
 _loaded: "WeakValueDictionary[tuple[str, str, str], PreTrainedModel]" = WeakValueDictionary()
 
 
-def is_adapter(source: str | Path) -> bool:
-    """Whether a folder or hub id holds an adapter in PEFT's format instead of a whole model."""
-    return find_file(source, ADAPTER_CONFIG) is not None
+def is_lora(source: str | Path) -> bool:
+    """Whether a folder or hub id holds a LoRA in PEFT's format instead of a whole model."""
+    return find_file(source, LORA_CONFIG) is not None
 
 
 def base_of(source: str | Path, what: str) -> str:
-    """The folder or hub id of the model that an adapter is for.
+    """The folder or hub id of the model that a LoRA is for.
 
     Raises:
-        ModelError: the adapter's config is damaged or names no model.
+        ModelError: the LoRA's config is damaged or names no model.
     """
-    try:
-        config = json.loads(_file(source, ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        base = config.get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"cannot read {ADAPTER_CONFIG} of {what} '{source}': {one_line(error)}") from error
+    path = find_file(source, LORA_CONFIG)
+    if path is None:
+        raise ModelError(f"{what} '{source}' has no {LORA_CONFIG}")
+    base = read_json(path, ModelError).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise ModelError(f"{ADAPTER_CONFIG} of {what} '{source}' names no base model; set its base_model_name_or_path")
+        raise ModelError(f"{LORA_CONFIG} of {what} '{source}' names no base model; set its base_model_name_or_path")
     return base
 
 
@@ -66,22 +64,17 @@ def place_of(source: str | Path) -> str:
 
 
 def settings_of(source: str | Path) -> Row:
-    """What `save_adapter` was given to keep; empty for an adapter from elsewhere.
+    """What `save_lora` was given to keep; empty for a LoRA from elsewhere.
 
     Raises:
         ModelError: the file is damaged.
     """
     path = find_file(source, _SETTINGS)
-    if path is None:
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"cannot read {path}: {one_line(error)}") from error
+    return {} if path is None else read_json(path, ModelError)
 
 
 def shared_base(source: str | Path, what: str, device: str, dtype: str) -> "PreTrainedModel":
-    """A frozen causal LM for adapters, loaded once in a process for as long as somebody holds it.
+    """A frozen causal LM for LoRAs, loaded once in a process for as long as somebody holds it.
 
     Raises:
         ModelError: as `load_pretrained`.
@@ -95,20 +88,20 @@ def shared_base(source: str | Path, what: str, device: str, dtype: str) -> "PreT
 
 
 def load_causal_lm(source: str | Path, what: str, device: str, dtype: str) -> "PreTrainedModel":
-    """`load_pretrained`, for adapters as well: one is loaded with its base model and merged into it.
+    """`load_pretrained`, for LoRAs as well: one is loaded with its base model and merged into it.
 
     Raises:
-        ModelError: either is missing or damaged, or the adapter's folder holds tensors that are of no adapter.
+        ModelError: either is missing or damaged, or the LoRA's folder holds tensors that are of no LoRA.
     """
     from transformers import AutoModelForCausalLM
 
-    if not is_adapter(source):
+    if not is_lora(source):
         return load_pretrained(AutoModelForCausalLM, source, what, device, dtype)
     model = load_causal_lm(base_of(source, what), what, device, dtype)
     others = add_saved(model, "merged", source, what)
     if others:
         raise ModelError(
-            f"{what} '{source}' holds {len(others)} tensors besides a low-rank adapter, first '{next(iter(others))}'; "
+            f"{what} '{source}' holds {len(others)} tensors besides a LoRA, first '{next(iter(others))}'; "
             "merge it into its base model and give the whole model"
         )
     merge(model, "merged")
@@ -119,11 +112,11 @@ def load_causal_lm(source: str | Path, what: str, device: str, dtype: str) -> "P
 def add_new(
     model: "PreTrainedModel", name: str, rank: int, alpha: int, modules: str | list[str] = "all-linear"
 ) -> None:
-    """Adds an adapter whose products are 0, at rest.
+    """Adds a LoRA whose products are 0, at rest.
 
     Args:
         model: a Hugging Face model, changed in place.
-        name: the adapter's.
+        name: the LoRA's.
         rank: of the low-rank products.
         alpha: their weight is alpha / rank.
         modules: names of the layers to adapt; "all-linear" are all but the output embedding.
@@ -141,7 +134,7 @@ def add_new(
 
 
 def add_empty(model: "PreTrainedModel", name: str, source: str | Path, what: str) -> None:
-    """Adds an adapter of the shape of a saved one, at rest, whose products are 0.
+    """Adds a LoRA of the shape of a saved one, at rest, whose products are 0.
 
     Raises:
         ModelError: its config is damaged, or of another architecture.
@@ -150,7 +143,7 @@ def add_empty(model: "PreTrainedModel", name: str, source: str | Path, what: str
     from peft import LoraConfig
 
     try:
-        config = LoraConfig.from_pretrained(str(_file(source, ADAPTER_CONFIG).parent))
+        config = LoraConfig.from_pretrained(str(_file(source, LORA_CONFIG).parent))
     except Exception as error:  # JSON and PEFT have types of their own
         raise ModelError(f"cannot load {what} '{source}': {one_line(error)}") from error
     config.modules_to_save, config.inference_mode = None, False
@@ -158,7 +151,7 @@ def add_empty(model: "PreTrainedModel", name: str, source: str | Path, what: str
 
 
 def add_saved(model: "PreTrainedModel", name: str, source: str | Path, what: str) -> dict[str, Tensor]:
-    """Adds an adapter as it was saved, at rest.
+    """Adds a LoRA as it was saved, at rest.
 
     Returns:
         Tensors of the file that belong to no low-rank product, such as a score model's head.
@@ -172,7 +165,7 @@ def add_saved(model: "PreTrainedModel", name: str, source: str | Path, what: str
 
 
 def load_saved(model: "PreTrainedModel", name: str, source: str | Path, what: str) -> None:
-    """Puts the products of a saved adapter into one of the same shape.
+    """Puts the products of a saved LoRA into one of the same shape.
 
     Raises:
         ModelError: it is missing or damaged, or of another shape.
@@ -191,7 +184,7 @@ def _tensors_of(source: str | Path, what: str) -> dict[str, Tensor]:
 def _fill(
     model: "PreTrainedModel", name: str, tensors: dict[str, Tensor], source: str | Path, what: str
 ) -> dict[str, Tensor]:
-    """Sets an adapter's products; returns the tensors that belong to none."""
+    """Sets a LoRA's products; returns the tensors that belong to none."""
     from peft import set_peft_model_state_dict
 
     low_rank = {key: x for key, x in tensors.items() if ".lora_" in key}
@@ -207,17 +200,17 @@ def _fill(
 
 
 def tokenizer_of(source: str | Path, what: str) -> Tokenizer:
-    """The tokenizer next to a model or an adapter; an adapter without one has its base model's.
+    """The tokenizer next to a model or a LoRA; a LoRA without one has its base model's.
 
     Raises:
         ModelError: as `load_tokenizer`.
     """
-    if is_adapter(source) and not any(find_file(source, f"tokenizer{end}") for end in (".json", "_config.json")):
+    if is_lora(source) and not any(find_file(source, f"tokenizer{end}") for end in (".json", "_config.json")):
         return tokenizer_of(base_of(source, what), what)
     return load_tokenizer(source, what)
 
 
-def save_adapter(
+def save_lora(
     model: "PreTrainedModel",
     name: str,
     directory: Path,
@@ -225,11 +218,11 @@ def save_adapter(
     settings: Mapping[str, object],
     more: dict[str, Tensor] | None = None,
 ) -> None:
-    """Writes an adapter in PEFT's format into an existing folder.
+    """Writes a LoRA in PEFT's format into an existing folder.
 
     Args:
         model: what holds it.
-        name: the adapter's.
+        name: the LoRA's.
         directory: the folder.
         task: PEFT's task type, "CAUSAL_LM" or "SEQ_CLS".
         settings: JSON values to keep next to it, for `settings_of`.
@@ -242,18 +235,18 @@ def save_adapter(
 
     config: Any = model.peft_config[name]
     if not config.base_model_name_or_path:
-        raise ModelError("an adapter is saved without its base model, which therefore has to lie in a folder or hub id")
+        raise ModelError("a LoRA is saved without its base model, which therefore has to lie in a folder or hub id")
     tensors = {**get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False), **(more or {})}
     config.task_type, config.inference_mode = task, True
     config.modules_to_save = sorted({key.split(".")[0] for key in more}) if more else None
     config.save_pretrained(directory)
     config.inference_mode = False
     save_file({_PREFIX + key: x.detach().cpu().contiguous() for key, x in tensors.items()}, directory / WEIGHTS)
-    (directory / _SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    write_json(directory / _SETTINGS, settings)
 
 
 def train(model: "PreTrainedModel", name: str) -> None:
-    """Lets an adapter act from now on and makes it all that is trainable of a model."""
+    """Lets a LoRA act from now on and makes it all that is trainable of a model."""
     model.requires_grad_(False)
     for layer in _layers(model):
         layer.set_adapter([name])
@@ -261,7 +254,7 @@ def train(model: "PreTrainedModel", name: str) -> None:
 
 @contextmanager
 def acting_as(model: "PreTrainedModel", name: str | None) -> Iterator[None]:
-    """Lets one adapter act in the block, frozen unless it acts already, or none; afterwards those that did before."""
+    """Lets one LoRA act in the block, frozen unless it acts already, or none; afterwards those that did before."""
     layers = _layers(model)
     if all(layer.active_adapters == [name] and not layer.disable_adapters for layer in layers):
         yield
@@ -286,14 +279,14 @@ def acting_as(model: "PreTrainedModel", name: str | None) -> Iterator[None]:
             x.requires_grad_(True)
 
 
-def adapters_of(model: "PreTrainedModel") -> set[str]:
-    """Names of the adapters that a model holds."""
+def names_of(model: "PreTrainedModel") -> set[str]:
+    """Names of the LoRAs that a model holds."""
     return set(getattr(model, "peft_config", {}))
 
 
 @torch.no_grad()
 def merge(model: "PreTrainedModel", name: str) -> None:
-    """Adds an adapter's products to the weights and takes its layers out; they must hold no other."""
+    """Adds a LoRA's products to the weights and takes its layers out; they must hold no other."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for path, layer in list(model.named_modules()):
@@ -305,7 +298,7 @@ def merge(model: "PreTrainedModel", name: str) -> None:
 
 
 def _inject(model: "PreTrainedModel", name: str, config: "PeftConfig") -> None:
-    """Adds the layers of an adapter in float32, frozen and at rest; those that act and learn go on doing so."""
+    """Adds the layers of a LoRA in float32, frozen and at rest; those that act and learn go on doing so."""
     from peft import inject_adapter_in_model
 
     acting = {layer: list(layer.active_adapters) for layer in _layers(model)}
@@ -315,12 +308,13 @@ def _inject(model: "PreTrainedModel", name: str, config: "PeftConfig") -> None:
             warnings.simplefilter("ignore")  # GPT-2's layers are transposed, which PEFT sees for itself and says
             inject_adapter_in_model(config, model, name)
     except ValueError as error:
-        raise ModelError(f"cannot add an adapter to {type(model).__name__}: {one_line(error)}") from error
+        raise ModelError(f"cannot add a LoRA to {type(model).__name__}: {one_line(error)}") from error
+    layer: Any  # peft's class of them all has no types for the products
     for layer in _layers(model):
         layer.set_adapter(acting.get(layer, []))
-        for part in ("lora_A", "lora_B"):
-            if name in getattr(layer, part):
-                getattr(layer, part)[name].float()
+        for part in (layer.lora_A, layer.lora_B):
+            if name in part:
+                part[name].float()
     for x in model.parameters():
         x.requires_grad_(x in learning)
 

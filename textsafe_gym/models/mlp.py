@@ -1,7 +1,6 @@
 """Multilayer perceptrons as actor, critics and reference, for observations that are vectors or make one."""
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from textsafe_gym.errors import ConfigError, ModelError
-from textsafe_gym.files import Row
+from textsafe_gym.files import Row, read_json, write_json
 from textsafe_gym.models.cards import write_card
 from textsafe_gym.models.files import find_file, new_directory, one_line
 from textsafe_gym.protocols import State
@@ -111,7 +110,7 @@ class MLPActor(nn.Module):
             "hidden": list(self.hidden),
         }
         with new_directory(directory) as scratch:
-            (scratch / CONFIG).write_text(json.dumps(config, indent=2))
+            write_json(scratch / CONFIG, config)
             save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, scratch / WEIGHTS)
             write_card(scratch, "mlp")
 
@@ -140,7 +139,7 @@ class MLPActor(nn.Module):
         if described is None:
             raise ModelError(f"cannot load an MLP policy from '{source}': there is no {CONFIG}")
         try:
-            config = json.loads(described.read_text())
+            config = read_json(described)
             actor = cls(_space(config["observation_space"]), _space(config["action_space"]), config["hidden"])
         except Exception as error:
             # JSON and the spaces raise unrelated types; to a user all mean that this is not a saved policy.

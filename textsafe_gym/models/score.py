@@ -17,7 +17,7 @@ from textsafe_gym.models.encoding import pad, rows_at_once
 from textsafe_gym.models.files import load_config, load_pretrained, load_tokenizer, new_directory, quiet
 from textsafe_gym.models.layers import fuse_norms
 from textsafe_gym.models.texts import pair_ids
-from textsafe_gym.models.trunk import AdapterClassifier
+from textsafe_gym.models.trunk import LoRAClassifier
 from textsafe_gym.protocols import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ScoreModel:
 
     Attributes:
         model: a Hugging Face sequence classifier with one label on a decoder (`score` is its head), or an
-            `AdapterClassifier`.
+            `LoRAClassifier`.
         tokenizer: its own tokenizer; it need not be the policy's, since pairs come as text. What it makes of a pair, by
             its chat template if it has one, is in `textsafe_gym.models.texts`.
         kind: "reward" (high is helpful) or "cost" (above 0 is harmful).
@@ -43,7 +43,7 @@ class ScoreModel:
 
     def __init__(
         self,
-        model: "PreTrainedModel | AdapterClassifier",
+        model: "PreTrainedModel | LoRAClassifier",
         tokenizer: Tokenizer,
         kind: str,
         mean: float = 0.0,
@@ -85,7 +85,7 @@ class ScoreModel:
     def load(cls, source: str | Path, kind: str, device: str = "cpu", dtype: str = "float32") -> "ScoreModel":
         """Loads a saved score model, any Hugging Face decoder classifier with one label, or one of the Beaver models.
 
-        A folder in PEFT's format is an adapter, which is added to the one copy of its base model in this process.
+        A folder in PEFT's format is a LoRA, which is added to the one copy of its base model in this process.
 
         Args:
             source: a folder or a hub id.
@@ -101,8 +101,8 @@ class ScoreModel:
         from textsafe_gym.models import beaver
 
         what = f"{kind} model"
-        if lora.is_adapter(source):
-            return cls._load_adapter(source, kind, what, device, dtype)
+        if lora.is_lora(source):
+            return cls._load_lora(source, kind, what, device, dtype)
         config = load_config(source, what)
         official = not beaver.ARCHITECTURES.isdisjoint(config.architectures or [])
         if official:
@@ -118,7 +118,7 @@ class ScoreModel:
             raise ModelError(f"cannot use {what} '{source}': {error}") from error
 
     @classmethod
-    def of(cls, model: "PreTrainedModel | AdapterClassifier", tokenizer: Tokenizer, kind: str) -> "ScoreModel":
+    def of(cls, model: "PreTrainedModel | LoRAClassifier", tokenizer: Tokenizer, kind: str) -> "ScoreModel":
         """A loaded classifier with the normaliser that its config holds; the identity where it holds none.
 
         Raises:
@@ -127,9 +127,9 @@ class ScoreModel:
         return cls._with_normaliser(model, tokenizer, kind, getattr(model.config, _KEY, None))
 
     @classmethod
-    def _load_adapter(cls, source: str | Path, kind: str, what: str, device: str, dtype: str) -> "ScoreModel":
+    def _load_lora(cls, source: str | Path, kind: str, what: str, device: str, dtype: str) -> "ScoreModel":
         saved = lora.settings_of(source).get(_KEY)
-        model = AdapterClassifier.load(source, what, device, dtype)
+        model = LoRAClassifier.load(source, what, device, dtype)
         try:
             return cls._with_normaliser(model, lora.tokenizer_of(source, what), kind, saved)
         except ModelError as error:
@@ -137,7 +137,7 @@ class ScoreModel:
 
     @classmethod
     def _with_normaliser(
-        cls, model: "PreTrainedModel | AdapterClassifier", tokenizer: Tokenizer, kind: str, saved: object
+        cls, model: "PreTrainedModel | LoRAClassifier", tokenizer: Tokenizer, kind: str, saved: object
     ) -> "ScoreModel":
         if saved is None:
             return cls(model, tokenizer, kind)
@@ -172,23 +172,23 @@ class ScoreModel:
         return score
 
     @classmethod
-    def on_adapter(cls, source: str | Path, kind: str, rank: int, device: str = "cpu") -> "ScoreModel":
-        """A new score model to be trained: a low-rank adapter of any causal LM in `source`, with a head at zero.
+    def on_lora(cls, source: str | Path, kind: str, rank: int, device: str = "cpu") -> "ScoreModel":
+        """A new score model to be trained: a LoRA of any causal LM in `source`, with a head at zero.
 
         Raises:
             ModelError: missing or corrupt.
         """
         what = f"{kind} model"
-        return cls(AdapterClassifier.new(source, what, device, rank), lora.tokenizer_of(source, what), kind)
+        return cls(LoRAClassifier.new(source, what, device, rank), lora.tokenizer_of(source, what), kind)
 
     def save(self, directory: str | Path) -> None:
         """Writes model, tokenizer and normaliser; the folder appears whole or not at all.
 
-        A model is in Hugging Face's format, an adapter in PEFT's.
+        A model is in Hugging Face's format, a LoRA in PEFT's.
         """
         normaliser = {"kind": self.kind, "mean": self.mean, "std": self.std}
         with new_directory(directory) as scratch, quiet():
-            if isinstance(self.model, AdapterClassifier):
+            if isinstance(self.model, LoRAClassifier):
                 self.model.save(scratch, {_KEY: normaliser})
             else:
                 setattr(self.model.config, _KEY, normaliser)
@@ -254,14 +254,14 @@ class Critic(nn.Module):
     """A value function of its own, begun as a copy of a score model: V of a prefix starts as the score of it.
 
     Raises:
-        ModelError: the score model is an adapter, whose trunk is not its own.
+        ModelError: the score model is a LoRA, whose trunk is not its own.
     """
 
     def __init__(self, score: ScoreModel) -> None:
         super().__init__()
-        if isinstance(score.model, AdapterClassifier):
+        if isinstance(score.model, LoRAClassifier):
             raise ModelError(
-                f"the {score.kind} model is an adapter, which shares its trunk, and no separate critic can begin as "
+                f"the {score.kind} model is a LoRA, which shares its trunk, and no separate critic can begin as "
                 "one; set critics=heads"
             )
         self.trunk = copy.deepcopy(score.model.base_model)

@@ -27,7 +27,7 @@ def prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str], max_length: int | N
     Raises:
         ModelError: the template cannot be rendered, or leaves a prompt no room.
     """
-    if not _has_template(tokenizer):
+    if not has_template(tokenizer):
         rows = encode(tokenizer, prompts)
         return rows if max_length is None else [row[max(0, len(row) - max_length) :] for row in rows]
 
@@ -61,7 +61,7 @@ def pair_ids(
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no end-of-sequence token; set its eos_token")
     pairs = list(zip(prompts, responses, strict=True))
-    if _has_template(tokenizer):
+    if has_template(tokenizer):
         rows = _render(tokenizer, [[_message("user", p), _message("assistant", r)] for p, r in pairs])
     else:
         rows = [
@@ -82,7 +82,7 @@ def answers_ids(tokenizer: Tokenizer, prompt: str, answers: Sequence[str], max_l
     All lose equally many tokens from the beginning of the prompt's text, so that answers still differ from the same
     position on; what is too long without any prompt loses its own beginning.
     """
-    if _has_template(tokenizer):
+    if has_template(tokenizer):
         rows = _shortened(
             tokenizer, prompt, max_length, lambda text: pair_ids(tokenizer, [text] * len(answers), answers)
         )
@@ -101,7 +101,7 @@ def end_with_turn(tokenizer: Tokenizer) -> None:
     Raises:
         ModelError: the template cannot be rendered.
     """
-    if not _has_template(tokenizer):
+    if not has_template(tokenizer):
         return
     exchange = [_message("user", "-"), _message("assistant", _MARK)]
     _, found, after = _texts(tokenizer, [exchange])[0].rpartition(_MARK)
@@ -110,7 +110,8 @@ def end_with_turn(tokenizer: Tokenizer) -> None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
 
 
-def _has_template(tokenizer: Tokenizer) -> bool:
+def has_template(tokenizer: Tokenizer) -> bool:
+    """Whether the model is one for chats, whose prompts the tokenizer puts into a template."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 

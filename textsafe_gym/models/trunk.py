@@ -1,4 +1,4 @@
-"""A scalar head on the trunk of a causal language model that others use too, while an adapter of its own acts."""
+"""A scalar head on the trunk of a causal language model that others use too, while a LoRA of its own acts."""
 
 from collections.abc import Mapping
 from itertools import count
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 _numbers = count(1)
 
 
-class AdapterClassifier(nn.Module):
-    """What `ScoreModel` uses of a sequence classifier, made of a causal LM, one of its adapters and a head.
+class LoRAClassifier(nn.Module):
+    """What `ScoreModel` uses of a sequence classifier, made of a causal LM, one of its LoRAs and a head.
 
     Args:
-        causal: a Hugging Face causal LM that holds the adapter; its output embedding is not used.
-        name: the adapter's.
+        causal: a Hugging Face causal LM that holds the LoRA; its output embedding is not used.
+        name: the LoRA's.
         head: weight (1, hidden size) of `score`, which has no bias.
     """
 
@@ -37,8 +37,8 @@ class AdapterClassifier(nn.Module):
             self.score.weight.copy_(head)
 
     @classmethod
-    def load(cls, directory: str | Path, what: str, device: str, dtype: str) -> "AdapterClassifier":
-        """A saved adapter and its head, both frozen, on the one copy of its base model in this process.
+    def load(cls, directory: str | Path, what: str, device: str, dtype: str) -> "LoRAClassifier":
+        """A saved LoRA and its head, both frozen, on the one copy of its base model in this process.
 
         Args:
             directory: a folder in PEFT's format, of task type SEQ_CLS with one label.
@@ -47,7 +47,7 @@ class AdapterClassifier(nn.Module):
             dtype: a torch dtype's name.
 
         Raises:
-            ModelError: it is damaged, or holds no such head, or more than adapter and head.
+            ModelError: it is damaged, or holds no such head, or more than LoRA and head.
         """
         causal = lora.shared_base(lora.base_of(directory, what), what, device, dtype)
         name = _new_name()
@@ -57,23 +57,23 @@ class AdapterClassifier(nn.Module):
         odd = [key for key in others if not _is_head(key) and "original_module" not in key]
         if odd:
             raise ModelError(
-                f"{what} '{directory}' holds {len(odd)} tensors besides a low-rank adapter and a head 'score', first "
+                f"{what} '{directory}' holds {len(odd)} tensors besides a LoRA and a head 'score', first "
                 f"'{odd[0]}'; merge it into its base model and give the whole model"
             )
         shape = (1, causal.get_output_embeddings().weight.shape[1])
         if len(heads) != 1 or heads[0].shape != shape:
             found = f"has {tuple(heads[0].shape)}" if heads else "has none"
             raise ModelError(
-                f"{what} '{directory}' needs a head 'score' of shape {shape} next to its adapter but {found}; "
-                "give an adapter of task type SEQ_CLS with one label"
+                f"{what} '{directory}' needs a head 'score' of shape {shape} next to its LoRA but {found}; "
+                "give a LoRA of task type SEQ_CLS with one label"
             )
         classifier = cls(causal, name, heads[0])
-        classifier.score.requires_grad_(False)  # not all of it: others' adapters on the trunk may be learning
+        classifier.score.requires_grad_(False)  # not all of it: others' LoRAs on the trunk may be learning
         return classifier
 
     @classmethod
-    def new(cls, source: str | Path, what: str, device: str, rank: int) -> "AdapterClassifier":
-        """A new adapter and a head at zero, both to be trained, on a frozen copy of `source` of its own in float32.
+    def new(cls, source: str | Path, what: str, device: str, rank: int) -> "LoRAClassifier":
+        """A new LoRA and a head at zero, both to be trained, on a frozen copy of `source` of its own in float32.
 
         Raises:
             ModelError: the model is missing or corrupt, or has no layers to adapt.
@@ -90,12 +90,12 @@ class AdapterClassifier(nn.Module):
             return self.causal.base_model(**inputs)
 
     def save(self, directory: Path, settings: Mapping[str, object]) -> None:
-        """Writes adapter, head and settings (see `lora.settings_of`) into an existing folder.
+        """Writes LoRA, head and settings (see `lora.settings_of`) into an existing folder.
 
         Raises:
             ModelError: the base model has no folder or hub id to refer to.
         """
-        lora.save_adapter(self.causal, self.name, directory, "SEQ_CLS", settings, {"score.weight": self.score.weight})
+        lora.save_lora(self.causal, self.name, directory, "SEQ_CLS", settings, {"score.weight": self.score.weight})
 
     def get_input_embeddings(self) -> nn.Module:
         """The trunk's embeddings, which PEFT and transformers ask for."""
@@ -113,7 +113,7 @@ class AdapterClassifier(nn.Module):
 
 
 def _new_name() -> str:
-    """Unlike any other in this process, so that any number of adapters can be on one trunk."""
+    """Unlike any other in this process, so that any number of LoRAs can be on one trunk."""
     return f"scores_{next(_numbers)}"
 
 

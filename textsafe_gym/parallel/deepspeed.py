@@ -105,7 +105,7 @@ class DeepSpeedProcesses:
             )
         if len(actor.model.peft_config) > 1:
             raise ConfigError(
-                f"{GATHER} = false needs score models with weights of their own, not adapters of the policy's base "
+                f"{GATHER} = false needs score models with weights of their own, not LoRAs of the policy's base "
                 "model, which would make other passes in each process; give whole models"
             )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from textsafe_gym.config import Faults, Settings, read_json, validate
+from textsafe_gym.config import Faults, Settings, read_json_settings, validate
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.files import Row
 from textsafe_gym.registry import nearest
@@ -30,7 +30,7 @@ def read_config(path: str | Path) -> Row:
     Raises:
         ConfigError: it cannot be read, or sets what textsafe sets.
     """
-    settings = read_json(path)
+    settings = read_json_settings(path)
     config = settings.values
     faults = Faults()
     for name in config:

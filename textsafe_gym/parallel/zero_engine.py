@@ -23,7 +23,7 @@ class Streamed(Protocol):
     """A language model whose layers can be gathered one by one; see `textsafe_gym.models.causal_lm.CausalLMActor`.
 
     Attributes:
-        lora: whether it trains a low-rank adapter of its model alone.
+        lora: whether it trains a LoRA of its model alone.
         lockstep: whether all processes make the same passes.
         model: a PEFT model.
     """

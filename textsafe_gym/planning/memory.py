@@ -41,10 +41,10 @@ class Size:
     """What a plan needs to know of one model; all but the last three are counts of numbers.
 
     Attributes:
-        base: of its weights without adapters, the output embedding included where there is one.
-        adapter: of its adapter, and of a head that belongs to it; these are float32.
+        base: of its weights without LoRAs, the output embedding included where there is one.
+        lora: of its LoRA, and of a head that belongs to it; these are float32.
         trained: of those, how many learn.
-        read: widths of the layers that read what an adapter reads, added up over all layers; 0 without an adapter.
+        read: widths of the layers that read what a LoRA reads, added up over all layers; 0 without a LoRA.
         layers: of the decoder.
         learning_layers: of them, those that keep activations.
         hidden: h, of the residual stream.
@@ -59,7 +59,7 @@ class Size:
     """
 
     base: int
-    adapter: int
+    lora: int
     trained: int
     read: int
     layers: int
@@ -157,7 +157,7 @@ def score_size(source: str | Path, what: str) -> Size:
     from textsafe_gym.models import lora
     from textsafe_gym.models.files import without_weights
 
-    if not lora.is_adapter(source):
+    if not lora.is_lora(source):
         model = without_weights(AutoModelForSequenceClassification, source, what, num_labels=1)
         return _size(model, _count(model.parameters()), 0, None, what)
     below = lora.base_of(source, what)
@@ -195,9 +195,9 @@ def plan(
         gradient_checkpointing: of policy and critics.
     """
     width, score_width = WIDTHS[dtype], WIDTHS[score_dtype]
-    parts = [Part("weights: policy", policy.base * width + policy.adapter * 4, device, note=_weights_note(policy))]
-    if policy.adapter:
-        parts.append(Part("weights: reference", 0, device, note="the policy without its adapter"))
+    parts = [Part("weights: policy", policy.base * width + policy.lora * 4, device, note=_weights_note(policy))]
+    if policy.lora:
+        parts.append(Part("weights: reference", 0, device, note="the policy without its LoRA"))
     else:
         parts.append(Part("weights: reference", policy.trained * width, device, note="a copy of what is trained"))
     models, separate, heads = of_critics(policy, critics)
@@ -209,11 +209,11 @@ def plan(
         key = (size.place, score_device, score_dtype)
         shared = size.place is not None and key in held
         held.add(key)
-        number = size.adapter * 4 + (0 if shared else size.base * score_width)
-        note = "an adapter on weights that are there already" if shared else _weights_note(size)
+        number = size.lora * 4 + (0 if shared else size.base * score_width)
+        note = "a LoRA on weights that are there already" if shared else _weights_note(size)
         parts.append(Part(f"weights: {size.what}", number, score_device, note=note))
-    low = separate + (0 if policy.adapter else policy.trained)
-    high = (policy.trained if policy.adapter else 0) + heads
+    low = separate + (0 if policy.lora else policy.trained)
+    high = (policy.trained if policy.lora else 0) + heads
     return [
         *parts,
         *_learning(low, high, dtype, device),
@@ -290,8 +290,8 @@ def activations(size: Size, tokens: int, width: int, gradient_checkpointing: boo
     """Bytes that a pass with gradients over so many tokens keeps for the way back, `width` bytes a number."""
     if gradient_checkpointing:
         return tokens * (size.layers * size.hidden * width + size.kept(width))
-    # An adapter reads float32 copies of what lower precision holds.
-    copies = 4 * size.read if size.adapter and width < 4 else 0
+    # A LoRA reads float32 copies of what lower precision holds.
+    copies = 4 * size.read if size.lora and width < 4 else 0
     return tokens * (size.learning_layers * size.kept(width) + copies)
 
 
@@ -333,7 +333,7 @@ def capacity(device: str) -> int:
 
 
 def _size(model: Any, base: int, head: int, place: str | None, what: str) -> Size:
-    """Counts a model on the meta device, with an adapter on it or without."""
+    """Counts a model on the meta device, with a LoRA on it or without."""
     from textsafe_gym.models.layers import decoder_layers
 
     config, layers = model.config, decoder_layers(model)
@@ -350,7 +350,7 @@ def _size(model: Any, base: int, head: int, place: str | None, what: str) -> Siz
     tied = output is not None and output.weight is embedding and embedding.requires_grad
     return Size(
         base=base,
-        adapter=sum(x.numel() for _, x in low_rank) + head,
+        lora=sum(x.numel() for _, x in low_rank) + head,
         trained=_count(x for x in model.parameters() if x.requires_grad),
         read=sum(x.shape[-1] for name, x in low_rank if ".lora_A" in name),
         layers=len(layers),
@@ -386,14 +386,14 @@ def _on_meta() -> AbstractContextManager[object]:
 
 
 def _root(source: str | Path, what: str) -> str | Path:
-    """The whole model at the bottom of an adapter, of an adapter of an adapter, and so on."""
+    """The whole model at the bottom of a LoRA, of a LoRA of a LoRA, and so on."""
     from textsafe_gym.models import lora
 
-    return _root(lora.base_of(source, what), what) if lora.is_adapter(source) else source
+    return _root(lora.base_of(source, what), what) if lora.is_lora(source) else source
 
 
 def _weights_note(size: Size) -> str:
-    total = size.base + size.adapter
+    total = size.base + size.lora
     return f"{total / 1e6:.1f} M" + (f", {size.trained / 1e6:.1f} M trained" if size.what == "policy" else "")
 
 

@@ -2,7 +2,7 @@
 
 Stage 1 leaves each of N processes 1/N of the optimiser, stage 2 of the gradients too, stage 3 of the weights too. As
 DeepSpeed does it: from stage 1 on there are float32 copies of what is trained, whatever its precision; with bfloat16
-all of the policy is bfloat16, adapters and heads included; gradients pass through a bucket that is gathered at once.
+all of the policy is bfloat16, LoRAs and heads included; gradients pass through a bucket that is gathered at once.
 Shares are exact up to padding, the gathered weights of a pass an upper bound.
 """
 
@@ -73,7 +73,7 @@ def sharded(
     """
     width, processes = WIDTHS[dtype], zero.processes
     values = sum(of_critics(policy, critics)[1:])
-    weights, trained = policy.base + policy.adapter + values, policy.trained + values
+    weights, trained = policy.base + policy.lora + values, policy.trained + values
 
     def share(numbers: int, bytes_of_one: int, from_stage: int) -> int:
         return bytes_of_one * (math.ceil(numbers / processes) if zero.stage >= from_stage else numbers)

@@ -1,6 +1,5 @@
 """What all trackers share: which rows are new to them, which numbers of a row they take, and the run's id there."""
 
-import json
 import math
 import re
 from abc import ABC, abstractmethod
@@ -8,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from textsafe_gym.errors import DataError
-from textsafe_gym.files import write_json
+from textsafe_gym.files import read_json, write_json
 
 IDS = "trackers.json"  # in a run's directory: from tracker to the run's id there
 PROJECT = "textsafe-gym"
@@ -91,10 +90,9 @@ class Tracker(ABC):
     def _ids(self) -> dict[str, str]:
         path = self.directory / IDS
         try:
-            ids: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-        except (ValueError, TypeError):
-            raise DataError(f"{path} is damaged; without it the run begins anew in its trackers") from None
-        return ids
+            return read_json(path) if path.exists() else {}
+        except DataError as error:
+            raise DataError(f"{error}; without that file the run begins anew in its trackers") from None
 
 
 def step_of(row: Mapping[str, float | None]) -> int:

@@ -12,7 +12,6 @@ its critics, an action is a token's number, and `cost_limit` is one setting what
 """
 
 import copy
-import json
 import math
 from typing import Any
 
@@ -33,6 +32,7 @@ from textsafe_gym.adapters.omnisafe.library import (
 )
 from textsafe_gym.adapters.omnisafe.models import PolicyActorCritic
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.files import json_line
 from textsafe_gym.protocols import TextTask
 
 __all__ = ["CMDP", "Agent", "Evaluator", "GymnasiumCMDP", "env_register", "library", "register"]
@@ -143,8 +143,8 @@ def _check_saving(cfgs: Config, env_id: str) -> None:
     if cfgs.algo_cfgs.obs_normalize:
         raise ConfigError(f"obs_normalize: policies on {env_id} are saved without a normaliser; leave it false")
     try:
-        json.dumps(cfgs.env_cfgs.todict())
-    except TypeError as error:
+        json_line(cfgs.env_cfgs.todict())
+    except (TypeError, ValueError) as error:
         raise ConfigError(
             f"env_cfgs: {error}, and OmniSafe writes them to a file; register the environment with such arguments "
             "under an id of its own"

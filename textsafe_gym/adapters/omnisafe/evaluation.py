@@ -11,7 +11,7 @@ from torch import Tensor
 from textsafe_gym.adapters.omnisafe.env import GymnasiumCMDP
 from textsafe_gym.adapters.omnisafe.library import library
 from textsafe_gym.adapters.omnisafe.models import PolicyActor
-from textsafe_gym.config import read_json
+from textsafe_gym.config import read_json_settings
 from textsafe_gym.data.prompts import Prompt
 from textsafe_gym.envs.text import episode_text, summary_line
 from textsafe_gym.errors import ConfigError, RunError
@@ -44,7 +44,7 @@ class Evaluator(library.Evaluator):
         Raises:
             TextsafeError: a file is missing or damaged, or the environment cannot be made again.
         """
-        found = read_json(Path(save_dir) / "config.json").values
+        found = read_json_settings(Path(save_dir) / "config.json").values
         self._ours = found["env_id"] in GymnasiumCMDP._support_envs
         if not self._ours:
             super().load_saved(save_dir, model_name, *args, **kwargs)

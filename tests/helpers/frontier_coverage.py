@@ -1,6 +1,6 @@
 """How often the intervals of `textsafe frontier` cover the exact optimum, and how often they are said to be trusted.
 
-python -m tests.evaluation.frontier_coverage [--seeds 2000] [--samples 1024] [--prompts 48] [--beta 0.5 ...]
+python -m tests.helpers.frontier_coverage [--seeds 2000] [--samples 1024] [--prompts 48] [--beta 0.5 ...]
 
 Prompts and responses are drawn anew for every seed from the enumeration of `SafeRLHF-Exact-v0`.
 """
