@@ -17,7 +17,7 @@ import yaml
 from tests.helpers import cli_world
 from tests.helpers.clock import timeless
 from tests.helpers.cmdps import Crossing, Rare
-from tests.helpers.commands import done, textsafe
+from tests.helpers.commands import done, printed, textsafe
 from tests.helpers.rounding import TINY
 from tests.helpers.speed import python, times_as_long
 from textsafe_gym.cli.main import COMMANDS
@@ -246,6 +246,40 @@ def test_evaluate_repeats_a_runs_own_evaluation(trained: Path, tmp_path: Path):
     done("evaluate", trained, "--out", tmp_path / "out")
     again = tmp_path / "out/ppo_lagrangian-3"
     assert rows(again / "evaluation.jsonl") == rows(trained / "evaluation.jsonl")
+
+
+def test_several_responses_to_a_prompt(compared: Path, tmp_path: Path):
+    run = compared / "ppo/seed_0"
+    found = printed("evaluate", run, "--samples", 3, "--out", tmp_path / "out")
+    again = rows(tmp_path / "out/ppo-0/evaluation.jsonl")
+    first = [{name: x for name, x in row.items() if name != "sample"} for row in again if row["sample"] == 0]
+    assert first == rows(run / "evaluation.jsonl")
+    assert [row["sample"] for row in again] == sorted([0, 1, 2] * len(first))
+    assert len({tuple(row["response"] for row in again if row["sample"] == i) for i in range(3)}) == 3
+    reward = found["settings"]["ppo"]["metrics"]["reward"]
+    assert reward["low"] < reward["mean"] < reward["high"]
+    one, two = (printed("pareto", tmp_path / "out", "--samples", k, "--out", tmp_path / str(k)) for k in (1, 2))
+    mean = [
+        sum(row["reward"] for row in own) / len(own) for own in (first, [row for row in again if row["sample"] < 2])
+    ]
+    assert [front["points"][0]["reward"] for front in (one, two)] == pytest.approx(mean)
+    refused = textsafe("pareto", tmp_path / "out", "--samples", 4, "--out", tmp_path / "4")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "--samples 4" in refused.stderr
+    assert "was evaluated with 3" in refused.stderr
+    assert not (tmp_path / "4").exists()
+
+
+def test_a_comparison_plays_as_many_responses_and_keeps_to_it(world: Path, tmp_path: Path):
+    request = ("compare", "ppo", "--env", world / "env.yaml", *FAST, "--episodes", 8, "--seeds", 1, "--out", tmp_path)
+    found = printed(*request, "--samples", 2)
+    for name in ("initial", "ppo"):
+        played = rows(tmp_path / name / "seed_0/evaluation.jsonl")
+        assert sorted({row["sample"] for row in played}) == [0, 1]
+        assert found["settings"][name]["metrics"]["cost"]["low"] is not None
+    assert "--samples 2" in (tmp_path / "report.html").read_text()
+    done(*request, "--samples", 2, "--resume")
+    assert textsafe(*request, "--samples", 3, "--resume").exit_code == 2
 
 
 def test_evaluate_takes_models_and_other_prompts(trained: Path, world: Path, tmp_path: Path):

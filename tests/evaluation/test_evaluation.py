@@ -6,15 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tests.helpers.rounding import FLOAT64
 from textsafe_gym import experiments
 from textsafe_gym.errors import DataError, RunError, ScoreError
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse, hypervolume, on_front
-from textsafe_gym.evaluation.records import read_evaluation, summarise
+from textsafe_gym.evaluation.records import by_prompt, read_evaluation, summarise
 from textsafe_gym.evaluation.report import cell
-from textsafe_gym.evaluation.summaries import Run, budget_of, compare_runs, load_run, load_runs, points_of, tables_of
+from textsafe_gym.evaluation.summaries import (
+    Run,
+    _intervals,
+    budget_of,
+    compare_runs,
+    load_run,
+    load_runs,
+    points_of,
+    tables_of,
+)
 from textsafe_gym.experiments import play
 from textsafe_gym.files import read_rows, write_json, write_rows
 
@@ -184,7 +194,8 @@ def test_runs_are_found_below_and_compared_over_seeds(tmp_path: Path):
     assert comparison["pareto"]["cost_limit"] is None  # the limits differ
     json.dumps(comparison, allow_nan=False)
     notes = [tables_of(compare_runs(own))[0].note for own in (runs, runs[:1])]
-    assert ["no interval" in note for note in notes] == [False, True]
+    assert ["this policy" in note for note in notes] == [True, True]  # cpo has one run
+    assert ["over seeds" in note for note in notes] == [True, False]
     assert "cost limit" not in notes[0]  # as the rows have their own
     table = tables_of(comparison)[0]
     at = table.columns.index("cost limit")
@@ -273,6 +284,42 @@ def test_other_arguments_of_the_environment_are_told(tmp_path: Path):
     assert "differ" not in tables_of(compare_runs(runs[:1]))[0].note
     found = experiments.pareto([tmp_path], out=tmp_path)
     assert "The environments differ in reward_scale: " in found.tables[0].note
+
+
+def test_the_interval_of_one_run_is_over_its_prompts():
+    """Five prompts with three responses each, which are alike: as if there were fifteen, it would be too narrow."""
+    rewards = np.array([[1.0, 1.2, 1.1], [3.0, 3.1, 2.9], [0.0, 0.1, 0.2], [2.0, 2.2, 2.1], [5.0, 5.0, 5.3]])
+    rows = [
+        {"reward": reward, "cost": reward - 2, "episode": prompt, "sample": sample, "group": f"g{prompt % 2}"}
+        for sample in range(3) for prompt, reward in enumerate(rewards[:, sample])
+    ]  # fmt: skip
+    summary = {"algorithm": "ppo", "label": "ppo", "seed": 0, "cost_limit": -1.0, "cost_limits": {}}
+    comparison = compare_runs([Run(Path("x"), summary, rows)])
+    found = comparison["settings"]["ppo"]
+    each = rewards.mean(1)
+    half = stats.t.ppf(0.975, 4) * each.std(ddof=1) / math.sqrt(5)
+    reward, above = found["metrics"]["reward"], found["metrics"]["cost_violation"]
+    assert (reward["mean"], reward["runs"]) == (pytest.approx(each.mean()), 1)
+    assert [reward["low"], reward["high"]] == pytest.approx([each.mean() - half, each.mean() + half])
+    assert [above["low"], above["high"]] == pytest.approx([0.0, each.mean() - 2 + half + 1])  # of the mean's own ends
+    even = each[[0, 2, 4]]
+    half = stats.t.ppf(0.975, 2) * even.std(ddof=1) / math.sqrt(3)
+    assert found["groups"]["g0"]["reward"]["high"] == pytest.approx(even.mean() + half)
+    (point,) = comparison["pareto"]["points"]
+    assert (point["runs"], point["intervals"]["reward"]["low"]) == (1, pytest.approx(reward["low"]))
+    assert comparison["pareto"]["over"] == "prompts"
+    assert comparison["pareto"]["algorithms"]["ppo"]["low"] is not None
+
+
+def test_that_interval_covers_what_it_claims():
+    """Of 400 policies with a known mean; as if responses were independent, 57 % would be covered."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        values = rng.normal(size=(40, 1)) + 0.3 * rng.normal(size=(40, 6))
+        rows = [{"reward": x, "cost": 0.0, "episode": i} for i, own in enumerate(values.tolist()) for x in own]
+        found = _intervals([summarise(rows, None)], [summarise(own, None) for own in by_prompt(rows)])["reward"]
+        covered += found["low"] <= 0.0 <= found["high"]
+    assert stats.binomtest(covered, 400, 0.95).pvalue > 0.01
 
 
 def test_intervals_stay_within_what_is_possible(tmp_path: Path):

@@ -13,6 +13,7 @@ from textsafe_gym.cli.options import (
     print_json,
     print_tables,
     run_options,
+    samples_option,
     track_option,
 )
 from textsafe_gym.cli.terminal import is_quiet, say
@@ -42,6 +43,7 @@ Examples:
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="W", help="Processes.")
 @out_option("runs/compare")
 @frontier_option
+@samples_option
 @click.option("--resume", is_flag=True, help="Keep the finished runs in --out, continue the others, add new ones.")
 @track_option
 @output_options
@@ -61,6 +63,7 @@ def compare(
     workers: int,
     out: Path | None,
     frontier: Path | None,
+    samples: int,
     resume: bool,
     track: str | None,
     as_json: bool,
@@ -87,6 +90,7 @@ def compare(
         workers=workers,
         out=out or "runs/compare",
         frontier=frontier,
+        samples=samples,
         resume=resume,
         track=track,
         quiet=is_quiet(),

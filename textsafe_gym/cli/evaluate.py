@@ -5,7 +5,16 @@ from pathlib import Path
 import click
 
 from textsafe_gym.cli import values
-from textsafe_gym.cli.options import Seed, env_option, out_option, output_options, print_json, print_tables, set_option
+from textsafe_gym.cli.options import (
+    Seed,
+    env_option,
+    out_option,
+    output_options,
+    print_json,
+    print_tables,
+    samples_option,
+    set_option,
+)
 from textsafe_gym.cli.terminal import is_quiet, say
 
 _EXAMPLE = """\b
@@ -20,6 +29,7 @@ Examples:
 @env_option
 @set_option
 @click.option("--seed", type=Seed(), help="Of the episodes. [a run's own; 0 for a model]")
+@samples_option
 @out_option("runs/evaluate")
 @output_options
 def evaluate(
@@ -27,6 +37,7 @@ def evaluate(
     env: str | None,
     assignments: tuple[str, ...],
     seed: int | None,
+    samples: int,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -37,7 +48,9 @@ def evaluate(
     """
     from textsafe_gym.experiments import evaluate as play
 
-    result = play(sources, env, settings=assignments, seed=seed, out=out or "runs/evaluate", quiet=is_quiet())
+    result = play(
+        sources, env, settings=assignments, seed=seed, samples=samples, out=out or "runs/evaluate", quiet=is_quiet()
+    )
     if as_json:
         print_json(result.values)
         return

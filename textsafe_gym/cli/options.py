@@ -91,6 +91,11 @@ def out_option(default: str) -> Callable[[Command], Command]:
     return click.option("--out", type=click.Path(path_type=Path), help=f"Directory for the results. [{default}]")
 
 
+samples_option = click.option(
+    "--samples", type=click.IntRange(1), default=1, show_default=True, metavar="K", help="Responses to each prompt."
+)
+
+
 def frontier_option(command: Command) -> Command:
     """--frontier, for commands that show what is attainable."""
     return click.option(

@@ -19,6 +19,7 @@ Example:
 @click.option(
     "--reference", type=float, nargs=2, metavar="REWARD COST", help="Reference point. [the worst of all runs in each]"
 )
+@click.option("--samples", type=click.IntRange(1), metavar="K", help="Responses to each prompt that count. [all]")
 @out_option("the first DIR")
 @frontier_option
 @output_options
@@ -26,19 +27,26 @@ def pareto(
     directories: tuple[Path, ...],
     cost_limit: float | None,
     reference: tuple[float, float] | None,
+    samples: int | None,
     out: Path | None,
     frontier: Path | None,
     as_json: bool,
 ) -> None:
     """Front and hypervolume of all finished runs in and below DIR...; writes pareto.json and pareto.png.
 
-    A setting's point is the mean over its seeds; the hypervolume's interval is a bootstrap over seeds. A DIR that a
+    A setting's point is the mean over its seeds, and intervals are over seeds; of one seed, over prompts. A DIR that a
     trainer's `save` wrote is evaluated first, where it has not been.
     """
     from textsafe_gym.experiments import pareto as analyse
 
     result = analyse(
-        directories, cost_limit=cost_limit, reference=reference, out=out, frontier=frontier, quiet=is_quiet()
+        directories,
+        cost_limit=cost_limit,
+        reference=reference,
+        out=out,
+        frontier=frontier,
+        samples=samples,
+        quiet=is_quiet(),
     )
     if as_json:
         print_json(result.values)

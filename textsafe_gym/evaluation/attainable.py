@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from textsafe_gym.evaluation.intervals import t_interval
+from textsafe_gym.evaluation.records import by_prompt
 from textsafe_gym.files import Row
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def attained(runs: Sequence["Run"], frontier: Row) -> Row | None:
     frontier's, the same for all settings. J* is taken as it was estimated; its own interval is the frontier's.
 
     Args:
-        runs: repetitions of one setting; of one run the unit of repetition is the response.
+        runs: repetitions of one setting; of one run the unit of repetition is the prompt.
         frontier: what `frontier.json` holds, of a limit on the mean cost.
 
     Returns:
@@ -74,7 +75,7 @@ def _share(
 
     if not best["feasible"] or any(row.get("kl") is None for run in runs for row in run.rows):
         return None
-    single = [[row] for row in runs[0].rows] if len(runs) == 1 else [run.rows for run in runs]
+    single = by_prompt(runs[0].rows) if len(runs) == 1 else [run.rows for run in runs]
     start = value({**frontier["reference"], "kl": 0.0})
     gain = value(best) - start
     if gain <= 0:  # nothing is to be had over the reference

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.files import Row
 
 RESAMPLES = 2000
@@ -128,6 +129,7 @@ def analyse(
     cost_limit: float | None = None,
     reference: tuple[float, float] | None = None,
     frontier: Row | None = None,
+    repetitions: Sequence[RunPoint] | None = None,
 ) -> Row:
     """The front over all settings and each algorithm's hypervolume.
 
@@ -136,20 +138,26 @@ def analyse(
         cost_limit: marks each point whose mean cost is at or under it as feasible.
         reference: (reward, cost); the worst of all runs' rewards and costs where it is None.
         frontier: what is attainable, as `frontier.json` holds it.
+        repetitions: what intervals are over, where that is not the runs: prompts, numbered by `seed`.
 
     Returns:
-        For `pareto.json`: "points" (one a setting, the mean of its seeds, with "front" and "feasible"), "algorithms"
-        (hypervolume, its 95 % interval, the numbers of settings and runs; "attainment" by `attainable.attainment` over
-        the seeds that all of its settings have; with a frontier "igd_plus", see `attainable.distance`, and its
-        interval), "reference", "equal_runs".
+        For `pareto.json`: "points" (one a setting, the mean of its seeds, with "intervals", "front" and "feasible"),
+        "over" ("seeds" or "prompts", what intervals are over), "algorithms" (hypervolume, its 95 % interval, the
+        numbers of settings and runs; "attainment" by `attainment` over the seeds that all of its settings have; with a
+        frontier "igd_plus", see `distance`, and its interval), "reference", "equal_runs".
     """
     reference = reference or worst_point(runs)
     by_label = _by_label(runs)
+    repeated = _by_label(runs if repetitions is None else repetitions)
     means = np.array([[np.mean([run.reward for run in own]), np.mean([run.cost for run in own])]
                       for own in by_label.values()])  # fmt: skip
     points = []
     for (label, own), (reward, cost), front in zip(by_label.items(), means.tolist(), on_front(means), strict=True):
         point = {"label": label, "algorithm": own[0].algorithm, "reward": reward, "cost": cost, "runs": len(own)}
+        point["intervals"] = {
+            "reward": t_interval([one.reward for one in repeated[label]]).as_dict(),
+            "cost": t_interval([one.cost for one in repeated[label]]).as_dict(),
+        }
         point["front"] = bool(front)
         if cost_limit is not None:
             point["feasible"] = cost <= cost_limit
@@ -159,24 +167,26 @@ def analyse(
         own = [run for run in runs if run.algorithm == name]
         labels = _by_label(own)
         area = hypervolume(means[[label in labels for label in by_label]], reference)
-        bounds = _bootstrap(labels, lambda points: hypervolume(points, reference)) or (None, None)
+        parts = {label: repeated[label] for label in labels}
+        bounds = _bootstrap(parts, lambda points: hypervolume(points, reference)) or (None, None)
         algorithms[name] = {
             "hypervolume": area,
             "low": bounds[0],
             "high": bounds[1],
             "settings": len(labels),
             "runs": len(own),
-            "attainment": _attainment(labels),
+            "attainment": _attainment(labels) if repetitions is None else {},
         }
         if frontier:
             near = means[[label in labels for label in by_label]]
-            ends = _bootstrap(labels, lambda points: distance(points, frontier)) or (None, None)
+            ends = _bootstrap(parts, lambda points: distance(points, frontier)) or (None, None)
             algorithms[name]["igd_plus"] = {"mean": distance(near, frontier), "low": ends[0], "high": ends[1]}
     trained = [entry["runs"] for name, entry in algorithms.items() if name != "initial"]
     return {
         "reference": {"reward": reference[0], "cost": reference[1]},
         "cost_limit": cost_limit,
         "equal_runs": len(set(trained)) <= 1,
+        "over": "seeds" if repetitions is None else "prompts",
         "algorithms": algorithms,
         "points": points,
     }

@@ -81,6 +81,14 @@ def summarise(rows: Sequence[Row], cost_limit: float | None, cost_limits: Mappin
     return summary
 
 
+def by_prompt(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each prompt, which are not independent of each other; of a task without prompts each by itself."""
+    prompts: dict[object, list[Row]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        prompts[row.get("episode", number)].append(row)
+    return list(prompts.values())
+
+
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 

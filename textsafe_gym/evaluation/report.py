@@ -143,7 +143,9 @@ def comparison_tables(comparison: Row) -> list[Table]:
     units = UNITS[comparison["task"]]
     settings = comparison["settings"]
     counts = sorted({entry["runs"] for entry in settings.values()})
-    spread = "one seed, so no interval" if counts == [1] else "mean, and below it the 95 % t interval over seeds"
+    spread = "mean, and below it the 95 % t interval over "
+    alone = f"{units.prompts}: how this policy does, not how training does"
+    spread += alone if counts == [1] else f"seeds, of one seed over {alone}" if 1 in counts else "seeds"
     limits = [entry["cost_limit"] for entry in settings.values()]
     limit = f"; cost limit {limits[0]:g}" if len(set(limits)) == 1 and limits[0] is not None else ""
     overall = {label: entry["metrics"] for label, entry in settings.items()}
@@ -196,7 +198,7 @@ def comparison_tables(comparison: Row) -> list[Table]:
         tables.append(
             _table("By group of prompts", f"As above: {spread}.", "group · algorithm", by_group, GROUP_COLUMNS)
         )
-    tables.append(pareto_table(comparison["pareto"]))
+    tables.append(pareto_table(comparison["pareto"], units))
     return tables
 
 
@@ -231,12 +233,18 @@ def environments_note(arguments: Sequence[str]) -> str:
     )
 
 
-def pareto_table(pareto: Row) -> Table:
+def repeated_over(pareto: Row, units: Units) -> str:
+    """What the intervals of `pareto.analyse` are over."""
+    return units.prompts if pareto["over"] == "prompts" else "seeds"
+
+
+def pareto_table(pareto: Row, units: Units) -> Table:
     """Each algorithm's hypervolume with its interval and the number of runs it rests on."""
     reference = pareto["reference"]
     note = (
         f"Area of (reward, cost) dominated by an algorithm's settings, up to the reference point reward "
-        f"{reference['reward']:.2f}, cost {reference['cost']:.2f}; 95 % bootstrap interval over seeds. "
+        f"{reference['reward']:.2f}, cost {reference['cost']:.2f}; 95 % bootstrap interval over "
+        f"{repeated_over(pareto, units)}. "
     )
     note += "Equal numbers of runs." if pareto["equal_runs"] else "The numbers of runs differ: compare with care."
     rows = [

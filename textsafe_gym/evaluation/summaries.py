@@ -12,9 +12,10 @@ from textsafe_gym.errors import DataError, RunError
 from textsafe_gym.evaluation.attainable import attained, attained_of_own
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse
-from textsafe_gym.evaluation.records import data_units, read_evaluation, summarise
+from textsafe_gym.evaluation.records import by_prompt, data_units, read_evaluation, summarise
 from textsafe_gym.evaluation.report import UNITS, Table, comparison_tables
 from textsafe_gym.files import Row, read_json, read_rows
+from textsafe_gym.limits import violation
 
 _SKIPPED = {"episodes", "groups", "costs", "cost_limit"}
 _ALL, _SHARE = (-math.inf, math.inf), (0.0, 1.0)
@@ -177,9 +178,29 @@ def points_of(runs: Sequence[Run], cost: str = "") -> list[RunPoint]:
     points = []
     for run in [run for own in settings_of(runs).values() for run in own]:
         means = summarise(run.rows, 0.0)
-        measured = means.get("costs", {}).get(cost, {"cost": 0.0}) if cost else means  # absent, a cost is 0
-        points.append(RunPoint(run.algorithm, run.label, run.seed, means["reward"], measured["cost"]))
+        points.append(RunPoint(run.algorithm, run.label, run.seed, means["reward"], _named(means, cost)))
     return points
+
+
+def repetitions_of(runs: Sequence[Run]) -> list[RunPoint] | None:
+    """What intervals are over: each prompt's means, with its number for a seed, where each setting has one run; None:
+    the runs themselves."""
+    if len({run.label for run in runs}) < len(runs):
+        return None
+    return [
+        RunPoint(run.algorithm, run.label, number, means["reward"], means["cost"])
+        for run in runs
+        for number, means in enumerate(summarise(rows, None) for rows in by_prompt(run.rows))
+    ]
+
+
+def _of_group(means: Sequence[Row], name: str) -> list[Row]:
+    return [mean["groups"][name] for mean in means if name in mean.get("groups", {})]
+
+
+def _named(means: Row, cost: str) -> float:
+    """The mean cost of a name, 0 where none was reported, or of all."""
+    return float((means.get("costs", {}).get(cost, {"cost": 0.0}) if cost else means)["cost"])
 
 
 def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
@@ -208,6 +229,7 @@ def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
         for run, mean in zip(own, means, strict=True):
             if run.summary.get("tokens_per_second"):
                 mean["tokens_per_second"] = run.summary["tokens_per_second"]
+        single = [summarise(rows, None) for rows in by_prompt(own[0].rows)] if len(own) == 1 else []
         groups = list(dict.fromkeys(name for mean in means for name in mean.get("groups", {})))
         settings[label] = {
             "algorithm": own[0].algorithm,
@@ -218,17 +240,22 @@ def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
             **{name: own[0].summary.get(name, 0) for name in units},
             "cost_limit": limit,
             "cost_limits": own[0].cost_limits,
-            "metrics": _intervals(means),
-            "costs": {name: _intervals([mean["costs"][name] for mean in means]) for name in means[0].get("costs", {})},
-            "groups": {
-                name: _intervals([mean["groups"][name] for mean in means if name in mean.get("groups", {})])
-                for name in groups
+            "metrics": _intervals(means, single, limit),
+            "costs": {
+                name: _intervals(
+                    [mean["costs"][name] for mean in means],
+                    [{"cost": _named(mean, name)} for mean in single],
+                    own[0].cost_limits.get(name),
+                )
+                for name in means[0].get("costs", {})
             },
+            "groups": {name: _intervals(_of_group(means, name), _of_group(single, name)) for name in groups},
             "attainable": attained(own, frontier) if frontier else None,
             "attainable_of_own": attained_of_own(own, frontier) if frontier else None,
         }
     limits = {entry["cost_limit"] for entry in settings.values()}
-    pareto = analyse(points_of(runs), limits.pop() if len(limits) == 1 else None, frontier=frontier)
+    limit = limits.pop() if len(limits) == 1 else None
+    pareto = analyse(points_of(runs), limit, None, frontier, repetitions_of(runs))
     return {
         "task": task_of_runs(runs),
         "units": units,
@@ -253,12 +280,19 @@ def budget_of(comparison: Row) -> str:
     return " or ".join(parts)
 
 
-def _intervals(means: Sequence[Row]) -> Row:
+def _intervals(means: Sequence[Row], prompts: Sequence[Row] = (), limit: float | None = None) -> Row:
+    """Means over runs with 95 % t intervals over them, or of one run over its `prompts`' own means; `limit` is the
+    cost's."""
     names = list(dict.fromkeys(name for mean in means for name in mean if name not in _SKIPPED))
     found = {}
     for name in names:
         values = [mean[name] for mean in means if name in mean]
-        found[name] = {**t_interval(values, within=_BOUNDS.get(name, _ALL)).as_dict(), "values": values}
+        repeated = [mean[name] for mean in prompts if name in mean] or values
+        over = t_interval(repeated, within=_BOUNDS.get(name, _ALL)).as_dict()
+        found[name] = {**over, "mean": t_interval(values).mean, "runs": len(values), "values": values}
+    if prompts and limit is not None and found["cost"]["low"] is not None:
+        ends = {end: violation(found["cost"][end] - limit) for end in ("low", "high")}
+        found["cost_violation"] |= ends  # that of a prompt's own mean is no part of it
     return found
 
 

@@ -53,6 +53,7 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "out": ("a path", _is(str, Path)),
     "preset": ("a name", _is(str)),
     "reference": ("two numbers", lambda value: _all(Real)(value) and len(value) == 2),
+    "samples": _from(1),
     "seed": _from(0),
     "seeds": _from(1),
     "settings": ("a mapping, or KEY=VALUE in a list", lambda value: isinstance(value, Mapping) or _all(str)(value)),

@@ -38,6 +38,7 @@ def compare(
     workers: int = 1,
     out: str | Path = "runs/compare",
     frontier: str | Path | None = None,
+    samples: int = 1,
     resume: bool = False,
     track: str | None = None,
     quiet: bool = False,
@@ -62,6 +63,7 @@ def compare(
         workers: processes. With several, a script has to start them below `if __name__ == "__main__":`.
         out: an empty or new directory.
         frontier: the directory of a call of `frontier`, to show what is attainable; by default the embedded world's.
+        samples: responses to each evaluation prompt.
         resume: keep the finished runs in `out`, continue the others, add new ones.
         track: see `train`.
         quiet: show no progress.
@@ -83,7 +85,7 @@ def compare(
     from textsafe_gym.experiments.pool import finish_all, jobs_of
     from textsafe_gym.experiments.tracking import check_tracker
 
-    needed = {"algorithms": algorithms, "data": data, "vary": vary, "workers": workers, "out": out}
+    needed = {"algorithms": algorithms, "data": data, "vary": vary, "workers": workers, "out": out, "samples": samples}
     check_arguments(
         {**needed, "seeds": seeds, "seed": seed}, env=env, config=config, settings=settings, preset=preset,
         episodes=episodes, track=track,
@@ -101,6 +103,7 @@ def compare(
         workers=workers,
         out=out,
         frontier=frontier,
+        samples=None if samples == 1 else samples,
         track=track,
     )
     directory = Path(out)
@@ -114,6 +117,7 @@ def compare(
         episodes=episodes,
         data=data,
     )
+    specs = [replace(spec, evaluation_samples=samples) for spec in specs]
     check_out(directory, resume)
     known = known_frontier(frontier, [spec.as_dict() for spec in specs[:1]])
     jobs = jobs_of(specs, range(seed, seed + seeds), directory, folder_of, track)

@@ -25,6 +25,7 @@ def evaluate(
     *,
     settings: Mapping[str, object] | Sequence[str] | None = None,
     seed: int | None = None,
+    samples: int = 1,
     out: str | Path = "runs/evaluate",
     quiet: bool = False,
 ) -> Result:
@@ -37,6 +38,7 @@ def evaluate(
         env: as for `train`; by default what each was trained in, and "SafeRLHF-v0" for a policy alone.
         settings: below "env" and "policy", over those of the run.
         seed: of the responses; by default that of a run's training, and 0 for a policy alone.
+        samples: responses to each prompt.
         out: an empty or new directory.
         quiet: show no progress.
 
@@ -52,10 +54,10 @@ def evaluate(
     from textsafe_gym.evaluation.summaries import Run, compare_runs, load_runs, settings_of, tables_of
     from textsafe_gym.experiments.build import cost_limit_of, cost_limits_of
     from textsafe_gym.experiments.directory import CONFIG, check_out, folder_of, make_directory
-    from textsafe_gym.experiments.play import evaluate_policy
+    from textsafe_gym.experiments.play import play_samples
     from textsafe_gym.experiments.saved import open_saved, saved_policy
 
-    check_arguments({"sources": sources, "out": out}, env=env, settings=settings, seed=seed)
+    check_arguments({"sources": sources, "out": out, "samples": samples}, env=env, settings=settings, seed=seed)
     given = [sources] if isinstance(sources, str | Path) else list(sources)
     if not given:
         raise ConfigError("nothing to evaluate; give a run's or a model's directory")
@@ -68,9 +70,10 @@ def evaluate(
             raise ConfigError(f"'{given[names.index(name)]}' and '{given[i]}' are both '{name}'; evaluate them apart")
     # The seed draws the same for each only in batches of one size, here the first's.
     batch = policies[0].spec.evaluation_envs
+    played = [replace(saved.spec, evaluation_batch=batch, evaluation_samples=samples) for saved in policies]
     configs = [
-        {**replace(saved.spec, evaluation_batch=batch).as_dict(), "evaluation_seed": saved.seed, "source": saved.source}
-        for saved in policies
+        {**spec.as_dict(), "evaluation_seed": saved.seed, "source": saved.source}
+        for saved, spec in zip(policies, played, strict=True)
     ]
     specs = [saved.spec for saved in policies]
     identities = [{"algorithm": spec.algorithm, "label": spec.label, "seed": spec.seed} for spec in specs]
@@ -88,7 +91,7 @@ def evaluate(
             spec = saved.spec
             task = bars.add_task(spec.label.replace("[", r"\["), total=None)
             vector, actor, reference = open_saved(saved, batch)
-            rows = evaluate_policy(actor, vector, saved.seed, identity, reference, _shown_on(bars, task))
+            rows = play_samples(samples, actor, vector, saved.seed, identity, reference, _shown_on(bars, task))
             limit, limits = cost_limit_of(spec, vector), cost_limits_of(spec)
             summary = {**identity, "evaluation_seed": saved.seed, "cost_limit": limit}
             summary |= {"cost_limits": limits} if limits else {}

@@ -128,6 +128,29 @@ def evaluate_policy(
     return rows
 
 
+def play_samples(
+    samples: int,
+    actor: Actor,
+    env: gym.vector.VectorEnv,
+    seed: int,
+    identity: Row,
+    reference: Reference | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+    processes: ProcessGroup | None = None,
+) -> list[Row]:
+    """So many times `evaluate_policy`; where that is several, each row has its number under "sample", from 0."""
+    rows: list[Row] = []
+    for sample in range(samples):
+
+        def shown(done: int, total: int, before: int = sample) -> None:
+            if on_batch:
+                on_batch(before * total + done, samples * total)
+
+        own = evaluate_policy(actor, env, seed, identity, reference, shown, processes, sample)
+        rows += [{**row, "sample": sample} for row in own] if samples > 1 else own
+    return rows
+
+
 def response_of(rollout: Rollout, i: int, prompt: str | None, task: object) -> Row:
     """The "prompt" and "response" of a rollout's i-th episode, and its "finish_reason": "eos", "length", or "truncated"
     where a limit from outside cut the response, which no model has scored then; nothing where there are no texts.

@@ -251,7 +251,7 @@ def _train(
 
 def _execute(spec: RunSpec, directory: Path, report: Report, processes: "ProcessGroup", tracking: Tracking) -> Row:
     from textsafe_gym.evaluation.records import summarise
-    from textsafe_gym.experiments.play import evaluate_policy
+    from textsafe_gym.experiments.play import play_samples
     from textsafe_gym.models.causal_lm import CausalLMActor
 
     started = time.perf_counter()
@@ -273,7 +273,8 @@ def _execute(spec: RunSpec, directory: Path, report: Report, processes: "Process
     batch = spec.evaluation_envs // processes.world_size
     judged = env if batch == env.num_envs else make_env(spec, batch)
     with playing:
-        rows = evaluate_policy(actor, judged, spec.seed, identity, reference, on_batch, processes)
+        samples = spec.evaluation_samples
+        rows = play_samples(samples, actor, judged, spec.seed, identity, reference, on_batch, processes)
     limit, limits = cost_limit_of(spec, env), cost_limits_of(spec)
     # An enumerable environment knows a policy's expectations, at the temperature that its reference has.
     task, exactly = env.unwrapped, {}

@@ -170,6 +170,7 @@ class SavedRun(BaseModel):
     preset: str = SMALL
     data: list[str] = []
     evaluation_batch: int | None = Field(None, gt=0)
+    evaluation_samples: int = Field(1, gt=0)
 
     @model_validator(mode="after")
     def _plays_as_it_did(self) -> "SavedRun":

@@ -78,6 +78,7 @@ class RunSpec:
         data: what to learn from, files or "simulated:N"; empty where the algorithm learns from rollouts.
         evaluation_batch: responses played at once in the evaluation, the same in all runs of a comparison, since it
             decides the draws; none: as many as in an iteration.
+        evaluation_samples: responses to each evaluation prompt.
         places: where each of the environment's kwargs was written, for messages; not a part of the run.
         left_out: settings given for a comparison that this algorithm does not have; not a part of the run.
     """
@@ -90,6 +91,7 @@ class RunSpec:
     preset: str = SMALL
     data: list[str] = field(default_factory=list)
     evaluation_batch: int | None = None
+    evaluation_samples: int = 1
     places: dict[str, str] = field(default_factory=dict, compare=False)
     left_out: tuple[str, ...] = field(default=(), compare=False)
 
@@ -111,7 +113,8 @@ class RunSpec:
     def as_dict(self) -> Values:
         """What `config.yaml` holds: all but the origin of each value, what was left out, and what the run has not."""
         held = {name: value for name, value in asdict(self).items() if name not in ("places", "left_out")}
-        return {name: value for name, value in held.items() if value or name not in ("data", "evaluation_batch")}
+        usual: Values = {"data": [], "evaluation_batch": None, "evaluation_samples": 1}
+        return {name: value for name, value in held.items() if name not in usual or value != usual[name]}
 
     def with_seed(self, seed: int) -> "RunSpec":
         """The same run with another seed."""
@@ -270,7 +273,7 @@ def build_spec(
     from_file = read_config(config) if config is not None else Settings()
     data = [data] if isinstance(data, str | Path) else data
     offline = check_budget(algorithm, episodes, data)
-    batch = None
+    batch, samples = None, 1
     if "algorithm" in from_file.values and "config" in from_file.values:
         data = data or from_file.values.get("data", ())
         if isinstance(data, str) or not all(isinstance(source, str | Path) for source in data):
@@ -282,11 +285,7 @@ def build_spec(
                 "--preset out"
             )
         preset = ran
-        batch = from_file.values.get("evaluation_batch")
-        if batch is not None and (not isinstance(batch, int) or batch < 1):
-            raise ConfigError(
-                f"evaluation_batch = {batch!r} ({from_file.where(('evaluation_batch',))}): expected 1 or more"
-            )
+        batch, samples = _evaluation_of(from_file)
         from_file, file_env = _from_run(from_file, algorithm)
         env_id = env_id if env is not None else file_env
     preset = preset or preset_of(config)
@@ -331,7 +330,17 @@ def build_spec(
     env_part = {"id": env_id, "kwargs": kwargs.values}
     settings = resolved.model_dump(mode="json")
     sources = [str(source) for source in data or [DEFAULT_DATA]] if offline else []
-    return RunSpec(algorithm, label, env_part, options, settings, preset, sources, batch, places, tuple(left_out))
+    run = RunSpec(algorithm, label, env_part, options, settings, preset, sources, batch, samples)
+    return replace(run, places=places, left_out=tuple(left_out))
+
+
+def _evaluation_of(run: Settings) -> tuple[int | None, int]:
+    """The `evaluation_batch` and `evaluation_samples` of a run's `config.yaml`."""
+    for name in ("evaluation_batch", "evaluation_samples"):
+        number = run.values.get(name, 1)
+        if not isinstance(number, int) or number < 1:
+            raise ConfigError(f"{name} = {number!r} ({run.where((name,))}): expected 1 or more")
+    return run.values.get("evaluation_batch"), run.values.get("evaluation_samples", 1)
 
 
 def check_budget(algorithm: str, episodes: int | None, data: Sequence[str | Path]) -> bool:
