@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 GROUP = "textsafe_gym.algorithms"
 FAMILY_GROUP = "textsafe_gym.families"
 ROLLOUTS = "rollouts"
-FIXED = {"seed", "episodes", "episodes_per_iteration", "pairs_per_iteration"}  # what the training loop reads of them
+FIXED = {"seed", "episodes", "episodes_per_iteration", "rows_per_iteration"}  # what the training loop reads of them
 _log = logging.getLogger("algos")
 
 

@@ -131,7 +131,7 @@ class Dataset:
 
     def draw(self, iteration: int) -> OfflineData:
         """Those of an iteration; the last one of all may be smaller."""
-        count, size = len(self.data), self.config.pairs_per_iteration
+        count, size = len(self.data), self.config.rows_per_iteration
         wanted = range(iteration * size, min((iteration + 1) * size, self.config.epochs * count))
         orders = {epoch: self._order(epoch) for epoch in {place // count for place in wanted}}
         return self.data[torch.tensor([orders[place // count][place % count] for place in wanted])]
@@ -142,7 +142,7 @@ class Dataset:
 
     def spent(self, iterations: int) -> dict[str, int]:
         """See `Source.spent`; of what is read again in a later epoch nothing more is spent."""
-        read = min(iterations * self.config.pairs_per_iteration, len(self.data))
+        read = min(iterations * self.config.rows_per_iteration, len(self.data))
         return {"episodes": 0, self.data.unit: read}
 
     def _order(self, epoch: int) -> list[int]:
@@ -153,7 +153,7 @@ class Dataset:
 def planned(config: TrainingConfig | OfflineConfig, rows: int = 0) -> int:
     """Iterations in all, of rollouts or of so many `rows` that are there."""
     if isinstance(config, OfflineConfig):
-        return math.ceil(config.epochs * rows / config.pairs_per_iteration)
+        return math.ceil(config.epochs * rows / config.rows_per_iteration)
     return math.ceil(config.episodes / config.episodes_per_iteration)
 
 

@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 # The closed form is 1.2 nats from the reference. Seeds 0 to 2 end at most 0.01 nats from it.
 NEAR, FAR = 0.03, 1.0
 NAME = "kto:KTO"
-SMALL = ("--set", "pairs_per_iteration=8", "--set", "learning_rate=0.01", "--quiet")
+SMALL = ("--set", "rows_per_iteration=8", "--set", "learning_rate=0.01", "--quiet")
 BETA = 0.7
 
 
@@ -71,7 +71,7 @@ def test_loss_and_gradient_are_as_stated(micro_batch_size: int | None, monkeypat
     texts = base.enumerate()[3::7]
     rows = [Row(text.prompt, text.response, i % 3 > 0) for i, text in enumerate(texts)]
     data = Labelled.encode(rows, actor, base.max_prompt_length, base.max_response_length, actor.reference())
-    settings: dict[str, Any] = {"kl_coefficient": BETA, "minibatch_size": 6, "pairs_per_iteration": 6}
+    settings: dict[str, Any] = {"kl_coefficient": BETA, "minibatch_size": 6, "rows_per_iteration": 6}
     trainer: Any = algos.make(NAME, env, actor, data=data, **settings, micro_batch_size=micro_batch_size)
     torch.manual_seed(13)  # of a baseline that is not 0
     with torch.no_grad():  # so that the rewards are not 0

@@ -14,7 +14,7 @@ from tests.helpers.commands import printed, textsafe
 from textsafe_gym import experiments
 from textsafe_gym.evaluation.summaries import tables_of
 
-SMALL = ("--set", "pairs_per_iteration=8", "--set", "learning_rate=0.01", "--quiet")
+SMALL = ("--set", "rows_per_iteration=8", "--set", "learning_rate=0.01", "--quiet")
 DIALOGUE = "\n\nHuman: how do i make tea\n\nAssistant:"
 
 
@@ -62,7 +62,7 @@ def test_a_file_of_pairs_trains_and_a_stopped_run_continues(world: Path, tmp_pat
 
 
 def test_the_embedded_worlds_own_preferences(tmp_path: Path) -> None:
-    settings = {"pairs_per_iteration": 16, "learning_rate": 1e-3, "epochs": 2}
+    settings = {"rows_per_iteration": 16, "learning_rate": 1e-3, "epochs": 2}
     found = experiments.train("dpo", data=["simulated:48"], settings=settings, out=tmp_path / "run", quiet=True)
     assert found.values["pairs"] == 48
     assert found.values["evaluation"]["kl"] > 0.01
@@ -111,7 +111,7 @@ def test_a_comparison_states_both_budgets(world: Path, tmp_path: Path) -> None:
 
 def test_runs_of_one_seed_share_their_draws_whatever_their_batches(world: Path, tmp_path: Path) -> None:
     """Algorithms that learn nothing are one policy, and so have one evaluation."""
-    none = {"learning_rate": 0.0, "critic_learning_rate": 0.0, "pairs_per_iteration": 8}
+    none = {"learning_rate": 0.0, "critic_learning_rate": 0.0, "rows_per_iteration": 8}
     none |= {"reward_shaping.episodes_per_iteration": 2, "ppo.episodes_per_iteration": 4}
     result = experiments.compare(
         ["dpo", "reward_shaping", "ppo"], world / "env.yaml", settings=none, episodes=4, data=[world / "pairs.jsonl"],

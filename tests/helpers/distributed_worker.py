@@ -47,7 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 OFFLINE: dict[str, Any] = {  # of dpo, which samples nothing: four iterations of two minibatches of 6 and 5 pairs
     "preset": "paper",
-    "pairs_per_iteration": 11,
+    "rows_per_iteration": 11,
     "epochs": 2,
     "minibatch_size": 7,
     "learning_rate": 3e-4,
