@@ -16,6 +16,7 @@ import algos
 from tests.helpers.rounding import FLOAT32
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.files import read_rows
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--episodes", "8", "--set", "episodes_per_iteration=4"]
@@ -106,14 +107,14 @@ def test_a_comparison_in_worker_processes_and_its_continuation(here: Path) -> No
     assert saved["env"]["kwargs"]["reward_model"] == "own_judges:brief"
     assert (saved["config"]["epochs"], saved["config"]["stiffness"]) == (2, 5)
     assert saved["config"]["learning_rate"] == 3e-4  # of the preset
-    rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    rows = read_rows(run / "evaluation.jsonl")
     assert all(row["reward"] == pytest.approx(-len(row["response"].split()) / 10, rel=FLOAT32) for row in rows)
 
     (run / "summary.json").unlink()  # as if it had been stopped before the evaluation
     again = ["train", "own_package.penalty:Algorithm", "--out", str(run), "--resume", "-q"]
     done = subprocess.run([*command, *again], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()] == rows
+    assert read_rows(run / "evaluation.jsonl") == rows
 
 
 def test_the_settings_are_the_class_s_own_or_its_module_s(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

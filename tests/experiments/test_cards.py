@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from tests.helpers import cli_world
 from tests.helpers.cmdps import Crossing
 from tests.helpers.commands import done
+from textsafe_gym.files import write_rows
 from textsafe_gym.models.cards import is_hub_id, public, write_card
 
 
@@ -73,7 +74,7 @@ def test_a_fitted_model_names_its_data(world: Path, tmp_path: Path):
         for label, text in enumerate(["sorry no", "first make water then stop"])
     ]
     data = tmp_path / "harm.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(data, rows)
     done("fit", "cost", "--data", data, "--model", world / "policy", "--epochs", 1, "--lora-rank", 2,
          "--test-fraction", 0.34, "--out", tmp_path / "cost")  # fmt: skip
     card = ModelCard.load(tmp_path / "cost/README.md")

@@ -1,7 +1,6 @@
 """Kinds of offline data: what each makes of texts, which there are, and one from outside the package."""
 
 import importlib
-import json
 import math
 import os
 import subprocess
@@ -23,6 +22,7 @@ from textsafe_gym import experiments
 from textsafe_gym.data import readers
 from textsafe_gym.errors import ConfigError, UnknownNameError
 from textsafe_gym.evaluation.summaries import budget_of, compare_runs, load_runs, tables_of
+from textsafe_gym.files import write_rows
 from textsafe_gym.models import make_actor
 from textsafe_gym.offline import KINDS
 from textsafe_gym.offline.demonstrations import Demonstrations
@@ -136,7 +136,7 @@ def test_a_kind_of_ones_own_trains_in_python(rated: None) -> None:
 def test_a_kind_of_ones_own_trains_from_the_command_line_and_is_counted(rated: None, tmp_path: Path) -> None:
     world = cli_world.build(tmp_path / "world")
     texts = [{"prompt": row["prompt"], "response": "yes first water", "rating": 0.5} for row in cli_world.PROMPTS]
-    (world / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts * 5))
+    write_rows(world / "rated.jsonl", texts * 5)
     request = ["--env", str(world / "env.yaml"), "--data", str(world / "rated.jsonl"), "--quiet"]
     request += ["--set", "rows_per_iteration=5"]
     summary = printed("train", RATED, *request, "--out", tmp_path / "run")
