@@ -143,7 +143,7 @@ def _family(prefix: str) -> Family:
 
     Raises:
         UnknownNameError: there is no such module.
-        ConfigError: it cannot be imported, or is no family.
+        ConfigError: it cannot be imported, or is not a family.
     """
     found = families()[prefix]
     if lacking := sorted((_FUNCTIONS | set(Family.__annotations__)) - set(dir(found))):
@@ -184,7 +184,7 @@ def _described(path: str) -> str:
     try:
         spec = find_spec(module)
         tree = ast.parse(Path(spec.origin or "").read_text(encoding="utf-8")) if spec else ast.Module([], [])
-    except (Exception, SystemExit):  # whatever another's package does; whoever uses it is told
+    except (Exception, SystemExit):  # whatever another's package does; its user gets the error
         return path
     nodes: list[ast.ClassDef | ast.Module] = [
         *(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name),
