@@ -62,12 +62,12 @@ class Rollouts:
         engine: Engine,
     ) -> None:
         group_numbers(env.num_envs, config.group_size)
-        together = env.num_envs * processes.world_size
-        if config.episodes_per_iteration % together:
+        at_once = env.num_envs * processes.world_size
+        if config.episodes_per_iteration % at_once:
             several = f" in {processes.world_size} processes" if processes.world_size > 1 else ""
             raise ConfigError(
                 f"episodes_per_iteration = {config.episodes_per_iteration} is not a multiple of the environment's "
-                f"num_envs = {env.num_envs}{several}; set episodes_per_iteration={together} or make the "
+                f"num_envs = {env.num_envs}{several}; set episodes_per_iteration={at_once} or make the "
                 "environment anew"
             )
         self.agent, self.env, self.config, self.processes, self.engine = agent, env, config, processes, engine
@@ -82,11 +82,11 @@ class Rollouts:
         processes = self.processes
         parts = self.config.episodes_per_iteration // (self.env.num_envs * processes.world_size)
         # Others that wait in a pass for this process would not hear of its error; they notice its end.
-        together = nullcontext() if processes.streams_layers else processes.together("a rollout")
-        with self.engine.generating(), together:
+        shared_errors = nullcontext() if processes.streams_layers else processes.together("a rollout")
+        with self.engine.generating(), shared_errors:
             mine = [self.play(seed) for seed in seeds_of(self.config.seed, iteration, parts)[0]]
-        together_again = [part for parts in zip(*processes.all_gather(mine), strict=True) for part in parts]
-        rollout = Rollout.concatenate(together_again)
+        rollouts = [part for parts in zip(*processes.all_gather(mine), strict=True) for part in parts]
+        rollout = Rollout.concatenate(rollouts)
         check_finite(rollout)
         return rollout
 

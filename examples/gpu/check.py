@@ -89,11 +89,11 @@ def first_ratios(device: str, compiled: tuple[bool, ...] = (False, True)) -> Ite
 
 
 def trained(algorithm: str, device: str, out: Path, seed: int = 0, **settings: Any) -> list[dict[str, Any]]:
-    told = {"policy": {"device": device}, "env": {"device": device}, "episodes_per_iteration": EPISODES, **settings}
+    given = {"policy": {"device": device}, "env": {"device": device}, "episodes_per_iteration": EPISODES, **settings}
     budget: dict[str, Any] = {"data": ["simulated:128"]} if algorithm == "dpo" else {"episodes": 2 * EPISODES}
     if algorithm == "dpo":
-        del told["episodes_per_iteration"]
-    experiments.train(algorithm, settings=told, seed=seed, out=out, quiet=True, **budget)
+        del given["episodes_per_iteration"]
+    experiments.train(algorithm, settings=given, seed=seed, out=out, quiet=True, **budget)
     return read_rows(out / "metrics.jsonl")
 
 

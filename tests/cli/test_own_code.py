@@ -253,12 +253,12 @@ def test_an_entry_point_gives_a_short_name(here: Path, monkeypatch: pytest.Monke
         points = {point.group: [point, point, other, ours]}
         monkeypatch.setattr(algos.registration, "entry_points", lambda group: points.get(group, []))
         algos.registration._algorithms.cache_clear()
-        told = "the algorithm 'penalty' is registered already; 'another:Penalty' needs another name"
-        assert algos.available()["penalty"] == told
-        with pytest.raises(ConfigError, match=re.escape(told)):
+        message = "the algorithm 'penalty' is registered already; 'another:Penalty' needs another name"
+        assert algos.available()["penalty"] == message
+        with pytest.raises(ConfigError, match=re.escape(message)):
             algos.make("penalty", "SafeRLHF-Exact-v0")
         refused = CliRunner().invoke(main, ["train", "penalty"])
-        assert (refused.exit_code, refused.stderr) == (2, f"error: {told}\n")
+        assert (refused.exit_code, refused.stderr) == (2, f"error: {message}\n")
         algos.registration._algorithms.cache_clear()
         shown = CliRunner().invoke(main, ["algos", "ppo", "--json"])  # what ships keeps its name
         assert shown.exit_code == 0
@@ -362,7 +362,7 @@ def test_a_module_named_algos_next_to_a_script(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(tmp_path / "script.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    told = (
+    message = (
         f"{tmp_path / 'algos.py'} hides the package 'algos' of textsafe-gym; rename it, or start in another directory"
     )
-    assert done.stderr.splitlines()[-1] == f"textsafe_gym.errors.ConfigError: {told}"
+    assert done.stderr.splitlines()[-1] == f"textsafe_gym.errors.ConfigError: {message}"

@@ -79,8 +79,8 @@ from pathlib import Path
 from textsafe_gym.cli.main import main
 from textsafe_gym.experiments.tracking import Tracking
 
-def log(self, row, told=Tracking.log):
-    told(self, row)
+def log(self, row, log_row=Tracking.log):
+    log_row(self, row)
     if row["iteration"] == {row}:
         while not Path({str(once_there or "/")!r}).exists():
             time.sleep(0.02)

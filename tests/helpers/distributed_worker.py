@@ -87,7 +87,7 @@ def trainer_of(
 
 
 def result(trainer: Any, rows: list[dict[str, float]]) -> dict[str, Any]:
-    with trainer.algorithm.optimizer.engine.gathered():
+    with trainer.algorithm.optimizer.engine.gathered_policy():
         state = trainer.algorithm.agent.state_dict()
         # Each critic is a part of its own.
         tensors = {name.removeprefix("critics."): x.detach().float().cpu().clone() for name, x in state.items()}
