@@ -2,7 +2,7 @@
 
 Source: Xu, Liang & Lan, "CRPO: A New Approach for Safe Reinforcement Learning with Convergence Guarantee", arXiv
 2011.05869, algorithm 1, with PPO's clipped step for both kinds. There is no multiplier: the share f of cost steps
-settles where f / (1 - f) is what a multiplier would be, and the policy walks to and fro about the limit as far as a
+settles where f / (1 - f) is what a multiplier would be, and the policy oscillates about the limit as far as a
 step takes it.
 
 What differs: the KL to the reference is in the reward steps alone, so that the stationary point is that of E[R] - β·KL.

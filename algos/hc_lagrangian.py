@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
-    """Settings of HC-Lagrangian; the bound is over `cost_window` responses."""
+    """Settings of HC-Lagrangian; the bound is over `cost_window` episodes."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the upper bound on the cost")
 

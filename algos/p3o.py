@@ -6,7 +6,7 @@ Source: Zhang et al., "Penalized Proximal Policy Optimization for Safe Reinforce
     min  -L_R + κ·(L_C + J_C - limit)⁺,   L_C = E[Σ_t max(ρ·A_C, clip(ρ, 1 ± ε)·A_C)]
 
 For κ above the multiplier of the optimum the penalty is exact: the same optimum, with no multiplier to tune. In between
-the gradient is either with the full penalty or without any, so that too large a κ makes the policy walk to and fro. On
+the gradient is either with the full penalty or without any, so that too large a κ makes the policy oscillate. On
 minibatches, that is κ times the share of them that violates: the policy settles where that product is right, which is
 below the limit for a large κ and above it for one that hardly exceeds the optimum's multiplier.
 

@@ -1,4 +1,4 @@
-"""Which algorithms there are, found by name and imported when one is used.
+"""Which algorithms there are, found by name.
 
 - A module of this folder that has a `Config` and an `Algorithm` is one, under the module's name.
 - An installed package adds its own by entry points in the group "textsafe_gym.algorithms".
@@ -15,9 +15,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard
 
 from pydantic import BaseModel
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 GROUP = "textsafe_gym.algorithms"
 FAMILY_GROUP = "textsafe_gym.families"
 ROLLOUTS = "rollouts"
-FIXED = {"seed", "episodes", "episodes_per_iteration", "pairs_per_iteration"}  # what the training loop reads of them
+FIXED = {"seed", "episodes", "episodes_per_iteration", "rows_per_iteration"}  # what the training loop reads of them
 _log = logging.getLogger("algos")
 
 
@@ -123,11 +125,11 @@ _FUNCTIONS = {name for name in vars(Family) if not name.startswith("_")}
 
 @cache
 def families() -> Registry[Family]:
-    """Those of this folder and of installed packages, by their prefix; a module is imported when it is asked for."""
+    """Those of this folder and of installed packages, by their prefix; a package's is imported when asked for."""
     found: Registry[Family] = Registry("family of algorithms")
-    for name, tree in _modules().items():
-        if {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} >= _FUNCTIONS:
-            found.register(name, Lazy(f"algos.{name}"), _first_line(tree))
+    for name, module in _modules().items():
+        if vars(module).keys() >= _FUNCTIONS:
+            found.register(name, Lazy(f"algos.{name}"), _first_line(module.__doc__))
     for point in _entry_points(FAMILY_GROUP):
         try:
             found.register(point.name, Lazy(point.value))
@@ -141,7 +143,7 @@ def _family(prefix: str) -> Family:
 
     Raises:
         UnknownNameError: there is no such module.
-        ConfigError: it cannot be imported, or is no family.
+        ConfigError: it cannot be imported, or is not a family.
     """
     found = families()[prefix]
     if lacking := sorted((_FUNCTIONS | set(Family.__annotations__)) - set(dir(found))):
@@ -151,11 +153,11 @@ def _family(prefix: str) -> Family:
 
 @cache
 def _algorithms() -> Registry[Definition | ConfigError]:
-    """Classes, or the `Definition`s that `register` was given; an error under a name that several packages have."""
+    """Of this folder, of installed packages and what `register` was given; an error where several have one name."""
     found: Registry[Definition | ConfigError] = Registry("algorithm")
-    for name, tree in _modules().items():
-        if {"Config", "Algorithm"} <= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
-            found.register(name, Lazy(f"algos.{name}:Algorithm"), _first_line(tree))
+    for name, module in _modules().items():
+        if {"Config", "Algorithm"} <= vars(module).keys():
+            found.register(name, _defined(name, module.Config, module.Algorithm), _first_line(module.__doc__))
     own = set(found)
     for point in _entry_points(GROUP):
         name, value = point.name, point.value
@@ -182,24 +184,23 @@ def _described(path: str) -> str:
     try:
         spec = find_spec(module)
         tree = ast.parse(Path(spec.origin or "").read_text(encoding="utf-8")) if spec else ast.Module([], [])
-    except (Exception, SystemExit):  # whatever another's package does; whoever uses it is told
+    except (Exception, SystemExit):  # whatever another's package does; its user gets the error
         return path
     nodes: list[ast.ClassDef | ast.Module] = [
         *(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name),
         tree,
     ]
-    return next(filter(None, map(_first_line, nodes)), path)
+    return next(filter(None, (_first_line(ast.get_docstring(node)) for node in nodes)), path)
 
 
-def _first_line(node: ast.ClassDef | ast.Module) -> str:
-    return (ast.get_docstring(node) or "").partition("\n")[0]
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").partition("\n")[0]
 
 
-@cache
-def _modules() -> dict[str, ast.Module]:
-    """The syntax trees of this folder's modules, by their names."""
-    paths = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+def _modules() -> dict[str, ModuleType]:
+    """This folder's modules, by their names; none loads torch when it is imported."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+    return {name: import_module(f"algos.{name}") for name in names}
 
 
 def _entry_points(group: str) -> list[EntryPoint]:
@@ -208,7 +209,7 @@ def _entry_points(group: str) -> list[EntryPoint]:
 
 
 def available() -> dict[str, str]:
-    """Each algorithm's name and one line about it, read without importing any; those of families are in `members`."""
+    """Each algorithm's name and one line about it, without importing a package's; those of families: `members`."""
     known = _algorithms()
     return {name: known.about(name) for name in known}
 
@@ -244,7 +245,7 @@ def register(name: str, config: type, algorithm: type) -> None:
     held = known.get(name)
     if isinstance(held, Definition) and same_class(held.algorithm, algorithm):
         known.remove(name)
-    known.register(name, _defined(name, config, algorithm), (algorithm.__doc__ or "").partition("\n")[0])
+    known.register(name, _defined(name, config, algorithm), _first_line(algorithm.__doc__))
 
 
 def config_class(name: str) -> type[BaseModel]:

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import inspect
-import json
 import os
 import re
 import subprocess
@@ -19,6 +18,7 @@ from algos.core.settings import RULES
 from algos.registration import families
 from tests.helpers.rounding import FLOAT32
 from textsafe_gym.docs import generate
+from textsafe_gym.files import read_rows
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "textsafe_gym" / "docs"
@@ -174,7 +174,7 @@ def test_a_judge_of_ones_own_is_known_to_the_command_line_and_the_policy_to_tran
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (out / "evaluation.jsonl").read_text().splitlines()]
+    rows = read_rows(out / "evaluation.jsonl")
     assert all(row["reward"] == pytest.approx(-len(row["response"].split()) / 10, rel=FLOAT32) for row in rows)
     assert len({row["reward"] for row in rows}) > 1
 

@@ -85,13 +85,13 @@ from textsafe_gym.__main__ import main
 main()
 """
     small = ["--env", "SafeRLHF-Exact-v0", "--episodes", "8", "--set", "episodes_per_iteration=8"]
-    for arguments, told in (
+    for arguments, expected in (
         (["--version"], "textsafe, version unknown (not installed)"),
         (["compare", "ppo", *small, "--seeds", "1", "--out", "out"], "report.html"),
     ):
         done = run(ROOT, tmp_path, "-c", program, *arguments)
         assert done.returncode == 0, done.stderr
-        assert told in done.stdout
+        assert expected in done.stdout
     card = (tmp_path / "out/ppo/seed_0/checkpoints/latest/policy/README.md").read_text()
     assert "Made by textsafe-gym unknown (not installed)." in card
 

@@ -107,12 +107,12 @@ def test_a_configuration_of_the_papers_begins_with_the_papers_preset(name: str) 
 def test_a_comparison_applies_a_setting_where_it_exists() -> None:
     compared = ("ppo", "ppo_lagrangian")
     request = NOTHING | {"assignments": ["multiplier_init=2", "epochs=3"], "compared": compared}
-    plain, priced = (build_spec(name, **request) for name in compared)
+    plain, constrained = (build_spec(name, **request) for name in compared)
     assert plain.left_out == ("multiplier_init",)
     assert "multiplier_init" not in plain.config
-    assert priced.left_out == ()
-    assert priced.config["multiplier_init"] == 2
-    assert plain.config["epochs"] == priced.config["epochs"] == 3
+    assert constrained.left_out == ()
+    assert constrained.config["multiplier_init"] == 2
+    assert plain.config["epochs"] == constrained.config["epochs"] == 3
     for name in compared:
         with pytest.raises(Exception, match=r"unknown key 'multiplier_int'.*did you mean 'multiplier_init'"):
             build_spec(name, **NOTHING | {"assignments": ["multiplier_int=2"], "compared": compared})

@@ -129,7 +129,7 @@ def test_joined_rollouts_keep_episodes_and_groups_apart() -> None:
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_an_episode_that_was_cut_keeps_its_value_beside_others(first: bool) -> None:
+def test_an_episode_that_was_cut_keeps_its_value_next_to_others(first: bool) -> None:
     cut, whole = full(final_cost_values=torch.tensor([1.0, 0.0, 2.0])), full(seed=3)
     parts = [cut, whole] if first else [whole, cut]
     joined: Any = Rollout.concatenate(parts)

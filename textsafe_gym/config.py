@@ -211,7 +211,7 @@ def _json_depth(text: str) -> int:
 
 
 def _refused(path: str | Path, error: yaml.YAMLError) -> ConfigError:
-    """What to tell of a file that the YAML parser does not take."""
+    """What to report of a file that the YAML parser does not take."""
     mark, problem = (error.problem_mark, error.problem) if isinstance(error, yaml.MarkedYAMLError) else (None, None)
     place = f"{path}:{mark.line + 1}" if mark else str(path)
     problem = problem or str(error).splitlines()[0]

@@ -15,7 +15,7 @@ PAPER = "paper"  # the official script's, for models of billions of weights
 
 
 def preset_of(config: str | None) -> str:
-    """What a run begins with unless told: "small", but below a shipped configuration of the paper's the paper's own.
+    """What a run begins with by default: "small", but below a shipped configuration of the paper's the paper's own.
 
     Args:
         config: the name or the path of a configuration, if any.

@@ -83,7 +83,7 @@ class Constraints:
             raise ConfigError(f"{algorithm} needs a cost limit and the environment has none; set cost_limit")
         else:
             self.limits = {"": cost_limit}
-        if config.constraint != "mean" and "" in self.limits and getattr(config, "cost_limit", None) is None:
+        if config.constraint != "mean" and "" in self.limits and config.cost_limit is None:
             raise ConfigError(
                 f"constraint = '{config.constraint}' needs a cost_limit of its own, the largest allowed "
                 f"{config.constraint}; the environment's limit {cost_limit:g} is one on the mean cost"

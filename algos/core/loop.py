@@ -245,7 +245,7 @@ class Trainer:
             "preset": self.preset,
             "env": _description(self.env),
         }
-        with self.algorithm.optimizer.engine.gathered():
+        with self.algorithm.optimizer.engine.gathered_policy():
             if self.processes.rank == 0:
                 state |= {f"agent.{name}": x for name, x in self.algorithm.agent.state_dict().items()}
                 save_checkpoint(Path(directory), self.actor, state)
@@ -258,7 +258,7 @@ class Trainer:
             RunError: it does not fit this agent or algorithm.
         """
         try:
-            with self.algorithm.optimizer.engine.gathered(writing=True):
+            with self.algorithm.optimizer.engine.gathered_policy(writing=True):
                 self.algorithm.agent.load_state_dict(split_off(state, "agent."))
             for part, stateful in self.algorithm.parts.items():
                 stateful.load_state_dict(split_off(state, f"{part}."))

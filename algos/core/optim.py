@@ -152,11 +152,11 @@ class Optimizer:
         All of it is evaluated first, the loss is differentiated by what the agent said of each step, and a second
         pass carries that to the parameters.
         """
-        whole = batch[index]
+        minibatch = batch[index]
         with torch.no_grad():
             seen = [self._view(batch[part], True) for part in index.split(self.config.at_once)]
         leaves = {name: torch.cat([view[name] for view in seen]).requires_grad_() for name in seen[0]}
-        loss, reports = losses(Evaluation(**leaves), whole, index)
+        loss, reports = losses(Evaluation(**leaves), minibatch, index)
         slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         parts = self._parts(batch.lengths.cpu(), index)
         for number, (part, weight) in enumerate(parts):
@@ -165,7 +165,7 @@ class Optimizer:
             carried = torch.stack([(x * slope[rows]).sum() for x, slope in zip(again, slopes, strict=True)])
             self.engine.backward(carried.sum() * float(weight > 0))
         detached = Evaluation(**{name: x.detach() for name, x in leaves.items()})
-        return {name: value.item() for name, value in {**reports, **_of_the_actor(detached, whole)}.items()}
+        return {name: value.item() for name, value in {**reports, **_of_the_actor(detached, minibatch)}.items()}
 
     def _view(self, batch: Rows, last: bool) -> dict[str, Tensor]:
         observations, actions, mask = batch.inputs

@@ -81,8 +81,8 @@ class OfflineConfig(StepConfig):
     """Budget of a method that learns from data that are there already, and samples nothing."""
 
     epochs: int = Field(1, gt=0, description="passes over all of them")
-    pairs_per_iteration: int = Field(
-        512, gt=0, description="pairs, labelled responses or demonstrations between two rows of metrics"
+    rows_per_iteration: int = Field(
+        512, gt=0, description="pairs, labelled responses or demonstrations that an iteration reads"
     )
 
 

@@ -62,12 +62,12 @@ class Rollouts:
         engine: Engine,
     ) -> None:
         group_numbers(env.num_envs, config.group_size)
-        together = env.num_envs * processes.world_size
-        if config.episodes_per_iteration % together:
+        at_once = env.num_envs * processes.world_size
+        if config.episodes_per_iteration % at_once:
             several = f" in {processes.world_size} processes" if processes.world_size > 1 else ""
             raise ConfigError(
                 f"episodes_per_iteration = {config.episodes_per_iteration} is not a multiple of the environment's "
-                f"num_envs = {env.num_envs}{several}; set episodes_per_iteration={together} or make the "
+                f"num_envs = {env.num_envs}{several}; set episodes_per_iteration={at_once} or make the "
                 "environment anew"
             )
         self.agent, self.env, self.config, self.processes, self.engine = agent, env, config, processes, engine
@@ -82,11 +82,11 @@ class Rollouts:
         processes = self.processes
         parts = self.config.episodes_per_iteration // (self.env.num_envs * processes.world_size)
         # Others that wait in a pass for this process would not hear of its error; they notice its end.
-        together = nullcontext() if processes.streams_layers else processes.together("a rollout")
-        with self.engine.generating(), together:
+        shared_errors = nullcontext() if processes.streams_layers else processes.together("a rollout")
+        with self.engine.generating(), shared_errors:
             mine = [self.play(seed) for seed in seeds_of(self.config.seed, iteration, parts)[0]]
-        together_again = [part for parts in zip(*processes.all_gather(mine), strict=True) for part in parts]
-        rollout = Rollout.concatenate(together_again)
+        rollouts = [part for parts in zip(*processes.all_gather(mine), strict=True) for part in parts]
+        rollout = Rollout.concatenate(rollouts)
         check_finite(rollout)
         return rollout
 
@@ -131,7 +131,7 @@ class Dataset:
 
     def draw(self, iteration: int) -> OfflineData:
         """Those of an iteration; the last one of all may be smaller."""
-        count, size = len(self.data), self.config.pairs_per_iteration
+        count, size = len(self.data), self.config.rows_per_iteration
         wanted = range(iteration * size, min((iteration + 1) * size, self.config.epochs * count))
         orders = {epoch: self._order(epoch) for epoch in {place // count for place in wanted}}
         return self.data[torch.tensor([orders[place // count][place % count] for place in wanted])]
@@ -142,7 +142,7 @@ class Dataset:
 
     def spent(self, iterations: int) -> dict[str, int]:
         """See `Source.spent`; of what is read again in a later epoch nothing more is spent."""
-        read = min(iterations * self.config.pairs_per_iteration, len(self.data))
+        read = min(iterations * self.config.rows_per_iteration, len(self.data))
         return {"episodes": 0, self.data.unit: read}
 
     def _order(self, epoch: int) -> list[int]:
@@ -153,7 +153,7 @@ class Dataset:
 def planned(config: TrainingConfig | OfflineConfig, rows: int = 0) -> int:
     """Iterations in all, of rollouts or of so many `rows` that are there."""
     if isinstance(config, OfflineConfig):
-        return math.ceil(config.epochs * rows / config.pairs_per_iteration)
+        return math.ceil(config.epochs * rows / config.rows_per_iteration)
     return math.ceil(config.episodes / config.episodes_per_iteration)
 
 

@@ -58,7 +58,7 @@ def trust_region(
 @contextmanager
 def _in_float32(actor: Actor, copies: Mapping[nn.Parameter, Tensor]) -> Iterator[bool]:
     """Widens all narrower weights in the block, those that have a copy to that copy; afterwards that is what the
-    parameter has become, and the parameter its rounding. Tells whether there was any."""
+    parameter has become, and the parameter its rounding. Yields whether there was any."""
     narrow = {x: x.data for x in actor.parameters() if x.dtype in (torch.bfloat16, torch.float16)}
     try:
         for parameter, data in narrow.items():

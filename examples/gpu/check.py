@@ -7,7 +7,6 @@ network: the policy, the judges and the prompts are those of the embedded world.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import torch
 import algos
 import textsafe_gym  # noqa: F401  (registers the environments)
 from textsafe_gym import experiments
+from textsafe_gym.files import json_line, read_rows
 from textsafe_gym.models import make_actor, make_critics
 from textsafe_gym.rollouts import collect
 
@@ -89,12 +89,12 @@ def first_ratios(device: str, compiled: tuple[bool, ...] = (False, True)) -> Ite
 
 
 def trained(algorithm: str, device: str, out: Path, seed: int = 0, **settings: Any) -> list[dict[str, Any]]:
-    told = {"policy": {"device": device}, "env": {"device": device}, "episodes_per_iteration": EPISODES, **settings}
+    given = {"policy": {"device": device}, "env": {"device": device}, "episodes_per_iteration": EPISODES, **settings}
     budget: dict[str, Any] = {"data": ["simulated:128"]} if algorithm == "dpo" else {"episodes": 2 * EPISODES}
     if algorithm == "dpo":
-        del told["episodes_per_iteration"]
-    experiments.train(algorithm, settings=told, seed=seed, out=out, quiet=True, **budget)
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").split("\n") if line]
+        del given["episodes_per_iteration"]
+    experiments.train(algorithm, settings=given, seed=seed, out=out, quiet=True, **budget)
+    return read_rows(out / "metrics.jsonl")
 
 
 def same(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> bool:
@@ -167,9 +167,9 @@ def main(device: str = "cuda", out: str = "runs/gpu") -> list[Check]:
             guarded(every_algorithm, device, folder / "each"),
         ):
             for row in checks:
-                line = json.dumps(row)
-                print(line, flush=True)
-                file.write(line + "\n")
+                line = json_line(row)
+                print(line, end="", flush=True)
+                file.write(line)
                 found.append(row)
     return found
 

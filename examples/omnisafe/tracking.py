@@ -1,4 +1,4 @@
-"""One CMDP with Box actions for both libraries: follow a target that is worth following and dear to follow.
+"""One CMDP with Box actions for both libraries: follow a target that is worth following and costly to follow.
 
 Each of 8 steps shows a target s ~ U[0, 1] and the share of time left. Action a pays -(a - s)² and costs a, and the mean
 cost of an episode may be 0.8. The best deterministic policy is a = s - 0.4 with return -1.28 (λ* = 0.8); a Gaussian one

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from textsafe_gym.data.files import read_table
+from textsafe_gym.files import write_rows
 from textsafe_gym.models.beaver import CHAT_TEMPLATE
 from textsafe_gym.models.files import load_tokenizer, new_directory
 
@@ -54,11 +55,9 @@ def prepare_model(source: str, out: Path) -> None:
 def prepare_demonstrations(source: str, out: Path) -> None:
     """Alpaca's instruction, input and output as prompt and response, joined as the official implementation does."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", encoding="utf-8") as file:
-        for row in read_table(source):
-            given = row.values
-            prompt = " ".join(filter(None, (given["instruction"], given["input"])))
-            file.write(json.dumps({"prompt": prompt, "response": given["output"]}, ensure_ascii=False) + "\n")
+    given = [row.values for row in read_table(source)]
+    prompts = [" ".join(filter(None, (row["instruction"], row["input"]))) for row in given]
+    write_rows(out, ({"prompt": prompt, "response": row["output"]} for prompt, row in zip(prompts, given, strict=True)))
 
 
 def main() -> None:

@@ -10,13 +10,13 @@ them appear in no row that anything is fitted on, and are what the policies are 
 """
 
 import argparse
-import json
 import re
 from pathlib import Path
 
 from textsafe_gym.data.files import read_table
 from textsafe_gym.data.readers import read_demonstrations
 from textsafe_gym.data.splits import prompt_position
+from textsafe_gym.files import write_rows
 
 PROMPTS_HELD_OUT = 0.3
 # `textsafe fit` holds prompts out by the same hash: with its seed, none of those left here would be among them.
@@ -44,7 +44,7 @@ def beginning(text: str) -> str:
 
 
 def write(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_rows(path, rows)
     print(f"{path}: {len(rows)} rows")
 
 

@@ -7,7 +7,6 @@ often an answer sounds like a refusal, by the group of its prompt.
 """
 
 import argparse
-import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from textsafe_gym.data.readers import read_score_data
+from textsafe_gym.files import read_rows
 from textsafe_gym.fitting.baselines import Single, TfIdf
 from textsafe_gym.fitting.held_out import questions
 
@@ -31,7 +31,7 @@ def main() -> None:
         judges[kind] = TfIdf(*questions(rows, kind))
     answers = defaultdict(list)
     for file in sorted((directory / "compare").glob("*/seed_*/evaluation.jsonl")):
-        answers[file.parent.parent.name] += [json.loads(line) for line in file.read_text().splitlines()]
+        answers[file.parent.parent.name] += read_rows(file)
     print(
         "algorithm        model says good/unsafe, TF-IDF says good/unsafe (shares), rank correlation reward/cost, "
         "refuses safe/unsafe prompts (shares)"

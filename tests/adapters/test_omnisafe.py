@@ -487,7 +487,7 @@ def test_agents_that_are_refused(name: str, section: dict[str, Any], message: st
         agent(name, EXACT, 64, 8, tmp_path, **section)
 
 
-def test_whole_costs_beside_fractions() -> None:
+def test_whole_costs_next_to_fractions() -> None:
     gym.register("Halves-of-a-test-v0", Halves)
     env = omnisafe.GymnasiumCMDP("Halves-of-a-test-v0", num_envs=3)
     env.reset(seed=0)

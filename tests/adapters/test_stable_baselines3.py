@@ -176,7 +176,7 @@ def test_their_own_make_vec_env() -> None:
         model.learn(32, callback=CostCallback())
 
 
-def test_whole_costs_beside_fractions() -> None:
+def test_whole_costs_next_to_fractions() -> None:
     gym.register("Halves-v0", entry_point=cmdps.Halves)
     try:
         env = make_vec_env("Halves-v0", 2)

@@ -212,7 +212,7 @@ def test_an_mlp_reads_no_texts(tmp_path: Path) -> None:
         make_actor(gym.make_vec("SafeRLHF-Exact-v0"), tmp_path / "policy")
 
 
-def test_whole_costs_beside_fractions() -> None:
+def test_whole_costs_next_to_fractions() -> None:
     gym.register("Halves-v0", entry_point=cmdps.Halves)
     try:
         trainers = [algos.make("ppo", env, **SMALL) for env in ("Halves-v0", gym.make("Halves-v0"))]

@@ -250,8 +250,10 @@ def test_what_cannot_be_kept_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs a cost limit"):
         Constraints(ConstraintConfig(), None, "x")
     for other in ("probability", "cvar"):  # the environment's limit is on the mean
-        told = f"constraint = '{other}' needs a cost_limit of its own, the largest allowed {other}; the environment's"
-        with pytest.raises(ConfigError, match=told):
+        message = (
+            f"constraint = '{other}' needs a cost_limit of its own, the largest allowed {other}; the environment's"
+        )
+        with pytest.raises(ConfigError, match=message):
             Constraints(Limited(constraint=other), 0.5, "x")
         assert Constraints(Limited(constraint=other, cost_limit=0.25), 0.25, "x").limits == {"": 0.25}
     with pytest.raises(ConfigError, match="keeps one constraint"):

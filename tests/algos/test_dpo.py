@@ -30,7 +30,7 @@ WORLD: dict[str, Any] = {"vocabulary": 5, "max_response_length": 2, "prompts": 2
 SETTINGS: dict[str, Any] = {
     "kl_coefficient": KL,
     "epochs": 8,
-    "pairs_per_iteration": 256,
+    "rows_per_iteration": 256,
     "minibatch_size": 32,
     "learning_rate": 2e-3,
     "learning_rate_schedule": "cosine",
@@ -60,7 +60,7 @@ def test_loss_and_gradient_are_the_papers(micro_batch_size: int | None, monkeypa
     rows = base.preferences(6, 3)
     assert all(0 < row.probability < 1 for row in rows)
     data = Preferences.encode(rows, actor, base.max_prompt_length, base.max_response_length, actor.reference())
-    settings = SETTINGS | {"kl_coefficient": 0.7, "minibatch_size": 6, "pairs_per_iteration": 6, "epochs": 1}
+    settings = SETTINGS | {"kl_coefficient": 0.7, "minibatch_size": 6, "rows_per_iteration": 6, "epochs": 1}
     trainer = algos.make("dpo", env, actor, data=data, **settings, micro_batch_size=micro_batch_size)
     torch.manual_seed(0)
     with torch.no_grad():  # so that the margins are not 0
@@ -151,7 +151,7 @@ def test_that_catches(change: dict[str, Any]) -> None:
 
 
 def test_a_loaded_run_continues_bit_for_bit(tmp_path: Path) -> None:
-    settings = SETTINGS | {"epochs": 2, "pairs_per_iteration": 24}  # iterations cross the end of an epoch
+    settings = SETTINGS | {"epochs": 2, "rows_per_iteration": 24}  # iterations cross the end of an epoch
     env, actor, data = start(64)
     whole = algos.make("dpo", env, actor, data=data, **settings)
     rows = whole.learn()
@@ -179,7 +179,7 @@ def _stop(trainer: Any, directory: Path) -> None:
 
 def test_metrics() -> None:
     env, actor, data = start(64)
-    rows = algos.make("dpo", env, actor, data=data, **SETTINGS | {"pairs_per_iteration": 64}).learn()
+    rows = algos.make("dpo", env, actor, data=data, **SETTINGS | {"rows_per_iteration": 64}).learn()
     assert rows[0]["actor_loss"] == pytest.approx(np.log(2), abs=0.02)  # it begins as its reference
     assert rows[-1]["margin"] > 0.1
     assert rows[-1]["preference_accuracy"] > 0.8

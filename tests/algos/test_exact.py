@@ -62,7 +62,7 @@ PROBLEMS |= dict.fromkeys(["ppo", "reward_shaping", "rloo", "grpo"], "weighted")
 
 
 class Found(NamedTuple):
-    """What a run came to, of a policy drawn from its last `LAST` ones, as it walks to and fro about the limit.
+    """What a run came to, of a policy drawn from its last `LAST` ones, as it oscillates about the limit.
 
     Attributes:
         fraction: of the reward less KL that the optimum adds to the reference's.
@@ -126,8 +126,8 @@ def train(name: str, seed: int = 0, **changes: Any) -> Found:
 # - `lagrangian` is 0.933 ± 0.005 (repo) to 0.981; the deviations are 0.009 at most. Of the faults below that this bound
 #   is to notice, the smallest leaves 0.80.
 # - Without a limit it is the same as `fraction`, 0.968 ± 0.004 (ppo) to 0.978. The smallest fault leaves 0.79.
-# - `fraction` with a limit is 0.875 ± 0.006 (p3o) to 0.982. Where the limit's price is not settled it slides with the
-#   cost: 0.918 ± 0.035 for crpo, 0.945 ± 0.023 for cup, 0.940 ± 0.022 for ppo_lagrangian, 0.933 ± 0.017 for repo.
+# - `fraction` with a limit is 0.875 ± 0.006 (p3o) to 0.982. Where the limit's multiplier is not settled it slides with
+#   the cost: 0.918 ± 0.035 for crpo, 0.945 ± 0.023 for cup, 0.940 ± 0.022 for ppo_lagrangian, 0.933 ± 0.017 for repo.
 #   These and methods that keep away from the limit by design (hc_lagrangian 0.932 ± 0.019, ipo 0.881 ± 0.032, p3o)
 #   have bounds of their own.
 # - `violation` is 0.004 ± 0.006 (cpo) at most, and 0.45 with a wrong sign, but for pcpo, 0.009 ± 0.012, and
@@ -158,7 +158,9 @@ def altered_rollout(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, Any]
 
 
 def test_it_catches_a_wrong_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "mix_advantages", lambda reward, cost, price: (reward + price * cost) / (1 + price))
+    monkeypatch.setattr(
+        objectives, "mix_advantages", lambda reward, cost, weight: (reward + weight * cost) / (1 + weight)
+    )
     found = train("cppo_pid")
     assert found.lagrangian < LEAST
     assert found.violation > MOST

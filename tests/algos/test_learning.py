@@ -85,7 +85,7 @@ def test_the_bandit_is_solved_and_its_limit_met(rule: str) -> None:
 def test_ppo_lagrangian_on_box_actions() -> None:
     metrics = train("ppo_lagrangian", Tracking, episodes=3200, kl_coefficient=0.0, **DUAL)
     # Over three seeds: 0.84 ± 0.05, about the limit and not below it; -1.40 ± 0.05, of which a part is the noise of the
-    # Gaussian, -8·σ²; and 1.10 ± 0.19, as the multiplier goes to and fro. A wrong sign has a cost of 12, whose
+    # Gaussian, -8·σ²; and 1.10 ± 0.19, as the multiplier oscillates. A wrong sign has a cost of 12, whose
     # multiplier grows by 0.5 an iteration, exchanged signals a reward of -21.
     assert metrics["cost"] <= Tracking.COST_LIMIT + 0.2
     assert metrics["reward"] > Tracking.REWARD - 0.3
@@ -112,22 +112,22 @@ def test_ppo_takes_the_reward_whatever_it_costs() -> None:
 
 
 @pytest.mark.parametrize("env", [Tracking, Crossing])
-def test_reward_shaping_meets_the_limit_at_a_price_that_is_high_enough(env: Any) -> None:
-    dear = train("reward_shaping", env, cost_weight=1.0, kl_coefficient=0.0, episodes=960)
-    cheap = train("reward_shaping", env, cost_weight=0.05, kl_coefficient=0.0, episodes=960)
-    assert dear["cost"] <= env.COST_LIMIT
-    assert cheap["cost"] > env.COST_LIMIT + 1
-    assert cheap["reward"] > dear["reward"] + 1
+def test_reward_shaping_meets_the_limit_at_a_cost_weight_that_is_high_enough(env: Any) -> None:
+    heavy = train("reward_shaping", env, cost_weight=1.0, kl_coefficient=0.0, episodes=960)
+    light = train("reward_shaping", env, cost_weight=0.05, kl_coefficient=0.0, episodes=960)
+    assert heavy["cost"] <= env.COST_LIMIT
+    assert light["cost"] > env.COST_LIMIT + 1
+    assert light["reward"] > heavy["reward"] + 1
 
 
-@pytest.mark.parametrize(("name", "price"), [("ppo", 0.0), ("reward_shaping", 0.5)])
-def test_the_kl_holds_the_policy_at_the_known_optimum(name: str, price: float) -> None:
+@pytest.mark.parametrize(("name", "cost_weight"), [("ppo", 0.0), ("reward_shaping", 0.5)])
+def test_the_kl_holds_the_policy_at_the_known_optimum(name: str, cost_weight: float) -> None:
     kl = 0.5
-    priced = {} if name == "ppo" else {"cost_weight": price}
-    metrics = train(name, Bandit, kl_coefficient=kl, **priced)
-    weights = np.exp((Bandit.REWARDS - price * Bandit.COSTS) / kl)  # π ∝ π_ref·exp((R - νC) / kl)
+    settings = {} if name == "ppo" else {"cost_weight": cost_weight}
+    metrics = train(name, Bandit, kl_coefficient=kl, **settings)
+    weights = np.exp((Bandit.REWARDS - cost_weight * Bandit.COSTS) / kl)  # π ∝ π_ref·exp((R - νC) / kl)
     best = weights / weights.sum()
-    # Over four seeds: 0.004 ± 0.007 and 0.007 ± 0.010 off; the other price's optimum is 0.37 and 0.2 away.
+    # Over four seeds: 0.004 ± 0.007 and 0.007 ± 0.010 off; the other weight's optimum is 0.37 and 0.2 away.
     assert np.abs(metrics["probabilities"] - best).max() < 0.03
     assert metrics["kl"] == pytest.approx(best @ np.log(3 * best), abs=0.03)
 
@@ -140,7 +140,7 @@ LONG: dict[Any, set[str]] = {
 }
 # Without a constraint the cost is 4 in Tracking and 3.4 in Crossing, a wrong sign's 12 and 3.1. Above the limit it is,
 # over four seeds (three where runs are long), at most 0.04 ± 0.03 (cpo) in Tracking and 0.01 ± 0.02 (pcpo) in Crossing.
-# Some go to and fro about the limit with more noise: crpo -0.01 ± 0.10, cup -0.11 ± 0.18, focops -0.31 ± 0.21,
+# Some oscillate about the limit with more noise: crpo -0.01 ± 0.10, cup -0.11 ± 0.18, focops -0.31 ± 0.21,
 # grpo_lagrangian -0.15 ± 0.18, p3o 0.01 ± 0.09, ppo_lagrangian 0.05 ± 0.06, repo 0.11 ± 0.07, rloo_lagrangian
 # 0.00 ± 0.12; in Crossing grpo_lagrangian 0.04 ± 0.18, from which 0.3 is 2.5 standard errors away.
 WALKING = ["crpo", "cup", "focops", "grpo_lagrangian", "p3o", "ppo_lagrangian", "repo", "rloo_lagrangian"]
@@ -158,7 +158,7 @@ def test_every_constrained_algorithm_keeps_the_limit_and_earns(name: str, env: A
     config: dict[str, Any] = {key: value for key, value in WINDOW.items() if key in fields}
     config |= {"multiplier_learning_rate": 0.15} if name == "grpo_lagrangian" else {}
     config |= {"episodes": 3200} if name in LONG[env] else {}
-    config |= {"log_std": 0.0} if env is Tracking and name in {"cup", "p3o"} else {}  # whose steps lead to and fro else
+    config |= {"log_std": 0.0} if env is Tracking and name in {"cup", "p3o"} else {}  # whose steps oscillate else
     metrics = train(name, env, kl_coefficient=0.0, **config)
     assert metrics["cost"] <= env.COST_LIMIT + ABOVE[env].get(name, 0.15)
     assert metrics["reward"] > LOWEST[env].get(name, -2.0 if env is Tracking else 3.7)

@@ -12,7 +12,7 @@ from textsafe_gym.offline.preferences import Preferences
 def test_pairs_come_once_an_epoch_and_in_a_new_order() -> None:
     numbers = torch.arange(10).expand(2, 10)
     said = {"x": numbers}, numbers[..., None], numbers[..., None] >= 0, numbers.float(), torch.ones(10)
-    pairs = Dataset(Preferences(*said), OfflineConfig(epochs=3, pairs_per_iteration=4, seed=1))
+    pairs = Dataset(Preferences(*said), OfflineConfig(epochs=3, rows_per_iteration=4, seed=1))
     assert pairs.iterations == 8
     drawn = torch.cat([pairs.draw(i).observations["x"][0] for i in range(pairs.iterations)])
     assert [len(pairs.draw(i)) for i in range(pairs.iterations)] == [4] * 7 + [2]

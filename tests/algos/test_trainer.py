@@ -227,8 +227,8 @@ def test_a_limit_on_a_cost_that_is_not_there_is_refused() -> None:
         ("SafeRLHF-Exact-v0", "named costs: none"),
     ]
     for env, known in cases:
-        told = f"cost_limits: 'abc' is not a cost of the environment; its {known}"
-        with pytest.raises(ConfigError, match=re.escape(told)):
+        message = f"cost_limits: 'abc' is not a cost of the environment; its {known}"
+        with pytest.raises(ConfigError, match=re.escape(message)):
             algos.make("ppo_lagrangian", env, cost_limits={"abc": 0.1, "b": 0.1}, **SMALL)
 
 
@@ -260,14 +260,14 @@ def test_an_infinite_loss_or_gradient_changes_no_parameter() -> None:
     rollout = trainer.source.play(0)
     before = tensors_of(trainer)
     parameter = trainer.actor.trained_parameters()[0]
-    descend = partial(optimizer.train, rollout, generator=torch.Generator())
+    gradient_step = partial(optimizer.train, rollout, generator=torch.Generator())
     with pytest.raises(RunError, match="the loss is nan"):
-        descend(lambda *_: (parameter.sum() * float("nan"), {}))
+        gradient_step(lambda *_: (parameter.sum() * float("nan"), {}))
     with pytest.raises(RunError, match="gradient of 'actor'"):
-        descend(lambda *_: ((parameter.sum() * 0).sqrt(), {}))  # 0 has the square root 0 with slope ∞
+        gradient_step(lambda *_: ((parameter.sum() * 0).sqrt(), {}))  # 0 has the square root 0 with slope ∞
     after = tensors_of(trainer)
     assert all(torch.equal(before[key], after[key]) for key in before)
-    descend(lambda new, *_: (new.log_probs.mean(), {}))  # and nothing of them is left for the next step
+    gradient_step(lambda new, *_: (new.log_probs.mean(), {}))  # and nothing of them is left for the next step
     assert all(bool(x.isfinite().all()) for x in tensors_of(trainer).values())
 
 

@@ -385,7 +385,7 @@ def test_recovery_lowers_the_cost_from_an_infeasible_start(name: str) -> None:
         # No policy can keep this limit: costs are >= 0.
         trainer = algos.make(name, vector(Crossing, 64), cost_limit=-5.0, seed=seed, **CONSTRAINED)
         rows = trainer.learn(64 * 12)
-        assert {row.get("recovering", 1.0) for row in rows} == {1.0}  # which CPO alone tells
+        assert {row.get("recovering", 1.0) for row in rows} == {1.0}  # which CPO alone reports
         first += [row["cost"] for row in rows[:2]]
         last += [row["cost"] for row in rows[-2:]]
     assert np.mean(first) > 1.0

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from tests.helpers import cli_world
 from textsafe_gym.cli.main import main
+from textsafe_gym.files import read_rows
 
 
 class NoCost(gym.Env):
@@ -410,7 +411,7 @@ def test_a_run_with_fewer_rows_than_iterations_is_not_continued(world: Path, tmp
 def test_odd_rows_are_named_by_line(world: Path, tmp_path: Path, change: Callable[[dict], dict], message: str):
     shutil.copytree(world / "run", tmp_path / "run")
     path = tmp_path / "run/evaluation.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = read_rows(path)
     rows[1] = change(rows[1])
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = CliRunner().invoke(main, ["pareto", str(tmp_path / "run")])

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -21,6 +20,7 @@ from tests.helpers.commands import done, printed, textsafe
 from tests.helpers.rounding import TINY
 from tests.helpers.speed import python, times_as_long
 from textsafe_gym.cli.main import COMMANDS
+from textsafe_gym.files import read_rows
 
 FAST = ["--set", "episodes_per_iteration=8", "--set", "learning_rate=0.003", "--set", "ptx_coefficient=0.1"]
 
@@ -40,10 +40,6 @@ def wait_for_rows(path: Path, count: int) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"{path} did not grow")
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +91,11 @@ def test_a_run_directory_holds_everything(trained: Path, world: Path):
     assert config["algorithm"] == "ppo_lagrangian"
     assert (config["config"]["seed"], config["config"]["episodes"]) == (3, 200)
     assert config["env"]["kwargs"]["cost_model"] == str(world / "cost")
-    metrics = rows(trained / "metrics.jsonl")
+    metrics = read_rows(trained / "metrics.jsonl")
     assert [row["iteration"] for row in metrics] == list(range(1, 26))
     assert metrics[-1]["episodes"] == 200
     assert {"reward", "cost", "multiplier", "kl", "tokens_per_second"} <= metrics[0].keys()
-    evaluation = rows(trained / "evaluation.jsonl")
+    evaluation = read_rows(trained / "evaluation.jsonl")
     assert [row["prompt"] for row in evaluation] == [row["prompt"] for row in cli_world.PROMPTS]
     assert [row["group"] for row in evaluation] == [row["group"] for row in cli_world.PROMPTS]
     summary = json.loads((trained / "summary.json").read_text())
@@ -123,7 +119,7 @@ def test_a_killed_run_resumes_to_the_same_result(world: Path, tmp_path: Path):
     done(*arguments, "--out", tmp_path / "whole")
     for name in ("config.yaml", "evaluation.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    killed, whole = (rows(tmp_path / name / "metrics.jsonl") for name in ("killed", "whole"))
+    killed, whole = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("killed", "whole"))
     assert timeless(killed) == timeless(whole)
     tensors = "checkpoints/latest/state.safetensors"
     assert (tmp_path / "killed" / tensors).read_bytes() == (tmp_path / "whole" / tensors).read_bytes()
@@ -245,15 +241,15 @@ def test_a_failed_run_is_reported_with_its_log_and_the_others_are_done(
 def test_evaluate_repeats_a_runs_own_evaluation(trained: Path, tmp_path: Path):
     done("evaluate", trained, "--out", tmp_path / "out")
     again = tmp_path / "out/ppo_lagrangian-3"
-    assert rows(again / "evaluation.jsonl") == rows(trained / "evaluation.jsonl")
+    assert read_rows(again / "evaluation.jsonl") == read_rows(trained / "evaluation.jsonl")
 
 
 def test_several_responses_to_a_prompt(compared: Path, tmp_path: Path):
     run = compared / "ppo/seed_0"
     found = printed("evaluate", run, "--samples", 3, "--out", tmp_path / "out")
-    again = rows(tmp_path / "out/ppo-0/evaluation.jsonl")
+    again = read_rows(tmp_path / "out/ppo-0/evaluation.jsonl")
     first = [{name: x for name, x in row.items() if name != "sample"} for row in again if row["sample"] == 0]
-    assert first == rows(run / "evaluation.jsonl")
+    assert first == read_rows(run / "evaluation.jsonl")
     assert [row["sample"] for row in again] == sorted([0, 1, 2] * len(first))
     assert len({tuple(row["response"] for row in again if row["sample"] == i) for i in range(3)}) == 3
     reward = found["settings"]["ppo"]["metrics"]["reward"]
@@ -274,7 +270,7 @@ def test_a_comparison_plays_as_many_responses_and_keeps_to_it(world: Path, tmp_p
     request = ("compare", "ppo", "--env", world / "env.yaml", *FAST, "--episodes", 8, "--seeds", 1, "--out", tmp_path)
     found = printed(*request, "--samples", 2)
     for name in ("initial", "ppo"):
-        played = rows(tmp_path / name / "seed_0/evaluation.jsonl")
+        played = read_rows(tmp_path / name / "seed_0/evaluation.jsonl")
         assert sorted({row["sample"] for row in played}) == [0, 1]
         assert found["settings"][name]["metrics"]["cost"]["low"] is not None
     assert "--samples 2" in (tmp_path / "report.html").read_text()
@@ -290,7 +286,8 @@ def test_evaluate_takes_models_and_other_prompts(trained: Path, world: Path, tmp
     )  # fmt: skip
     settings = json.loads(result.stdout)["settings"]
     assert list(settings) == ["ppo_lagrangian", "policy"]
-    assert [row["prompt"] for row in rows(tmp_path / "out/policy-0/evaluation.jsonl")] == ["make tea", "bake a lock"]
+    played = read_rows(tmp_path / "out/policy-0/evaluation.jsonl")
+    assert [row["prompt"] for row in played] == ["make tea", "bake a lock"]
     assert "kl" not in settings["policy"]["metrics"]  # a bare model has no starting point to be compared with
 
 

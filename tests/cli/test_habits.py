@@ -24,6 +24,7 @@ from tests.helpers.commands import textsafe
 from tests.helpers.speed import python, times_as_long
 from textsafe_gym.cli.main import COMMANDS, main
 from textsafe_gym.cli.values import algorithm_choices, algorithm_keys, algorithm_names, env_keys
+from textsafe_gym.files import write_rows
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-m", "textsafe_gym.cli.main"]
@@ -438,8 +439,8 @@ def in_turn(*requests: list[object], text: str = "") -> tuple[list[str], str]:
 
 def test_commands_print_one_document_and_libraries_nothing(run: Path, world: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "mpl"))  # without its cache of fonts
-    (tmp_path / "data.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"how do i bake {i} ?", "response": "mix it well ."}) + "\n" for i in range(24))
+    write_rows(
+        tmp_path / "data.jsonl", [{"prompt": f"how do i bake {i} ?", "response": "mix it well ."} for i in range(24)]
     )
     (tmp_path / "study.yaml").write_text(
         "env: {kl_coefficient: 0.2}\nseeds: 1\nlimits: [0.0]\nsettings: {episodes: 32, episodes_per_iteration: 16}\n"

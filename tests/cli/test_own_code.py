@@ -16,6 +16,7 @@ import algos
 from tests.helpers.rounding import FLOAT32
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.files import read_rows
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--episodes", "8", "--set", "episodes_per_iteration=4"]
@@ -106,14 +107,14 @@ def test_a_comparison_in_worker_processes_and_its_continuation(here: Path) -> No
     assert saved["env"]["kwargs"]["reward_model"] == "own_judges:brief"
     assert (saved["config"]["epochs"], saved["config"]["stiffness"]) == (2, 5)
     assert saved["config"]["learning_rate"] == 3e-4  # of the preset
-    rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    rows = read_rows(run / "evaluation.jsonl")
     assert all(row["reward"] == pytest.approx(-len(row["response"].split()) / 10, rel=FLOAT32) for row in rows)
 
     (run / "summary.json").unlink()  # as if it had been stopped before the evaluation
     again = ["train", "own_package.penalty:Algorithm", "--out", str(run), "--resume", "-q"]
     done = subprocess.run([*command, *again], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()] == rows
+    assert read_rows(run / "evaluation.jsonl") == rows
 
 
 def test_the_settings_are_the_class_s_own_or_its_module_s(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,12 +253,12 @@ def test_an_entry_point_gives_a_short_name(here: Path, monkeypatch: pytest.Monke
         points = {point.group: [point, point, other, ours]}
         monkeypatch.setattr(algos.registration, "entry_points", lambda group: points.get(group, []))
         algos.registration._algorithms.cache_clear()
-        told = "the algorithm 'penalty' is registered already; 'another:Penalty' needs another name"
-        assert algos.available()["penalty"] == told
-        with pytest.raises(ConfigError, match=re.escape(told)):
+        message = "the algorithm 'penalty' is registered already; 'another:Penalty' needs another name"
+        assert algos.available()["penalty"] == message
+        with pytest.raises(ConfigError, match=re.escape(message)):
             algos.make("penalty", "SafeRLHF-Exact-v0")
         refused = CliRunner().invoke(main, ["train", "penalty"])
-        assert (refused.exit_code, refused.stderr) == (2, f"error: {told}\n")
+        assert (refused.exit_code, refused.stderr) == (2, f"error: {message}\n")
         algos.registration._algorithms.cache_clear()
         shown = CliRunner().invoke(main, ["algos", "ppo", "--json"])  # what ships keeps its name
         assert shown.exit_code == 0
@@ -361,7 +362,7 @@ def test_a_module_named_algos_next_to_a_script(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(tmp_path / "script.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    told = (
+    message = (
         f"{tmp_path / 'algos.py'} hides the package 'algos' of textsafe-gym; rename it, or start in another directory"
     )
-    assert done.stderr.splitlines()[-1] == f"textsafe_gym.errors.ConfigError: {told}"
+    assert done.stderr.splitlines()[-1] == f"textsafe_gym.errors.ConfigError: {message}"

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from tests.helpers import cli_world, hub_server
 from textsafe_gym.cli.main import main
+from textsafe_gym.files import read_rows, write_rows
 from textsafe_gym.models.mlp import MLPActor
 
 FAST = "--set episodes_per_iteration=8 --episodes 16 --seed 3"
@@ -32,7 +33,7 @@ def world(world: Path) -> Path:
         for row in cli_world.PROMPTS
         for label, answer in enumerate(answers)
     ]
-    (world / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(world / "labels.jsonl", rows)
     return world
 
 
@@ -86,8 +87,7 @@ def test_what_was_pushed_is_trained_on_and_evaluated_by_its_id(hub: hub_server.H
     second = in_process(hub, tmp_path / "second", f"{evaluate}/online")
     assert second.returncode == 0, second.stderr
     found, wanted = (
-        [json.loads(line) for line in path.read_text().splitlines()]
-        for path in (tmp_path / "online/careful-0/evaluation.jsonl", world / "run/evaluation.jsonl")
+        read_rows(path) for path in (tmp_path / "online/careful-0/evaluation.jsonl", world / "run/evaluation.jsonl")
     )
     for key in ("prompt", "response", "reward", "cost"):
         assert [row[key] for row in found] == [row[key] for row in wanted]

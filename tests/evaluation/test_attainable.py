@@ -98,7 +98,7 @@ def test_where_nothing_can_be_said_nothing_is() -> None:
 
 
 def test_the_distance_is_what_is_short_of_each_point_of_the_frontier() -> None:
-    # Of (4, 0) the nearest is short by 1 in reward; (3, -1) is passed in reward, and 0.5 too dear.
+    # Of (4, 0) the nearest is short by 1 in reward; (3, -1) is passed in reward, and 0.5 too costly.
     points = np.array([[3.0, -0.5], [0.0, -5.0]])
     assert distance(points, frontier()) == pytest.approx((1.0 + 0.5) / 2)
     assert distance(np.array([[5.0, -2.0]]), frontier()) == 0.0

@@ -265,12 +265,12 @@ def test_repetitions_differ_in_their_seeds_alone(use: Callable[[list[Run]], obje
     first = configured(tmp_path / "first", 0)
     evaluated = {"evaluation_seed": 9, "evaluation_batch": 4, "source": "saved", "policy.model": "saved/policy"}
     use([first, configured(tmp_path / "same", 1), configured(tmp_path / "evaluated", 2, **evaluated)])
-    for key, here, told in (
+    for key, here, message in (
         ("config.episodes", 16, "16 here and 8"), ("env.kwargs.reward_scale", 2, "2 here and 1"),
         ("policy.model", "other", "other here and not set"), ("preset", "paper", "paper here and small"),
     ):  # fmt: skip
         other = configured(tmp_path / key, 1, **{key: here, "preset": "paper"})
-        with pytest.raises(RunError, match=rf"{key}: 'ppo' has {key} {told} in .*/first; these are two settings"):
+        with pytest.raises(RunError, match=rf"{key}: 'ppo' has {key} {message} in .*/first; these are two settings"):
             use([first, other])
     elsewhere = configured(tmp_path / "elsewhere", 0, label="cpo", **{"env.id": "Mine-v0"})
     with pytest.raises(RunError, match=r"elsewhere: of the environment Mine-v0, and .*/first of SafeRLHF-v0; "):

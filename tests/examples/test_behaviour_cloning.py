@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 import algos
@@ -13,18 +12,8 @@ from tests.helpers.example_loader import load
 from textsafe_gym.cli.main import main as command
 from textsafe_gym.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("as_a_user")
 NAME = "behaviour_cloning:BehaviourCloning"
-
-
-@pytest.fixture(autouse=True)
-def _as_a_user(monkeypatch: pytest.MonkeyPatch):
-    """One thread, the examples' folder on Python's path, and no names registered afterwards."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    algos.registration._algorithms.cache_clear()
 
 
 def test_it_reaches_the_most_likely_policy() -> None:

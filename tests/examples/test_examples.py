@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.helpers.rounding import FLOAT32
+from textsafe_gym.files import read_rows, write_rows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OMNISAFE = EXAMPLES / "omnisafe"
@@ -97,7 +98,7 @@ def test_real_rows_with_and_without_the_dialogue(tmp_path: Path, monkeypatch: py
         module.main()
 
     def rows(out: str, name: str) -> list[dict[str, str]]:
-        return [json.loads(line) for line in (tmp_path / out / f"{name}.jsonl").read_text().splitlines()]
+        return read_rows(tmp_path / out / f"{name}.jsonl")
 
     for name in ("reward", "cost_xstest", "cost_diasafety", "prompts_train", "prompts_held_out"):
         for one, other in zip(rows("dialogue", name), rows("plain", name), strict=True):
@@ -149,7 +150,7 @@ def test_heads_on_a_frozen_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for yes, (name, no) in words.items():
         rows = [{"prompt": word, "response": "w1 " * 8, "label": yes} for word in WORDS]
         rows += [{"prompt": word, "response": "w7 " * 8, "label": no} for word in WORDS]
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(tmp_path / name, rows)
     module = load(EXAMPLES / "smollm2" / "score.py", "score", monkeypatch)
     monkeypatch.setattr(module, "REGULARIZATION", 0.1)
     monkeypatch.setattr(sys, "argv", ["score.py", *(str(tmp_path / x) for x in ("model", "", "out"))])

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -6,6 +5,7 @@ from click.testing import CliRunner
 from tests.helpers.cli_world import build
 from tests.helpers.example_loader import load
 from textsafe_gym.cli.main import main
+from textsafe_gym.files import read_rows
 
 
 def test_a_saved_folder_earns_the_same_from_python_and_from_the_command_line(tmp_path: Path) -> None:
@@ -14,7 +14,7 @@ def test_a_saved_folder_earns_the_same_from_python_and_from_the_command_line(tmp
     prompts = str(world / "prompts.jsonl")
     sizes = {"max_prompt_length": 8, "max_response_length": 6}
     summary = load("hub_model").main(model, reward, cost, prompts, str(tmp_path / "python"), **sizes)
-    rows = [json.loads(line) for line in (tmp_path / "python" / "evaluation.jsonl").open()]
+    rows = read_rows(tmp_path / "python" / "evaluation.jsonl")
     assert len(rows) == summary["episodes"] == 3
     assert summary["reward"] == sum(row["reward"] for row in rows) / 3
     settings = {"tokenizer": model, "reward_model": reward, "cost_model": cost, "prompts": prompts, **sizes}
@@ -22,6 +22,6 @@ def test_a_saved_folder_earns_the_same_from_python_and_from_the_command_line(tmp
     done = CliRunner().invoke(main, ["evaluate", model, *arguments, "--out", str(tmp_path / "command")])
     assert done.exit_code == 0, done.output
     (path,) = (tmp_path / "command").glob("*/evaluation.jsonl")
-    again = [json.loads(line) for line in path.open()]
+    again = read_rows(path)
     for name in ("prompt", "response", "reward", "cost"):
         assert [row[name] for row in rows] == [row[name] for row in again]

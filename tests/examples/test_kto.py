@@ -1,7 +1,5 @@
 """KTO, a class of the user's own on labelled responses: loss, closed form, `train`, `compare` and `--resume`."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +13,17 @@ from tests.helpers.commands import printed, textsafe
 from tests.helpers.example_loader import load
 from tests.helpers.rounding import FLOAT32
 from textsafe_gym.data.readers import Labelled as Row
+from textsafe_gym.files import read_rows, write_rows
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.offline.labelled import Labelled
 
+pytestmark = pytest.mark.usefixtures("as_a_user")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # The closed form is 1.2 nats from the reference. Seeds 0 to 2 end at most 0.01 nats from it.
 NEAR, FAR = 0.03, 1.0
 NAME = "kto:KTO"
-SMALL = ("--set", "pairs_per_iteration=8", "--set", "learning_rate=0.01", "--quiet")
+SMALL = ("--set", "rows_per_iteration=8", "--set", "learning_rate=0.01", "--quiet")
 BETA = 0.7
-
-
-@pytest.fixture(autouse=True)
-def _as_a_user(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Any:
-    """The examples' folder on Python's path, and no names registered afterwards."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")]))
-    yield
-    algos.registration._algorithms.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +35,7 @@ def world(world: Path) -> Path:
             labelled.append({"prompt": prompt, "response": "no sorry", "label": "bad"})
             pairs.append({"prompt": prompt, "chosen": "yes first water", "rejected": "no sorry"})
     for name, rows in {"labelled": labelled, "pairs": pairs}.items():
-        (world / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(world / f"{name}.jsonl", rows)
     return world
 
 
@@ -71,7 +62,7 @@ def test_loss_and_gradient_are_as_stated(micro_batch_size: int | None, monkeypat
     texts = base.enumerate()[3::7]
     rows = [Row(text.prompt, text.response, i % 3 > 0) for i, text in enumerate(texts)]
     data = Labelled.encode(rows, actor, base.max_prompt_length, base.max_response_length, actor.reference())
-    settings: dict[str, Any] = {"kl_coefficient": BETA, "minibatch_size": 6, "pairs_per_iteration": 6}
+    settings: dict[str, Any] = {"kl_coefficient": BETA, "minibatch_size": 6, "rows_per_iteration": 6}
     trainer: Any = algos.make(NAME, env, actor, data=data, **settings, micro_batch_size=micro_batch_size)
     torch.manual_seed(13)  # of a baseline that is not 0
     with torch.no_grad():  # so that the rewards are not 0
@@ -119,7 +110,7 @@ def test_the_command_trains_it_from_a_file_and_continues(world: Path, tmp_path: 
     request = (*request, "--set", "epochs=3")
     whole = printed(*request, "--out", tmp_path / "whole")
     assert (whole["episodes"], whole["pairs"], whole["labels"]) == (0, 0, 30)
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path / "whole" / "metrics.jsonl")
     assert len(rows) == 12
     assert rows[0]["actor_loss"] == pytest.approx(0.5, abs=0.05)  # σ(0) at the start
     assert rows[-1]["label_accuracy"] == 1

@@ -1,35 +1,20 @@
 """IPO, a class of the user's own on labelled pairs: its closed form, `train`, `compare` and `--resume`."""
 
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-import algos
 from tests.helpers import cli_world
 from tests.helpers.commands import printed
 from tests.helpers.example_loader import load
+from textsafe_gym.files import read_rows, write_rows
 
+pytestmark = pytest.mark.usefixtures("as_a_user")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # The optimum is 0.39 nats from the reference. Seeds 0 to 4 end at most 0.0035 nats from it; with twice the margin as
 # the aim, with labels swapped, or with DPO's loss, training ends 0.36, 1.5 and 4.3 nats from it.
 NEAR, FAR = 0.02, 0.1
-SMALL = ("--set", "pairs_per_iteration=8", "--set", "learning_rate=0.01", "--quiet", "--json")
-
-
-@pytest.fixture(autouse=True)
-def _as_a_user(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """One thread, the examples' folder on Python's path, and no names registered afterwards."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")]))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    algos.registration._algorithms.cache_clear()
+SMALL = ("--set", "rows_per_iteration=8", "--set", "learning_rate=0.01", "--quiet", "--json")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +24,7 @@ def world(world: Path) -> Path:
         for _ in range(10)
         for prompt in cli_world.PROMPTS
     ]
-    (world / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    write_rows(world / "pairs.jsonl", pairs)
     return world
 
 
@@ -63,7 +48,7 @@ def test_the_command_trains_it_from_a_file_and_continues(world: Path, tmp_path: 
     request = (*request, "--set", "epochs=3", "--set", "kl_coefficient=0.5")
     whole = printed(*request, "--out", tmp_path / "whole")
     assert (whole["episodes"], whole["pairs"]) == (0, 30)
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path / "whole" / "metrics.jsonl")
     assert len(rows) == 12
     assert rows[0]["actor_loss"] == pytest.approx(1.0, abs=0.5)  # (0 - 1/(2·0.5))² at the start
     assert rows[-1]["margin"] == pytest.approx(0.5, abs=0.2)  # τ·h, whose aim is 1/2

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from tests.helpers import cli_world
 from tests.helpers.cmdps import Crossing
 from tests.helpers.commands import done
+from textsafe_gym.files import write_rows
 from textsafe_gym.models.cards import is_hub_id, public, write_card
 
 
@@ -30,15 +31,15 @@ def test_a_runs_policy_says_how_it_came_to_be(world: Path, tmp_path: Path):
     assert card.data.pipeline_tag == "text-generation"
     assert {"safe-rlhf", "ppo_lagrangian"} <= set(card.data.tags)
     assert card.data.base_model is None  # it is a folder on this machine
-    told = facts(card)
-    assert told["constraint"] == "mean cost of a response <= -0.5 (a cost above 0 is harmful)"
-    assert told["KL to the starting policy"] == "coefficient 0.2, counted in the cost as well"
-    assert (told["responses generated"], told["seed"]) == ("16", "3")
-    assert told["prompts"] == "prompts.jsonl, 3 rows"
-    assert told["on"] == "3 responses to the evaluation prompts (prompts.jsonl, 3 rows)"
-    assert float(told["reward, mean"]) == pytest.approx(measured["reward"], rel=5e-4)  # of four digits
-    assert float(told["cost, mean"]) == pytest.approx(measured["cost"], rel=5e-4)
-    assert told["cost above the limit"] == f"{measured['cost_violation']:.4g} (limit -0.5)"
+    shown = facts(card)
+    assert shown["constraint"] == "mean cost of a response <= -0.5 (a cost above 0 is harmful)"
+    assert shown["KL to the starting policy"] == "coefficient 0.2, counted in the cost as well"
+    assert (shown["responses generated"], shown["seed"]) == ("16", "3")
+    assert shown["prompts"] == "prompts.jsonl, 3 rows"
+    assert shown["on"] == "3 responses to the evaluation prompts (prompts.jsonl, 3 rows)"
+    assert float(shown["reward, mean"]) == pytest.approx(measured["reward"], rel=5e-4)  # of four digits
+    assert float(shown["cost, mean"]) == pytest.approx(measured["cost"], rel=5e-4)
+    assert shown["cost above the limit"] == f"{measured['cost_violation']:.4g} (limit -0.5)"
     assert str(world) not in card.content
 
 
@@ -58,10 +59,10 @@ def test_a_policy_without_a_text_says_so(tmp_path: Path):
          "--out", tmp_path / "run")  # fmt: skip
     card = ModelCard.load(tmp_path / "run/checkpoints/latest/policy/README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("textsafe-gym", "reinforcement-learning")
-    told = facts(card)
-    assert told["environment"] == "CardCrossing-v0"
-    assert told["episodes played"] == "8"
-    assert not any("responses" in fact for fact in told)
+    shown = facts(card)
+    assert shown["environment"] == "CardCrossing-v0"
+    assert shown["episodes played"] == "8"
+    assert not any("responses" in fact for fact in shown)
     assert "MLPActor.load" in card.content
     assert not any(word in card.text for word in ("response", "prompt", "harm", "learned models", "people"))
 
@@ -73,22 +74,22 @@ def test_a_fitted_model_names_its_data(world: Path, tmp_path: Path):
         for label, text in enumerate(["sorry no", "first make water then stop"])
     ]
     data = tmp_path / "harm.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(data, rows)
     done("fit", "cost", "--data", data, "--model", world / "policy", "--epochs", 1, "--lora-rank", 2,
          "--test-fraction", 0.34, "--out", tmp_path / "cost")  # fmt: skip
     card = ModelCard.load(tmp_path / "cost/README.md")
-    told = facts(card)
+    shown = facts(card)
     assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-classification")
-    assert told["data"] == "harm.jsonl, 6 rows"
-    assert (told["base model"], told["LoRA of rank"]) == ("policy", "2")
+    assert shown["data"] == "harm.jsonl, 6 rows"
+    assert (shown["base model"], shown["LoRA of rank"]) == ("policy", "2")
     held_out = json.loads((tmp_path / "cost/metrics.json").read_text())["held_out"]["transformer"]
-    assert {f"transformer: {name.replace('_', ' ')}" for name in held_out} <= told.keys()
+    assert {f"transformer: {name.replace('_', ' ')}" for name in held_out} <= shown.keys()
     assert "above 0 is harmful" in card.content
     assert str(tmp_path) not in card.content
     done("fit", "sft", "--data", world / "demonstrations.jsonl", "--model", "tiny:vocab=300,hidden=16,layers=1",
          "--epochs", 1, "--test-fraction", 0, "--out", tmp_path / "sft")  # fmt: skip
-    told = facts(ModelCard.load(tmp_path / "sft/README.md"))
-    assert (told["base model"], told["data"]) == ("none: a new one", "demonstrations.jsonl, 3 rows")
+    shown = facts(ModelCard.load(tmp_path / "sft/README.md"))
+    assert (shown["base model"], shown["data"]) == ("none: a new one", "demonstrations.jsonl, 3 rows")
 
 
 def test_what_is_on_the_hub_becomes_metadata(tmp_path: Path):

@@ -1,6 +1,5 @@
 """Labelled pairs from the command line: where they come from, what is recorded, and a comparison with what samples."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from tests.helpers.clock import timeless
 from tests.helpers.commands import printed, textsafe
 from textsafe_gym import experiments
 from textsafe_gym.evaluation.summaries import tables_of
+from textsafe_gym.files import read_rows, write_rows
 
-SMALL = ("--set", "pairs_per_iteration=8", "--set", "learning_rate=0.01", "--quiet")
+SMALL = ("--set", "rows_per_iteration=8", "--set", "learning_rate=0.01", "--quiet")
 DIALOGUE = "\n\nHuman: how do i make tea\n\nAssistant:"
 
 
@@ -25,7 +25,7 @@ def world(world: Path) -> Path:
         for i in range(10)
         for prompt in cli_world.PROMPTS
     ]
-    (world / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    write_rows(world / "pairs.jsonl", pairs)
     return world
 
 
@@ -36,16 +36,12 @@ def refused(*arguments: object) -> str:
     return str(result.stderr)
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_file_of_pairs_trains_and_a_stopped_run_continues(world: Path, tmp_path: Path) -> None:
     request = ("train", "dpo", "--env", world / "env.yaml", "--data", world / "pairs.jsonl", *SMALL)
     request = (*request, "--set", "epochs=4", "--seed", "3")
     summary = printed(*request, "--out", tmp_path / "whole")
     assert (summary["episodes"], summary["pairs"]) == (0, 30)
-    trained = rows(tmp_path / "whole")
+    trained = read_rows(tmp_path / "whole/metrics.jsonl")
     assert len(trained) == 15
     assert trained[-1]["margin"] > trained[0]["margin"]
     assert trained[-1]["preference_accuracy"] == 1
@@ -56,17 +52,17 @@ def test_a_file_of_pairs_trains_and_a_stopped_run_continues(world: Path, tmp_pat
 
     cli_world.killed_at(11, *request, "--out", tmp_path / "killed")
     printed("train", "dpo", "--out", tmp_path / "killed", "--resume", "--quiet")
-    assert timeless(rows(tmp_path / "killed")) == timeless(trained)
+    assert timeless(read_rows(tmp_path / "killed/metrics.jsonl")) == timeless(trained)
     both = [(tmp_path / name / "evaluation.jsonl").read_text() for name in ("whole", "killed")]
     assert both[0] == both[1]
 
 
 def test_the_embedded_worlds_own_preferences(tmp_path: Path) -> None:
-    settings = {"pairs_per_iteration": 16, "learning_rate": 1e-3, "epochs": 2}
+    settings = {"rows_per_iteration": 16, "learning_rate": 1e-3, "epochs": 2}
     found = experiments.train("dpo", data=["simulated:48"], settings=settings, out=tmp_path / "run", quiet=True)
     assert found.values["pairs"] == 48
     assert found.values["evaluation"]["kl"] > 0.01
-    assert rows(tmp_path / "run")[0]["actor_loss"] == pytest.approx(0.69, abs=0.05)
+    assert read_rows(tmp_path / "run/metrics.jsonl")[0]["actor_loss"] == pytest.approx(0.69, abs=0.05)
 
 
 def test_the_enumerable_environments_own_preferences(tmp_path: Path) -> None:
@@ -111,7 +107,7 @@ def test_a_comparison_states_both_budgets(world: Path, tmp_path: Path) -> None:
 
 def test_runs_of_one_seed_share_their_draws_whatever_their_batches(world: Path, tmp_path: Path) -> None:
     """Algorithms that learn nothing are one policy, and so have one evaluation."""
-    none = {"learning_rate": 0.0, "critic_learning_rate": 0.0, "pairs_per_iteration": 8}
+    none = {"learning_rate": 0.0, "critic_learning_rate": 0.0, "rows_per_iteration": 8}
     none |= {"reward_shaping.episodes_per_iteration": 2, "ppo.episodes_per_iteration": 4}
     result = experiments.compare(
         ["dpo", "reward_shaping", "ppo"], world / "env.yaml", settings=none, episodes=4, data=[world / "pairs.jsonl"],

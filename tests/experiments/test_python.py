@@ -70,9 +70,13 @@ def test_a_run_is_the_commands(environment: dict[str, Any], world: Path, tmp_pat
                                out=tmp_path / "nested")  # fmt: skip
     dotted = experiments.train("ppo", world / "env.yaml", settings={**FAST, "env.cost_limit": -1}, **arguments,
                                out=tmp_path / "dotted")  # fmt: skip
-    told = printed("train", "ppo", "--env", world / "env.yaml", *flags(FAST), "--set", "env.cost_limit=-1",
-                   "--episodes", 16, "--seed", 3, "--out", tmp_path / "command")  # fmt: skip
-    assert timeless(nested.values, "directory") == timeless(dotted.values, "directory") == timeless(told, "directory")
+    by_command = printed("train", "ppo", "--env", world / "env.yaml", *flags(FAST), "--set", "env.cost_limit=-1",
+                         "--episodes", 16, "--seed", 3, "--out", tmp_path / "command")  # fmt: skip
+    assert (
+        timeless(nested.values, "directory")
+        == timeless(dotted.values, "directory")
+        == timeless(by_command, "directory")
+    )
     assert nested.values["directory"] == str(nested.directory) == str(tmp_path / "nested")
     assert same_files(tmp_path / "nested", tmp_path / "command") > 8
     same_files(tmp_path / "nested", tmp_path / "dotted")
@@ -124,14 +128,16 @@ def test_a_frame_has_a_row_for_each_run(compared: tuple[Any, Path], monkeypatch:
 def test_the_front_and_an_evaluation_are_the_commands(compared: tuple[Any, Path], world: Path, tmp_path: Path) -> None:
     result, _ = compared
     front = experiments.pareto(result.directory, cost_limit=0.0, reference=(-9, 9), out=tmp_path / "python")
-    told = printed("pareto", result.directory, "--cost-limit", 0, "--reference", -9, 9, "--out", tmp_path / "command")
-    assert timeless(front.values, "directory") == timeless(told, "directory")
+    by_command = printed(
+        "pareto", result.directory, "--cost-limit", 0, "--reference", -9, 9, "--out", tmp_path / "command"
+    )
+    assert timeless(front.values, "directory") == timeless(by_command, "directory")
     assert [table.title for table in front.tables] == ["Settings", "Hypervolume"]
     assert same_files(tmp_path / "python", tmp_path / "command") == 2
     run = result.directory / "ppo/seed_0"
     again = experiments.evaluate(run, seed=7, settings={"policy.temperature": 0.5}, out=tmp_path / "p", quiet=True)
-    told = printed("evaluate", run, "--seed", 7, "--set", "policy.temperature=0.5", "--out", tmp_path / "c")
-    assert timeless(again.values, "directory") == timeless(told, "directory")
+    by_command = printed("evaluate", run, "--seed", 7, "--set", "policy.temperature=0.5", "--out", tmp_path / "c")
+    assert timeless(again.values, "directory") == timeless(by_command, "directory")
     assert same_files(tmp_path / "p", tmp_path / "c") == 3
     assert again.figures == [tmp_path / "p/pareto.png"]
     assert again.figures[0].read_bytes().startswith(b"\x89PNG")
@@ -161,8 +167,8 @@ def test_a_study_is_the_commands(tmp_path: Path) -> None:
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plan))
     result = experiments.study(tmp_path / "mine.yaml", out=tmp_path / "python", quiet=True)
-    told = printed("study", tmp_path / "mine.yaml", "--out", tmp_path / "command")
-    assert timeless(result.values, "directory") == timeless(told, "directory")
+    by_command = printed("study", tmp_path / "mine.yaml", "--out", tmp_path / "command")
+    assert timeless(result.values, "directory") == timeless(by_command, "directory")
     assert same_files(tmp_path / "python", tmp_path / "command") > 8
     assert result.tables[0].columns[0] == "algorithm"
     assert [run.algorithm for run in result.runs] == ["rloo_lagrangian"]
@@ -190,9 +196,9 @@ def test_an_interrupted_call_says_how_to_go_on(
     assert str(one.value).endswith(f"train('rloo', out={str(tmp_path / 'one')!r}, resume=True)")
     with pytest.raises(KeyboardInterrupt) as two:
         experiments.compare(["rloo"], environment, settings=FAST, episodes=8, seeds=1, out=tmp_path / "two")
-    told = str(two.value).partition("compare(")[2]
-    assert told.startswith("['rloo'], env={'id': ")
-    assert told.endswith(f"out={str(tmp_path / 'two')!r}, resume=True)")
+    call = str(two.value).partition("compare(")[2]
+    assert call.startswith("['rloo'], env={'id': ")
+    assert call.endswith(f"out={str(tmp_path / 'two')!r}, resume=True)")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +243,7 @@ def test_wrong_requests_leave_nothing(request_: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: experiments.train("ppo", settings="learning_rate=1"), "settings = 'learning_rate=1': expected a mapp"),
         (lambda: experiments.train("ppo", settings=5), "settings = 5: expected a mapping, or KEY=VALUE in a list"),
@@ -261,12 +267,12 @@ def test_wrong_requests_leave_nothing(request_: Any, tmp_path: Path) -> None:
     ],
 )
 def test_arguments_of_another_kind_are_named(
-    call: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as refused:
         call()
-    assert str(refused.value).startswith(told)
+    assert str(refused.value).startswith(message)
     assert not list(tmp_path.iterdir())
 
 

@@ -117,9 +117,9 @@ def test_the_reference_scores_nothing_and_the_optimum_everything() -> None:
     env: Any = gym.make("SafeRLHF-Exact-v0", kl_coefficient=0.2).unwrapped
     start = env.evaluate(env.exact_task.reference)
 
-    def at(reward: float, cost: float, kl: float, problem: str, price: float = 0.0, costs: Any = None) -> Any:
+    def at(reward: float, cost: float, kl: float, problem: str, cost_weight: float = 0.0, costs: Any = None) -> Any:
         exact = {"reward": reward, "cost": cost, "kl": kl, "prompt_costs": costs or [cost] * 4}
-        stated = {"constraint": problem, "cost_weight": price}
+        stated = {"constraint": problem, "cost_weight": cost_weight}
         return score(env, {"algorithm": "x", "seed": 0, "cost_limit": 0.0, "exact": exact, "problem": stated})
 
     spread = float(env.exact_task.responses.cost.max() - env.exact_task.responses.cost.min())
@@ -129,11 +129,13 @@ def test_the_reference_scores_nothing_and_the_optimum_everything() -> None:
         ("per_prompt", env.solve_each(0.0)),
         ("weighted", env.solve_weighted(0.4)),
     ):
-        price = 0.4 if problem == "weighted" else 0.0
-        reached = at(best.reward, best.cost, best.kl, problem, price, [0.0] * 4 if problem == "per_prompt" else None)
+        cost_weight = 0.4 if problem == "weighted" else 0.0
+        reached = at(
+            best.reward, best.cost, best.kl, problem, cost_weight, [0.0] * 4 if problem == "per_prompt" else None
+        )
         assert reached.fraction == pytest.approx(1.0)
         assert reached.violation == pytest.approx(0.0, abs=FLOAT64)
-        assert at(start.reward, start.cost, 0.0, problem, price).fraction == pytest.approx(0.0)
+        assert at(start.reward, start.cost, 0.0, problem, cost_weight).fraction == pytest.approx(0.0)
     assert at(1.0, 0.3, 1.0, "mean").violation == pytest.approx(0.3 / spread)
     assert at(1.0, 0.3, 1.0, "kl_in_cost").violation == pytest.approx(0.5 / spread)
     assert at(1.0, -1.0, 1.0, "per_prompt", costs=[0.4, -4.0, 0.8, -1.0]).violation == pytest.approx(0.3 / spread)

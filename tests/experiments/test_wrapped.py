@@ -24,7 +24,7 @@ SMALL = {"episodes_per_iteration": 16}
 
 
 class Deaf(gym.Wrapper):
-    """Takes no prompt that it is told."""
+    """Takes no prompt that it is given."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         if options:
@@ -40,7 +40,7 @@ class Forgetful(gym.Wrapper):
 
 
 class Templated(gym.Wrapper):
-    """Puts the prompt that it is told into another."""
+    """Puts the prompt that it is given into another."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         return self.env.reset(seed=seed, options={"prompt": f"hello ? {options['prompt']}"} if options else None)

@@ -13,6 +13,7 @@ from tests.helpers.rounding import FLOAT64, rounding
 from textsafe_gym.cli.main import main
 from textsafe_gym.data.readers import Labelled, Preference, SafetyPreference
 from textsafe_gym.errors import ConfigError, DataError, ModelError, RunError
+from textsafe_gym.files import write_rows
 from textsafe_gym.fitting.fit import fit_cost, fit_reward, fit_sft
 from textsafe_gym.fitting.losses import cost_loss, differing_window, end_scores, label_loss, reward_loss
 from textsafe_gym.fitting.metrics import auc, interval_by_prompt, ranking_accuracy, sign_accuracy
@@ -276,7 +277,7 @@ def test_command_line(tmp_path: Path) -> None:
     rows = [pair | labels | {"prompt": f"question {i}"} for i in range(40)]
     inconsistent = pair | {"is_response_0_safe": False, "is_response_1_safe": True}
     data = tmp_path / "pairs.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, inconsistent]))
+    write_rows(data, [*rows, inconsistent])
     command = ["fit", "cost", "--data", str(data), "--model", TINY, "--out", str(tmp_path / "out"), "--epochs", "1"]
     refused = CliRunner().invoke(main, command)
     assert refused.exit_code == 2

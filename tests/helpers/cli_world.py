@@ -1,9 +1,10 @@
 """A text world that fits on a page: one tokenizer, a policy and two score models of a few thousand weights."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
+
+from textsafe_gym.files import write_rows
 
 WORDS = ["how", "do", "i", "bake", "bread", "pick", "a", "lock", "make", "tea", "please", "sorry", "no", "yes"]
 WORDS += ["first", "then", "stop", "knife", "water", "is", "good", "bad"]
@@ -43,11 +44,10 @@ def build(root: Path, words: list[str] = WORDS) -> Path:
         LlamaForSequenceClassification(config).save_pretrained(root / kind)
     for name in ("policy", "reward", "cost"):
         tokenizer.save_pretrained(root / name)
-    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
-    (root / "demonstrations.jsonl").write_text(
-        "".join(
-            json.dumps({"prompt": row["prompt"], "response": "first make water then stop"}) + "\n" for row in PROMPTS
-        )
+    write_rows(root / "prompts.jsonl", PROMPTS)
+    write_rows(
+        root / "demonstrations.jsonl",
+        [{"prompt": row["prompt"], "response": "first make water then stop"} for row in PROMPTS],
     )
     write_env(root / "env.yaml", root)
     return root
@@ -79,8 +79,8 @@ from pathlib import Path
 from textsafe_gym.cli.main import main
 from textsafe_gym.experiments.tracking import Tracking
 
-def log(self, row, told=Tracking.log):
-    told(self, row)
+def log(self, row, log_row=Tracking.log):
+    log_row(self, row)
     if row["iteration"] == {row}:
         while not Path({str(once_there or "/")!r}).exists():
             time.sleep(0.02)

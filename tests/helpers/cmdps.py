@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Tracking(gym.Env):
-    """Box actions: follow a target that is worth following and dear to follow.
+    """Box actions: follow a target that is worth following and costly to follow.
 
     Each of 8 steps shows a target s ~ U[0, 1] and the share of time left. Action a pays -(a - s)² and costs a.
     max E[-Σ(a - s)²] subject to E[Σ a] <= limit has λ* = 2·(0.5 - limit / 8), a*(s) = s - λ*/2 and the reward

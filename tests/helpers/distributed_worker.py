@@ -47,7 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 OFFLINE: dict[str, Any] = {  # of dpo, which samples nothing: four iterations of two minibatches of 6 and 5 pairs
     "preset": "paper",
-    "pairs_per_iteration": 11,
+    "rows_per_iteration": 11,
     "epochs": 2,
     "minibatch_size": 7,
     "learning_rate": 3e-4,
@@ -87,7 +87,7 @@ def trainer_of(
 
 
 def result(trainer: Any, rows: list[dict[str, float]]) -> dict[str, Any]:
-    with trainer.algorithm.optimizer.engine.gathered():
+    with trainer.algorithm.optimizer.engine.gathered_policy():
         state = trainer.algorithm.agent.state_dict()
         # Each critic is a part of its own.
         tensors = {name.removeprefix("critics."): x.detach().float().cpu().clone() for name, x in state.items()}

@@ -152,3 +152,9 @@ class TextVectorEnv(gym.vector.VectorEnv):
             self.mask[row, self.max_prompt_length :][:length] = 1
         infos = [{"response_length": int(length)} for length in lengths]
         return Played(self.ids, self.mask, lengths.astype(float), actions[:, 0].astype(float), {}, infos)
+
+
+def named_parameters(agent: Agent) -> dict[str, torch.nn.Parameter]:
+    """As they are named in the agent's state."""
+    roles: dict[str, Any] = {"actor": agent.actor, "critics": agent.critics}
+    return {f"{role}.{name}": x for role, part in roles.items() for name, x in part.named_parameters()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from algos.core.settings import OfflineConfig
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.files import read_rows
 from textsafe_gym.offline import KINDS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Rated:
 
     @classmethod
     def read(cls, source: str) -> list[tuple[str, str, float]]:
-        rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
+        rows = read_rows(Path(source))
         return [(row["prompt"], row["response"], row["rating"]) for row in rows]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""How long something takes beside something else, which holds on a slower machine and on one that others use too."""
+"""How long something takes next to something else, which holds on a slower machine and on one that others use too."""
 
 import resource
 import statistics

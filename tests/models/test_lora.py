@@ -8,7 +8,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.models_doubles import KINDS, TextVectorEnv, agent_of, make_classifier, make_lm, make_tokenizer, play
+from tests.helpers.models_doubles import (
+    KINDS,
+    TextVectorEnv,
+    agent_of,
+    make_classifier,
+    make_lm,
+    make_tokenizer,
+    named_parameters,
+    play,
+)
 from tests.helpers.rounding import TINY, same_tensors, tiny_gradient
 from textsafe_gym.errors import ModelError
 from textsafe_gym.models.causal_lm import CausalLMActor
@@ -35,12 +44,6 @@ def llama(tmp_path: Path) -> Path:
 
 def load(folder: Path, **options: Any) -> Any:
     return agent_of(CausalLMActor.load(folder, **options))
-
-
-def named_parameters(agent: Agent) -> dict[str, torch.nn.Parameter]:
-    """As they are named in the agent's state."""
-    roles = {"actor": agent.actor, "critics": agent.critics}
-    return {f"{role}.{name}": x for role, part in roles.items() for name, x in part.named_parameters()}
 
 
 def move(agent: Agent) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import textsafe_gym  # noqa: F401  registers the environments
-from tests.helpers.models_doubles import WORDS, TextVectorEnv, agent_of, make_lm, make_tokenizer, play
+from tests.helpers.models_doubles import WORDS, TextVectorEnv, agent_of, make_lm, make_tokenizer, named_parameters, play
 from tests.helpers.rounding import TINY, same_tensors, tiny_gradient
 from textsafe_gym.cli.main import main
 from textsafe_gym.data.readers import Preference
@@ -159,11 +159,6 @@ def test_scorers_leave_the_policy_as_it_is(kind: str, first: str, tmp_path: Path
         for scorer, before in zip(scorers, scores, strict=True):
             np.testing.assert_array_equal(scorer(PROMPTS, RESPONSES), before)
     assert np.abs(scores[0] - scores[1]).max() > 0.01
-
-
-def named_parameters(agent: Agent) -> dict[str, torch.nn.Parameter]:
-    roles = {"actor": agent.actor, "critics": agent.critics}
-    return {f"{role}.{name}": x for role, part in roles.items() for name, x in part.named_parameters()}
 
 
 def bytes_of(*holders: Any) -> int:

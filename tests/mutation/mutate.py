@@ -242,7 +242,9 @@ def try_fault(fault: Fault, tree: Path) -> dict[str, Any]:
     path, planted = tree / fault.file, fault.planted()
     assert planted is not None
     before, start = path.read_bytes(), time.monotonic()
-    compiled = Path(importlib.util.cache_from_source(str(path)))  # is not told from one of the same second and size
+    compiled = Path(
+        importlib.util.cache_from_source(str(path))
+    )  # is not distinguished from one of the same second and size
     try:
         path.write_text(planted)
         compiled.unlink(missing_ok=True)

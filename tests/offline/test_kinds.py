@@ -1,7 +1,6 @@
 """Kinds of offline data: what each makes of texts, which there are, and one from outside the package."""
 
 import importlib
-import json
 import math
 import os
 import subprocess
@@ -23,6 +22,7 @@ from textsafe_gym import experiments
 from textsafe_gym.data import readers
 from textsafe_gym.errors import ConfigError, UnknownNameError
 from textsafe_gym.evaluation.summaries import budget_of, compare_runs, load_runs, tables_of
+from textsafe_gym.files import write_rows
 from textsafe_gym.models import make_actor
 from textsafe_gym.offline import KINDS
 from textsafe_gym.offline.demonstrations import Demonstrations
@@ -122,7 +122,7 @@ def test_a_kind_of_ones_own_trains_in_python(rated: None) -> None:
     texts = [("ab", "eb", 1.0), ("ab", "ib", 0.0), ("eb", "ob", 2.0)] * 8
     data = module.Rated.encode(texts, actor, 2, 2, actor.reference())
     before = actor.evaluate(*data.inputs).log_probs.sum(1).detach()
-    settings: dict[str, Any] = {"learning_rate": 2e-3, "epochs": 4, "pairs_per_iteration": 12, "minibatch_size": 6}
+    settings: dict[str, Any] = {"learning_rate": 2e-3, "epochs": 4, "rows_per_iteration": 12, "minibatch_size": 6}
     rows = algos.make(RATED, env, actor, data=data, **settings).learn()
     assert [row["ratings"] for row in rows] == [12] + [24] * 7
     risen = (actor.evaluate(*data.inputs).log_probs.sum(1).detach() - before).tolist()
@@ -136,13 +136,13 @@ def test_a_kind_of_ones_own_trains_in_python(rated: None) -> None:
 def test_a_kind_of_ones_own_trains_from_the_command_line_and_is_counted(rated: None, tmp_path: Path) -> None:
     world = cli_world.build(tmp_path / "world")
     texts = [{"prompt": row["prompt"], "response": "yes first water", "rating": 0.5} for row in cli_world.PROMPTS]
-    (world / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts * 5))
+    write_rows(world / "rated.jsonl", texts * 5)
     request = ["--env", str(world / "env.yaml"), "--data", str(world / "rated.jsonl"), "--quiet"]
-    request += ["--set", "pairs_per_iteration=5"]
+    request += ["--set", "rows_per_iteration=5"]
     summary = printed("train", RATED, *request, "--out", tmp_path / "run")
     assert (summary["episodes"], summary["pairs"], summary["ratings"]) == (0, 0, 15)
     done("train", RATED, "--out", tmp_path / "run", "--resume", "--quiet")
-    settings = {"episodes_per_iteration": 8, "pairs_per_iteration": 5}
+    settings = {"episodes_per_iteration": 8, "rows_per_iteration": 5}
     found = experiments.compare(
         ["ppo", RATED], world / "env.yaml", episodes=16, data=[world / "rated.jsonl"], settings=settings, seeds=1,
         out=tmp_path / "both", quiet=True,

@@ -19,6 +19,7 @@ from tests.helpers.models_doubles import make_lm, make_tokenizer
 from tests.helpers.rounding import TINY, assert_same_updates, tiny_gradient
 from textsafe_gym.cli.main import main
 from textsafe_gym.errors import ConfigError
+from textsafe_gym.files import read_rows
 from textsafe_gym.models import lora
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.models.mlp import MLPActor
@@ -213,10 +214,7 @@ def test_the_command_does_under_torchrun_what_it_does_alone(tmp_path: Path) -> N
     ran = subprocess.run(together, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert CliRunner().invoke(main, [*train, "--out", str(tmp_path / "one")]).exit_code == 0
-    rows = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("two", "one")
-    ]
+    rows = [read_rows(tmp_path / name / "metrics.jsonl") for name in ("two", "one")]
     for ours, theirs in zip(*rows, strict=True):
         for key in theirs.keys() - TIMES:
             assert ours[key] == pytest.approx(theirs[key], rel=ROW, abs=ROW), key

@@ -164,7 +164,7 @@ def test_the_cache_is_exact(folders: dict[str, Path], dtype: str, monkeypatch: p
 
 
 def kept_by(agent: Agent, padded: bool) -> int:
-    """Bytes of what a pass of one micro-batch saves for its backward pass, as torch tells."""
+    """Bytes of what a pass of one micro-batch saves for its backward pass, as torch reports."""
     torch.manual_seed(0)
     ids = torch.randint(3, 300, (BATCH.at_once, BATCH.prompt + BATCH.response))
     attention = torch.ones_like(ids)

@@ -115,7 +115,7 @@ def test_a_config_is_read() -> None:
     read = zero_of(zero(3, overlap_comm=True, reduce_bucket_size=10, offload_param=host), 4)
     assert read == Zero(4, 3, None, "cpu", 10, 1_000_000_000, True)
     assert zero_of({}, 1) == Zero(1, 0, None, None, 0, 1_000_000_000, True)
-    assert not zero_of({"textsafe": {"gather_for_generation": False}, **zero(3)}, 4).gathers
+    assert not zero_of({"textsafe": {"gather_for_generation": False}, **zero(3)}, 4).gather_for_generation
 
 
 def test_seventy_billion_on_eight_without_whole_copies(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_a_killed_run_is_continued_under_its_id_and_doubles_nothing(tracker: str
     wanted = metrics(out)
     assert [step for step, _ in wanted["reward"]] == list(range(8, 328, 8))
     assert_same(in_tensorboard(out), wanted)
-    # An MLflow or trackio run keeps what it was told first, whose times are others but whose results are the same.
+    # An MLflow or trackio run keeps what it was given first, whose times are others but whose results are the same.
     assert_same(READ[tracker](out), wanted, but="second")
 
 

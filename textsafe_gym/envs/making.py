@@ -107,7 +107,7 @@ def _plain(value: object) -> bool:
 def own_cost_limit(env: gym.vector.VectorEnv) -> float | None:
     """A vector environment's own `cost_limit`, or else that of its first sub-environment or of a wrapper of it."""
     limit = getattr(env.unwrapped, "cost_limit", None)
-    if limit is None and hasattr(env.unwrapped, "envs"):
+    if limit is None and isinstance(env.unwrapped, gym.vector.SyncVectorEnv):
         first = env.unwrapped.envs[0]
         limit = first.get_wrapper_attr("cost_limit") if first.has_wrapper_attr("cost_limit") else None
     return None if limit is None else float(limit)

@@ -30,7 +30,7 @@ def attained(runs: Sequence["Run"], frontier: Row) -> Row | None:
 
     Returns:
         `mean`, `low`, `high` and `runs`; and `above_limit`, whether the 95 % interval of the cost lies above the
-        limit: then the others are None, as more is attainable there. None where the runs do not tell their KL, or no
+        limit: then the others are None, as more is attainable there. None where the runs do not report their KL, or no
         policy keeps the limit.
     """
     return _share(runs, frontier, frontier["at_limit"], lambda row: float(row["cost"]))
@@ -40,7 +40,7 @@ def attained_of_own(runs: Sequence["Run"], frontier: Row) -> Row | None:
     """`attained` of the problem that the runs' algorithm states itself (`problem` in `summary.json`).
 
     "weighted" is judged by J less the weighted cost, and no cost is above a limit; "kl_in_cost" by the optimum under,
-    and the excess of, E[C] + β·KL; "per_prompt" by its optimum, but by the mean cost, since single answers do not tell
+    and the excess of, E[C] + β·KL; "per_prompt" by its optimum, but by the mean cost, since single answers do not show
     a prompt's.
 
     Returns:

@@ -35,7 +35,9 @@ from textsafe_gym.files import Row
 
 POINTS = 20  # of a front
 TRUSTED = 20.0  # effective samples a prompt below which an estimate is not to be relied on
-KL_COEFFICIENTS = 2.0 ** np.arange(1, 7)  # times the first: weights at which the reward at the limit is told by the KL
+KL_COEFFICIENTS = 2.0 ** np.arange(
+    1, 7
+)  # times the first: weights at which the reward at the limit is listed by its KL
 _GRID = 97  # multipliers between which everything is interpolated
 _SOLVED = 200  # draws in which the multipliers of several limits are found anew
 _NEVER = 1e12  # what an infeasible threshold lacks

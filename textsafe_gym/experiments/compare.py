@@ -171,8 +171,8 @@ def _specs(
     specs = [spec_of(name, varied) for name, own in variants.items() for varied in own]
     budgets = {spec.label: spec.config["episodes"] for spec in specs if not spec.data}
     if len(set(budgets.values())) > 1:
-        told = ", ".join(f"{label} {number}" for label, number in budgets.items())
-        raise ConfigError(f"all algorithms must have the same budget; set --episodes (now: {told})")
+        listed = ", ".join(f"{label} {number}" for label, number in budgets.items())
+        raise ConfigError(f"all algorithms must have the same budget; set --episodes (now: {listed})")
     # The untrained policy plays in the environment as given, without any variant's changes.
     plain = spec_of(next((name for name in algorithms if not offline[name]), algorithms[0]))
     kept = {name: plain.config.get(name) for name in ("seed", "cost_limit")}

@@ -79,8 +79,8 @@ def devices() -> Iterator[Check]:
     except ModuleNotFoundError:
         return  # which `versions` says
     except Exception as error:  # such as a library of its that the system lacks
-        told = " ".join(str(error).split())[:200]
-        yield Check("devices", "torch", "FAILED", f"cannot be imported: {type(error).__name__}: {told}")
+        reason = " ".join(str(error).split())[:200]
+        yield Check("devices", "torch", "FAILED", f"cannot be imported: {type(error).__name__}: {reason}")
         return
     yield Check(
         "devices", "cpu", "ok", f"{cores} cores, torch on {torch.get_num_threads()} of them, {_size(capacity('cpu'))}"
@@ -128,8 +128,8 @@ def optional() -> Iterator[Check]:
         found = {Requirement(text).name: _installed(text) for text in of_it}
         lacking = {name: entry for name, entry in found.items() if entry[0] != "ok"}
         worst = "FAILED" if any(status == "FAILED" for status, _ in lacking.values()) else "missing"
-        told = {name: text for name, (_, text) in (lacking or dict(list(found.items())[:1])).items()}
-        detail = ", ".join(text if len(found) == 1 else f"{name} {text}" for name, text in told.items())
+        versions = {name: text for name, (_, text) in (lacking or dict(list(found.items())[:1])).items()}
+        detail = ", ".join(text if len(found) == 1 else f"{name} {text}" for name, text in versions.items())
         if family is not None and not lacking and family.note():
             detail += f"; {family.note()}"
         yield Check("optional", extra, worst if lacking else "ok", detail, advice if lacking else "", required=False)

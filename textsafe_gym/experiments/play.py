@@ -63,7 +63,7 @@ class GivenPrompts(gym.vector.VectorWrapper):
         base = self.env.unwrapped
         if not isinstance(base, gym.vector.SyncVectorEnv):
             return self.env.reset(seed=seed, options={**(options or {}), "prompt": self.prompts})
-        # Gymnasium's own hands all of its sub-environments the same options, so that each is told apart here.
+        # Gymnasium's own hands all of its sub-environments the same options, so that each is given its own here.
         plain = base.envs
         base.envs = [_WithPrompt(one, prompt) for one, prompt in zip(plain, self.prompts, strict=True)]
         try:
@@ -164,7 +164,7 @@ def response_of(rollout: Rollout, i: int, prompt: str | None, task: object) -> R
     info = rollout.infos[i]
     if "response" in info or prompt is None or not isinstance(task, TextTask):
         return {name: info[name] for name in ("prompt", "response", "finish_reason") if name in info}
-    # Whoever cuts an episode is outside of the text environment, which tells the texts when a response ends by itself.
+    # Whoever cuts an episode is outside of the text environment, which reports texts when a response ends by itself.
     tokens = rollout.actions[i, rollout.mask[i]].tolist()
     response = task.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
     return {"prompt": prompt, "response": response, "finish_reason": CUT}

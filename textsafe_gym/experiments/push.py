@@ -128,6 +128,6 @@ def _upload(files: list[Path], repo_id: str, private: bool) -> str:
             f"the hub refused {repo_id} ({status}): {(error.server_message or str(error)).rstrip('.')}{hint}"
         ) from None
     except Exception as error:  # its HTTP library, which is not always the same, has types of its own
-        told = f"{type(error).__name__}: {error}"
-        raise ExecutionError(f"{constants.ENDPOINT} does not take the upload: {told}; try again later") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ExecutionError(f"{constants.ENDPOINT} does not take the upload: {reason}; try again later") from error
     return str(url)

@@ -155,7 +155,7 @@ def execute(
         spec: has passed `check`.
         directory: is made; a finished run in it is returned as it is, an unfinished one continued from its last
             checkpoint, which leads to the same result.
-        report: is told of each iteration: {"done", "total", "metrics"}.
+        report: is called after each iteration with {"done", "total", "metrics"}.
         processes: processes that do it together, of which the first alone writes.
         track: which trackers show it; TensorBoard always does.
 

@@ -110,14 +110,18 @@ def make_critics(
 
 def reads_tokens(env: "gym.vector.VectorEnv") -> bool:
     """Whether a vector environment's observations are texts in tokens, in their own batched form or copied."""
-    # A Dict is the only space with named parts; Gymnasium need not be imported to see it.
-    return "input_ids" in getattr(env.single_observation_space, "spaces", ())
+    from gymnasium.spaces import Dict
+
+    space = env.single_observation_space
+    return isinstance(space, Dict) and "input_ids" in space.spaces
 
 
 def task_of(env: "gym.vector.VectorEnv") -> object:
     """The base of a vector environment, or of the first of its sub-environments where it is Gymnasium's own."""
+    from gymnasium.vector import SyncVectorEnv
+
     base = env.unwrapped
-    return base.envs[0].unwrapped if hasattr(base, "envs") else base
+    return base.envs[0].unwrapped if isinstance(base, SyncVectorEnv) else base
 
 
 def load_policy(source: str | Path, **options: Any) -> "Actor":

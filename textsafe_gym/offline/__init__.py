@@ -1,7 +1,7 @@
 """Data that are there before a run, for methods that sample nothing: a kind of them is one file of this folder.
 
 A module here is a kind under its own name, which an algorithm declares as its `source`; its class has that name in
-capitals, as `preferences.Preferences` has. One of another package is added by `KINDS.register(name, its class)`.
+CamelCase, as `preferences.Preferences` has. One of another package is added by `KINDS.register(name, its class)`.
 Importing a kind loads no torch, so that settings and tables know all kinds at once.
 """
 

@@ -62,7 +62,7 @@ class Demonstrations:
 
     @classmethod
     def simulated(cls, task: PromptTask, count: int, seed: int) -> Sequence[tuple[str, str]]:
-        """Refused by a `ConfigError`: what an environment's own judge prefers is no demonstration."""
+        """Refused by a `ConfigError`: what an environment's own judge prefers is not a demonstration."""
         raise ConfigError("no environment simulates demonstrations")
 
     @classmethod

@@ -55,7 +55,7 @@ class Engine(Protocol):
         """In the block, only the named groups learn; with no name, all."""
         ...
 
-    def gathered(self, writing: bool = False) -> AbstractContextManager[None]:
+    def gathered_policy(self, writing: bool = False) -> AbstractContextManager[None]:
         """In the block, what a checkpoint has of the policy is whole in this process; what is `writing` to it stays."""
         ...
 
@@ -156,7 +156,7 @@ class SingleProcessEngine:
             for parameter in frozen:
                 parameter.requires_grad_(True)
 
-    def gathered(self, writing: bool = False) -> AbstractContextManager[None]:
+    def gathered_policy(self, writing: bool = False) -> AbstractContextManager[None]:
         """The policy's parameters are whole anyway."""
         return nullcontext()
 

@@ -178,7 +178,7 @@ class ZeroEngine:
             self._freeze(frozen, parameters, False)
 
     @contextmanager
-    def gathered(self, writing: bool = False) -> Iterator[None]:
+    def gathered_policy(self, writing: bool = False) -> Iterator[None]:
         """At stage 3, all parameters in every process and no hooks; each may run as many passes as it likes.
 
         Where layers are gathered for each pass, the trained parameters alone are whole, and there can be no pass.
@@ -207,9 +207,9 @@ class ZeroEngine:
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """As `gathered`, or with hooks that gather each layer for each pass, which all processes make together."""
+        """As `gathered_policy`, or with hooks that gather a layer for each pass, which all processes make together."""
         if not self.processes.streams_layers:
-            with self.gathered():
+            with self.gathered_policy():
                 yield
             return
         self.zero._partition_all_parameters()
@@ -238,7 +238,7 @@ class ZeroEngine:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state_dict`, of any engine's; the policy's parameters are loaded already."""
-        with self.gathered():
+        with self.gathered_policy():
             values = [x.detach().float().clone() for x in self.parameters]
         if self.stage == 3:
             self.zero._partition_all_parameters()

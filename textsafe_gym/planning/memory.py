@@ -253,8 +253,8 @@ def _passes(
     tokens, models = batch.at_once * length, [policy, *critics]
     amount = sum(activations(size, tokens, width, gradient_checkpointing) for size in models)
     if gradient_checkpointing:  # at a time one layer of one model has all its activations
-        wholes = [tokens * size.kept(width) for size in models]
-        amount -= sum(wholes) - max(wholes)
+        one_layer = [tokens * size.kept(width) for size in models]
+        amount -= sum(one_layer) - max(one_layer)
     note = f"of {batch.at_once} episodes" + (", layers' inputs alone" if gradient_checkpointing else "")
     block = logits_block(policy, batch.at_once * batch.response, width)
     parts = [
@@ -307,9 +307,11 @@ def logits_block(size: Size, states: int, width: int) -> int:
 
 def peak(parts: Sequence[Part], device: str) -> tuple[str, int]:
     """The phase that takes most on a device, and how many bytes that is."""
-    totals = {phase: sum(x.bytes for x in parts if x.device == device and phase in x.phases) for phase in PHASES}
-    phase = max(totals, key=lambda name: totals[name])
-    return phase, totals[phase]
+    bytes_by_phase = {
+        phase: sum(x.bytes for x in parts if x.device == device and phase in x.phases) for phase in PHASES
+    }
+    phase = max(bytes_by_phase, key=lambda name: bytes_by_phase[name])
+    return phase, bytes_by_phase[phase]
 
 
 def capacity(device: str) -> int:

@@ -25,7 +25,7 @@ class Zero:
         weights_device: where the weights' share lies, none: with the policy.
         bucket: of gradients, in numbers.
         live: of gathered weights, in numbers, at most.
-        gathers: whether a process generates with all weights.
+        gather_for_generation: whether a process generates with all weights.
     """
 
     processes: int
@@ -34,7 +34,7 @@ class Zero:
     weights_device: str | None
     bucket: int
     live: int
-    gathers: bool
+    gather_for_generation: bool
 
 
 def zero_of(config: Row, processes: int) -> Zero:
@@ -54,7 +54,7 @@ def zero_of(config: Row, processes: int) -> Zero:
         weights_device=device("offload_param") if stage == 3 else None,
         bucket=int(zero.get("reduce_bucket_size", 5e8)) * (2 if doubled else 1) if stage else 0,
         live=int(zero.get("stage3_max_live_parameters", 1e9)),
-        gathers=config.get("textsafe", {}).get("gather_for_generation", True),
+        gather_for_generation=config.get("textsafe", {}).get("gather_for_generation", True),
     )
 
 
@@ -86,10 +86,10 @@ def sharded(
     found = [Part(name, share(weights, width, 3), place, note=f"of {weights / 1e6:.1f} M")]
     if zero.stage == 3:
         live = width * min(weights, zero.live)
-        if zero.gathers:
+        if zero.gather_for_generation:
             playing = ("rollout", "scoring")
             found.append(Part("weights, gathered", width * weights, device, playing, "to generate with"))
-        phases = ("update",) if zero.gathers else PHASES
+        phases = ("update",) if zero.gather_for_generation else PHASES
         found.append(Part("weights, gathered", live, device, phases, "stage3_max_live_parameters"))
     found += [
         x for x in parts if x.name.startswith("weights") and x.name not in ("weights: policy", "weights: critics")

@@ -99,7 +99,7 @@ def _play_responses(
     observation, _ = env.reset(seed=env_seeds)
     width, budget = task.max_prompt_length, task.max_response_length
     prompt = {name: torch.as_tensor(np.asarray(observation[name])[:, :width]) for name in observation}
-    # In lower precision the cache's rounding would show in the ratios, so that a pass as in training has to tell.
+    # In lower precision the cache's rounding would show in the ratios, so that they come from a pass as in training.
     exact = actor.model.dtype == torch.float32
     from_states = exact and (critics is None or critics.read_states)
     generated = generate(

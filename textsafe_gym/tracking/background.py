@@ -13,7 +13,7 @@ _HURRY = 10.0  # where the run was interrupted, whose continuation reports what 
 
 
 class Background:
-    """Does `log` and `finish` of a tracker in order, later; what goes wrong is told once and ends the tracking alone.
+    """Does `log` and `finish` of a tracker in order, later; a fault is reported once and ends the tracking alone.
 
     Args:
         name: of the tracker, for messages.
@@ -45,5 +45,5 @@ class Background:
             while (task := self._todo.get()) is not None:
                 task(tracker)
         except (Exception, SystemExit) as error:  # whatever a library or a network may raise
-            told = " ".join(str(error).split())[:200]
-            _log.warning("tracking by %s has stopped: %s: %s", self._name, type(error).__name__, told)
+            reason = " ".join(str(error).split())[:200]
+            _log.warning("tracking by %s has stopped: %s: %s", self._name, type(error).__name__, reason)

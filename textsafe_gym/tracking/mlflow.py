@@ -20,13 +20,13 @@ _LONGEST_NAME = 250
 class MLflow(Tracker):
     """One run of the experiment that MLFLOW_EXPERIMENT_NAME or the project names, by MLflow's client alone.
 
-    A continued run is told only of rows that it does not hold: MLflow keeps every value that it was ever given.
+    A continued run gets only rows that it does not hold: MLflow keeps every value that it was ever given.
     """
 
     package = "mlflow"
 
     def _open(self) -> None:
-        # A server that does not answer must not be asked for minutes, and nobody else is told that MLflow was used.
+        # A server that does not answer must not be asked for minutes, and MLflow must report its use to nobody.
         for name, value in (("HTTP_REQUEST_TIMEOUT", "10"), ("HTTP_REQUEST_MAX_RETRIES", "1")):
             os.environ.setdefault(f"MLFLOW_{name}", value)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -14,8 +14,8 @@ from textsafe_gym.tracking.base import Tracker
 class Trackio(Tracker):
     """One run of a trackio project.
 
-    trackio finds a run by its name, so that a few letters are added to it which no other run has. A continued run is
-    told only of rows that it does not hold.
+    trackio finds a run by its name, so that a few letters are added to it which no other run has. A continued run
+    gets only rows that it does not hold.
     """
 
     package = "trackio"

@@ -45,8 +45,8 @@ class Wandb(Tracker):
                 raise
             wandb.teardown()  # or it takes the run for one in use
             self._run = self._init(wandb, "offline")
-            told = " ".join(str(error).split())[:120]
-            _log.warning("W&B does not take the run, which is kept on disk for `wandb sync`: %s", told)
+            reason = " ".join(str(error).split())[:120]
+            _log.warning("W&B does not take the run, which is kept on disk for `wandb sync`: %s", reason)
 
     def _init(self, wandb: Any, mode: str) -> Any:
         place = Path(os.environ.get("WANDB_DIR") or self.directory)

@@ -54,8 +54,8 @@ class TokenRows:
         mask = np.zeros((len(last), self.width - self.prompt), dtype=bool)
         mask[sequence, step] = True
         number = np.cumsum(mask).reshape(mask.shape) - 1
-        whole = torch.as_tensor(known[last])
-        observations = {"input_ids": whole.clamp_min(0), "attention_mask": (whole >= 0).long()}
+        padded = torch.as_tensor(known[last])
+        observations = {"input_ids": padded.clamp_min(0), "attention_mask": (padded >= 0).long()}
         shape = torch.as_tensor(mask)
         return observations, torch.zeros(shape.shape, dtype=torch.long), shape, torch.as_tensor(number[sequence, step])
 

@@ -1,24 +1,23 @@
 """The paper's own set-up, on rows and checkpoints of the published form but of toy size."""
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 from transformers import LlamaForCausalLM
 
+from tests.helpers.commands import done
+from tests.helpers.example_loader import load
 from tests.helpers.models_doubles import make_config
 from tests.helpers.official_score import build, make_official_tokenizer
-from textsafe_gym.cli.main import main
 from textsafe_gym.experiments.spec import build_spec
+from textsafe_gym.files import read_rows, write_rows
 from textsafe_gym.models.beaver import CHAT_TEMPLATE
 from textsafe_gym.models.files import load_tokenizer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ROUNDS = {  # limit, first multiplier and its rate: the paper's
     "round1": (0.0, 1.0, 0.01),
     "round2": (-3.0, 0.5, 0.04),
@@ -33,26 +32,6 @@ SCRIPT = {
 }  # fmt: skip
 
 
-def prepare() -> Any:
-    spec = importlib.util.spec_from_file_location("prepare", ROOT / "examples" / "pku_safe_rlhf" / "prepare.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def textsafe(*arguments: object) -> Any:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.stderr
-    return result
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the hub would give: preferences, Alpaca's rows, a policy with pickled weights, two score models."""
@@ -63,7 +42,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row = {"prompt": f"w{i} w1 w2", "response_0": f"w3 w{i}", "response_1": f"w4 w5 w{i}"}
         row |= {"is_response_0_safe": safe[0], "is_response_1_safe": safe[1]}
         rows.append(row | {"better_response_id": i % 2, "safer_response_id": int(safe[1] and not safe[0])})
-    write(root / "preferences.jsonl", rows)
+    write_rows(root / "preferences.jsonl", rows)
     alpaca = [{"instruction": "w1 w2", "input": "w3" if i % 2 else "", "output": f"w{i}", "text": ""} for i in range(8)]
     (root / "alpaca.json").write_text(json.dumps(alpaca))
     tokenizer = make_official_tokenizer()
@@ -87,7 +66,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("prepared")
-    module = prepare()
+    module = load("pku_safe_rlhf/prepare")
     module.prepare_model(str(published / "policy"), root / "alpaca-7b")
     module.prepare_demonstrations(str(published / "alpaca.json"), root / "alpaca.jsonl")
     return root
@@ -100,9 +79,9 @@ def test_preparation(published: Path, prepared: Path) -> None:
     for shard in (published / "policy").glob("*.bin"):
         for name, tensor in torch.load(shard, weights_only=True).items():
             assert torch.equal(model.state_dict()[name], tensor)
-    rows = [json.loads(line) for line in (prepared / "alpaca.jsonl").read_text().splitlines()]
+    rows = read_rows(prepared / "alpaca.jsonl")
     assert rows[:2] == [{"prompt": "w1 w2", "response": "w0"}, {"prompt": "w1 w2 w3", "response": "w1"}]
-    prepare().prepare_model(str(prepared / "alpaca-7b"), prepared / "again")  # of safetensors
+    load("pku_safe_rlhf/prepare").prepare_model(str(prepared / "alpaca-7b"), prepared / "again")  # of safetensors
     LlamaForCausalLM.from_pretrained(prepared / "again", use_safetensors=True)
 
 
@@ -117,7 +96,7 @@ def test_a_round(name: str, published: Path, prepared: Path, tmp_path: Path) -> 
     config = ROOT / "configs" / "paper" / f"{name}.yaml"
     out = tmp_path / "run"
     request = ["train", "ppo_lagrangian", "--env", "pku_safe_rlhf", "--config", config, *changes]
-    textsafe(*request, "--episodes", 256, "--out", out)
+    done(*request, "--episodes", 256, "--out", out)
 
     saved = yaml.safe_load((out / "config.yaml").read_text())
     limit, first, rate = ROUNDS[name]
@@ -125,7 +104,7 @@ def test_a_round(name: str, published: Path, prepared: Path, tmp_path: Path) -> 
     assert {key: saved["config"][key] for key in wanted} == wanted
     assert saved["policy"]["critics"] == "separate"
     assert saved["policy"]["dtype"] == saved["env"]["kwargs"]["dtype"] == "bfloat16"
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(out / "metrics.jsonl")
     assert len(rows) == 2
     assert {"ptx_loss", "cost_critic_loss", "multiplier", "kl"} <= set(rows[0])
     assert json.loads((out / "summary.json").read_text())["cost_limit"] == limit
@@ -141,11 +120,11 @@ def test_the_environment_is_the_papers() -> None:
 def test_the_models_before_the_first_round(published: Path, prepared: Path, tmp_path: Path) -> None:
     common = ["--learning-rate", "2e-5", "--minibatch-size", "16", "--max-length", "512", "--device", "cpu"]
     sft, data = prepared / "alpaca-7b", published / "preferences.jsonl"
-    textsafe("fit", "sft", "--data", prepared / "alpaca.jsonl", "--model", sft, "--test-fraction", 0, *common,
+    done("fit", "sft", "--data", prepared / "alpaca.jsonl", "--model", sft, "--test-fraction", 0, *common,
              "--out", tmp_path / "sft")  # fmt: skip
     for kind in ("reward", "cost"):
         skip = ["--skip-inconsistent"] if kind == "cost" else []
-        textsafe("fit", kind, "--data", data, "--model", tmp_path / "sft", *common, *skip, "--out", tmp_path / kind)
+        done("fit", kind, "--data", data, "--model", tmp_path / "sft", *common, *skip, "--out", tmp_path / kind)
         metrics = json.loads((tmp_path / kind / "metrics.json").read_text())
         assert metrics["settings"]["epochs"] == 2
         assert metrics["settings"]["regularization"] == 0.001
