@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 from textsafe_gym.data.files import read_table
 from textsafe_gym.files import write_rows
-from textsafe_gym.models.beaver import CHAT_TEMPLATE
 from textsafe_gym.models.files import load_tokenizer, new_directory
+from textsafe_gym.models.formats.beaver import CHAT_TEMPLATE
 
 INDEX = "pytorch_model.bin.index.json"
 

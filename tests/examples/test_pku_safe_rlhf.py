@@ -14,8 +14,8 @@ from tests.helpers.models_doubles import make_config
 from tests.helpers.official_score import build, make_official_tokenizer
 from textsafe_gym.experiments.spec import build_spec
 from textsafe_gym.files import read_rows, write_rows
-from textsafe_gym.models.beaver import CHAT_TEMPLATE
 from textsafe_gym.models.files import load_tokenizer
+from textsafe_gym.models.formats.beaver import CHAT_TEMPLATE
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = {  # limit, first multiplier and its rate: the paper's

@@ -22,9 +22,9 @@ from tests.helpers.models_doubles import (
 from tests.helpers.rounding import TINY
 from textsafe_gym.errors import DataError, ModelError
 from textsafe_gym.fitting.sft import encode_demonstration
-from textsafe_gym.models.beaver import CHAT_TEMPLATE
 from textsafe_gym.models.causal_lm import CausalLMActor
 from textsafe_gym.models.files import load_tokenizer
+from textsafe_gym.models.formats.beaver import CHAT_TEMPLATE
 from textsafe_gym.models.sampling import generate, sample_responses
 from textsafe_gym.models.score import ScoreModel
 from textsafe_gym.models.texts import answers_ids, end_with_turn, pair_ids, prompt_ids

@@ -83,7 +83,7 @@ class ScoreModel:
 
     @classmethod
     def load(cls, source: str | Path, kind: str, device: str = "cpu", dtype: str = "float32") -> "ScoreModel":
-        """Loads a saved score model, any Hugging Face decoder classifier with one label, or one of the Beaver models.
+        """Loads a saved score model, any Hugging Face decoder classifier with one label, or one of `formats`.
 
         A folder in PEFT's format is a LoRA, which is added to the one copy of its base model in this process.
 
@@ -98,21 +98,21 @@ class ScoreModel:
         """
         from transformers import AutoModelForSequenceClassification
 
-        from textsafe_gym.models import beaver
+        from textsafe_gym.models.formats import format_of
 
         what = f"{kind} model"
         if lora.is_lora(source):
             return cls._load_lora(source, kind, what, device, dtype)
         config = load_config(source, what)
-        official = not beaver.ARCHITECTURES.isdisjoint(config.architectures or [])
-        if official:
-            model, tokenizer = beaver.load(source, config, what, device, dtype)
+        other = format_of(config)
+        if other:
+            model, tokenizer = other.load(source, config, what, device, dtype)
         else:
             model = load_pretrained(AutoModelForSequenceClassification, source, what, device, dtype)
             tokenizer = load_tokenizer(source, what)
         try:
-            if official and not hasattr(model.config, _KEY):
-                setattr(model.config, _KEY, beaver.normaliser(model.config, kind))
+            if other and not hasattr(model.config, _KEY):
+                setattr(model.config, _KEY, other.normaliser(model.config, kind))
             return cls.of(model, tokenizer, kind)
         except ModelError as error:
             raise ModelError(f"cannot use {what} '{source}': {error}") from error

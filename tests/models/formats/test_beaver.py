@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.official_score import build, make_official_tokenizer
 from tests.helpers.rounding import TINY, same_tensors
 from textsafe_gym.errors import ModelError
+from textsafe_gym.files import read_json, write_json
+from textsafe_gym.models.formats import FORMATS, beaver
 from textsafe_gym.models.score import Critic, ScoreModel
 
 PROMPTS, RESPONSES = ["w1 w2 w3", "w4"], ["w11 w12", ""]
@@ -113,3 +115,23 @@ def test_pickled_weights_can_be_converted_as_the_error_says(tmp_path: Path) -> N
     assert ScoreModel.load(tmp_path / "beaver", "cost")(["w1"], ["w2"])[0] == pytest.approx(
         formula("w1", "w2"), abs=TINY
     )
+
+
+def test_a_format_from_elsewhere_is_one_module(tmp_path: Path) -> None:
+    class Odd:
+        ARCHITECTURES = frozenset({"OddScore"})
+        load = staticmethod(beaver.load)
+
+        @staticmethod
+        def normaliser(config: object, kind: str) -> dict[str, object]:
+            return {"kind": kind, "mean": 0.0, "std": 4.0}
+
+    formula = build(tmp_path / "odd", "cost", do_normalize=False)
+    write_json(tmp_path / "odd/config.json", read_json(tmp_path / "odd/config.json") | {"architectures": ["OddScore"]})
+    FORMATS.register("odd", Odd(), "")
+    try:
+        score = ScoreModel.load(tmp_path / "odd", "cost")
+    finally:
+        FORMATS.remove("odd")
+    assert score.std == 4.0
+    np.testing.assert_allclose(score(["w1"], ["w2"]), formula("w1", "w2") / 4, atol=TINY, rtol=0)
