@@ -39,11 +39,11 @@ SECONDS = 300  # for the tests of one fault; the mapped ones take a fraction of 
 LARGEST_SHARE = 0.1  # of the faults that are not equivalent, that may survive
 # How many faults are drawn from each folder, and files of which none is drawn: declarations, drawings, model cards.
 DRAWN = {
-    "algos": 27,
-    "textsafe_gym/envs": 18,
+    "algos": 30,
+    "textsafe_gym/envs": 15,
     "textsafe_gym/models": 20,
-    "textsafe_gym/evaluation": 14,
-    "textsafe_gym/rollouts": 4,
+    "textsafe_gym/evaluation": 15,
+    "textsafe_gym/rollouts": 3,
 }
 LEFT_OUT = ("algos/core/settings.py", "textsafe_gym/evaluation/figures.py", "textsafe_gym/models/cards.py")
 _COMPARISONS = {
