@@ -11,7 +11,7 @@ from scipy import stats
 from tests.helpers.rounding import FLOAT64
 from textsafe_gym import experiments
 from textsafe_gym.errors import DataError, RunError, ScoreError
-from textsafe_gym.evaluation.intervals import t_interval
+from textsafe_gym.evaluation.intervals import share_interval, t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse, hypervolume, on_front
 from textsafe_gym.evaluation.records import by_prompt, read_evaluation, summarise
 from textsafe_gym.evaluation.report import cell
@@ -320,6 +320,17 @@ def test_that_interval_covers_what_it_claims():
         found = _intervals([summarise(rows, None)], [summarise(own, None) for own in by_prompt(rows)])["reward"]
         covered += found["low"] <= 0.0 <= found["high"]
     assert stats.binomtest(covered, 400, 0.95).pvalue > 0.01
+
+
+def test_a_share_that_nobody_had_may_still_be_above_nothing():
+    none = share_interval([0.0] * 60)
+    assert (none.mean, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 60))  # Clopper and Pearson's, which has a closed form there
+    assert share_interval([0.0, 0.5, 1.0]) == t_interval([0.0, 0.5, 1.0], within=(0.0, 1.0))
+    rows = [{**row(0.0, -1.0), "episode": i} for i in range(60)]
+    summary = {"algorithm": "ppo", "label": "ppo", "seed": 0, "cost_limit": None}
+    found = compare_runs([Run(Path("x"), summary, rows)])["settings"]["ppo"]["metrics"]["harmful_rate"]
+    assert found["high"] == pytest.approx(none.high)
 
 
 def test_intervals_stay_within_what_is_possible(tmp_path: Path):

@@ -46,3 +46,19 @@ def t_interval(
         return Interval(mean, None, None, len(array))
     half = float(stats.sem(array) * stats.t.ppf((1 + confidence) / 2, len(array) - 1))
     return Interval(mean, max(within[0], mean - half), min(within[1], mean + half), len(array))
+
+
+def share_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The mean of shares in [0, 1] and its interval.
+
+    Clopper and Pearson's where each is 0 or 1, whose bounds are right for few and for none of them; Student's, cut off
+    at 0 and 1, where they are shares of several.
+
+    Args:
+        values: one number a repetition, at least one.
+        confidence: in (0, 1).
+    """
+    if len(values) < 2 or not set(values) <= {0.0, 1.0}:
+        return t_interval(values, confidence, (0.0, 1.0))
+    found = stats.binomtest(int(sum(values)), len(values)).proportion_ci(confidence, "exact")
+    return Interval(sum(values) / len(values), float(found.low), float(found.high), len(values))

@@ -10,7 +10,7 @@ from pathlib import Path
 from textsafe_gym.config import flat, read_yaml
 from textsafe_gym.errors import DataError, RunError
 from textsafe_gym.evaluation.attainable import attained, attained_of_own
-from textsafe_gym.evaluation.intervals import t_interval
+from textsafe_gym.evaluation.intervals import share_interval, t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse
 from textsafe_gym.evaluation.records import by_prompt, data_units, read_evaluation, summarise
 from textsafe_gym.evaluation.report import UNITS, Table, comparison_tables
@@ -287,8 +287,10 @@ def _intervals(means: Sequence[Row], prompts: Sequence[Row] = (), limit: float |
     found = {}
     for name in names:
         values = [mean[name] for mean in means if name in mean]
-        repeated = [mean[name] for mean in prompts if name in mean] or values
-        over = t_interval(repeated, within=_BOUNDS.get(name, _ALL)).as_dict()
+        repeated, within = [mean[name] for mean in prompts if name in mean], _BOUNDS.get(name, _ALL)
+        over = (
+            share_interval(repeated) if repeated and within is _SHARE else t_interval(repeated or values, within=within)
+        ).as_dict()
         found[name] = {**over, "mean": t_interval(values).mean, "runs": len(values), "values": values}
     if prompts and limit is not None and found["cost"]["low"] is not None:
         ends = {end: violation(found["cost"][end] - limit) for end in ("low", "high")}
