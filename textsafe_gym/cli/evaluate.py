@@ -20,6 +20,7 @@ from textsafe_gym.cli.terminal import is_quiet, say
 _EXAMPLE = """\b
 Examples:
   textsafe evaluate runs/demo/ppo/seed_0 --out runs/again
+  textsafe evaluate runs/one --samples 8 --out runs/eight-answers
   textsafe evaluate runs/a my_model --set env.evaluation_prompts=prompts.txt --out runs/on-my-prompts
 """
 
