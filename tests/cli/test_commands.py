@@ -259,6 +259,9 @@ def test_several_responses_to_a_prompt(compared: Path, tmp_path: Path):
         sum(row["reward"] for row in own) / len(own) for own in (first, [row for row in again if row["sample"] < 2])
     ]
     assert [front["points"][0]["reward"] for front in (one, two)] == pytest.approx(mean)
+    done("evaluate", compared / "ppo/seed_1", "--samples", 2, "--out", tmp_path / "more")
+    both = printed("pareto", tmp_path / "out", tmp_path / "more", "--samples", 2, "--out", tmp_path / "both")
+    assert both["points"][0]["runs"] == 2  # repetitions, though the one has a response more
     refused = textsafe("pareto", tmp_path / "out", "--samples", 4, "--out", tmp_path / "4")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert "--samples 4" in refused.stderr

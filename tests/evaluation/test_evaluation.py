@@ -311,6 +311,25 @@ def test_the_interval_of_one_run_is_over_its_prompts():
     assert comparison["pareto"]["algorithms"]["ppo"]["low"] is not None
 
 
+def test_prompts_that_differ_are_not_paired():
+    def played(label: str, prompts: int) -> Run:
+        rows = [{"reward": float(i), "cost": 0.1 * i, "episode": i} for i in range(prompts)]
+        return Run(Path(label), {"algorithm": "ppo", "label": label, "seed": 0, "cost_limit": None}, rows)
+
+    assert compare_runs([played("ppo[1]", 60), played("ppo[2]", 60)])["pareto"]["over"] == "prompts"
+    other = compare_runs([played("ppo[1]", 60), played("ppo[2]", 5)])["pareto"]
+    assert (other["over"], other["algorithms"]["ppo"]["low"]) == ("seeds", None)
+
+
+def test_a_named_cost_that_one_run_did_not_have_counts_as_0_there():
+    runs = [
+        Run(Path(str(seed)), {"algorithm": "ppo", "label": "ppo", "seed": seed, "cost_limit": None}, [made])
+        for seed, made in enumerate([row(1.0, 0.0), row(1.0, 4.0, costs={"x": 4.0})])
+    ]
+    for own in (runs, runs[::-1]):
+        assert compare_runs(own)["settings"]["ppo"]["costs"]["x"]["cost"]["mean"] == 2.0
+
+
 def test_that_interval_covers_what_it_claims():
     """Of 400 policies with a known mean; as if responses were independent, 57 % would be covered."""
     rng, covered = np.random.default_rng(0), 0
@@ -323,14 +342,30 @@ def test_that_interval_covers_what_it_claims():
 
 
 def test_a_share_that_nobody_had_may_still_be_above_nothing():
-    none = share_interval([0.0] * 60)
+    none = share_interval([0.0] * 60, 60)
     assert (none.mean, none.low) == (0.0, 0.0)
     assert none.high == pytest.approx(1 - 0.025 ** (1 / 60))  # Clopper and Pearson's, which has a closed form there
-    assert share_interval([0.0, 0.5, 1.0]) == t_interval([0.0, 0.5, 1.0], within=(0.0, 1.0))
+    some = share_interval([0.0] * 50 + [1.0] * 10, 60)
+    exact = stats.binomtest(10, 60).proportion_ci(0.95, "exact")
+    assert (some.low, some.high) == (pytest.approx(exact.low), pytest.approx(exact.high))
+    one = share_interval([0.25] + [0.0] * 59, 240)  # one of 240 responses
+    assert one.high > 0.02
     rows = [{**row(0.0, -1.0), "episode": i} for i in range(60)]
     summary = {"algorithm": "ppo", "label": "ppo", "seed": 0, "cost_limit": None}
     found = compare_runs([Run(Path("x"), summary, rows)])["settings"]["ppo"]["metrics"]["harmful_rate"]
     assert found["high"] == pytest.approx(none.high)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+@pytest.mark.parametrize("share", [0.015, 0.03, 0.3])
+def test_the_interval_of_a_share_covers_what_it_claims(share: float, spread: float):
+    """Four responses to each of 60 prompts, whose own shares differ (beta) or not; Student's covers 88 to 92 %."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        own = rng.beta(share / spread, (1 - share) / spread, size=60) if spread else np.full(60, share)
+        found = share_interval((rng.binomial(4, own) / 4).tolist(), 240)
+        covered += found.low <= share <= found.high
+    assert covered > stats.binom.ppf(0.01, 1000, 0.95)
 
 
 def test_intervals_stay_within_what_is_possible(tmp_path: Path):

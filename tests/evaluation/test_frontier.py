@@ -99,6 +99,26 @@ def test_each_prompt_keeps_its_own_limit() -> None:
     assert (hard["feasible"], hard["multiplier"]) == (False, None)
 
 
+def test_a_prompt_half_of_whose_samples_cannot_keep_the_limit_is_not_corrected() -> None:
+    """Its half's multiplier is the largest that is tried; as a correction it would make the mean negative."""
+    half = some(5, 60)
+    cost = half.cost.copy()
+    cost[0] += 3.0  # all of the first prompt's, ...
+    cost[0, :5] = -2.0  # ... but a few of its first half
+    found = reference_frontier(Samples(half.reward, cost), -0.1, [0.4], [1], "per_prompt")["at_limit"]
+    assert found["feasible"]
+    assert 0 < found["multiplier"] < 10
+    low, high = found["intervals"]["multiplier"]
+    assert low <= found["multiplier"] <= high
+
+
+def test_rewards_that_are_all_the_same_have_a_frontier() -> None:
+    samples = Samples(np.ones((5, 60)), some(5, 60).cost)
+    found = reference_frontier(samples, -0.5, [0.4], [1, 2])["at_limit"]
+    assert found["feasible"]
+    assert (found["reward"], found["cost"]) == (pytest.approx(1.0), pytest.approx(-0.5, abs=1e-3))
+
+
 def test_a_probability_is_the_mean_of_an_indicator() -> None:
     half = some(5, 60)
     harmful = Samples(half.reward, (half.cost > 0).astype(float))

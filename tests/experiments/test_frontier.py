@@ -65,7 +65,7 @@ def test_a_damaged_file_is_named_and_sampled_again_once_it_is_gone(tmp_path: Pat
         ({"samples": 3}, "--samples 3: expected a whole number, at least 4"),
         ({"beta": 0.0}, "--beta: expected numbers above 0"),
         ({"beta": []}, "--beta"),
-        ({"env": "CartPole-v1"}, "has no cost limit; give --cost-limit"),
+        ({"env": "CartPole-v1"}, "CartPole-v1: 0 evaluation prompts; a frontier is of at least 2"),
         ({"settings": {"learning_rate": 1}}, "only env.KEY and policy.KEY"),
         ({"cost_limit": float("nan")}, "--cost-limit nan: expected a finite number"),
     ],
@@ -157,6 +157,18 @@ def test_several_costs_have_a_limit_each(tmp_path: Path, monkeypatch: pytest.Mon
     assert [column for column in result.tables[0].columns if "words" in column] == ["cost words", "λ words"]
     with pytest.raises(ConfigError, match="'words'"):
         experiments.frontier(None, cost_limit={"word": 1.0}, **options)
+
+
+def test_a_cost_whose_name_is_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "def words(prompts, responses):\n    return [float(len(r.split())) for r in responses]\n"
+    (tmp_path / "judged_once.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    costs = {"words": "judged_once:words", "reward": "judged_once:words"}
+    settings = {"env": {"cost_model": costs, "prompts": PROMPTS}}
+    with pytest.raises(ConfigError, match="a cost is called 'reward'"):
+        experiments.frontier(
+            None, settings=settings, samples=4, beta=1.0, cost_limit=3.0, quiet=True, out=tmp_path / "out"
+        )
 
 
 def test_a_comparison_shows_what_is_attainable(tmp_path: Path) -> None:

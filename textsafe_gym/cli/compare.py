@@ -63,7 +63,7 @@ def compare(
     workers: int,
     out: Path | None,
     frontier: Path | None,
-    samples: int,
+    samples: int | None,
     resume: bool,
     track: str | None,
     as_json: bool,

@@ -38,7 +38,7 @@ def evaluate(
     env: str | None,
     assignments: tuple[str, ...],
     seed: int | None,
-    samples: int,
+    samples: int | None,
     out: Path | None,
     as_json: bool,
 ) -> None:

@@ -92,7 +92,7 @@ def out_option(default: str) -> Callable[[Command], Command]:
 
 
 samples_option = click.option(
-    "--samples", type=click.IntRange(1), default=1, show_default=True, metavar="K", help="Responses to each prompt."
+    "--samples", type=click.IntRange(1), metavar="K", help="Responses to each prompt. [1, or a given run's own]"
 )
 
 

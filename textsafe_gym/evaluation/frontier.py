@@ -150,8 +150,8 @@ def _row(
 
 def _scale(samples: Samples, problem: Problem) -> float:
     """A multiplier that weighs what is bounded as much as reward: the ratio of their deviations within a prompt."""
-    spread = float(problem.signal(samples).std(1).mean())
-    return float(samples.reward.std(1).mean()) / spread if spread else 1.0
+    spreads = float(samples.reward.std(1).mean()), float(problem.signal(samples).std(1).mean())
+    return spreads[0] / spreads[1] if all(spreads) else 1.0
 
 
 def grid(samples: Samples, problem: Problem) -> Array:
@@ -184,9 +184,12 @@ def _each_prompt(samples: Samples, problem: Problem, rng: np.random.Generator) -
         values, sizes = tilt(part, problem, high)
         return high, values[2], sizes
 
-    multipliers, values, sizes = zip(
-        *map(solved, (samples.part(slice(half)), samples.part(slice(half, None)), samples)), strict=True
-    )
+    parts = samples.part(slice(half)), samples.part(slice(half, None)), samples
+    multipliers, values, sizes = (list(each) for each in zip(*map(solved, parts), strict=True))
+    # Half a prompt's samples that cannot keep its limit tell nothing of the bias: there the whole stands uncorrected.
+    odd = (multipliers[0] >= most) | (multipliers[1] >= most)
+    multipliers = [np.where(odd, multipliers[2], own) for own in multipliers]
+    values = [np.where(odd[:, 0], values[2], own) for own in values]
     shares = draws(prompts, rng)
     found, own = corrected(np.stack(values)).T, corrected(np.stack(multipliers))[:, 0]
     feasible = bool((multipliers[2] < most).all())

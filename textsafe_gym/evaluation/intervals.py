@@ -48,17 +48,26 @@ def t_interval(
     return Interval(mean, max(within[0], mean - half), min(within[1], mean + half), len(array))
 
 
-def share_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The mean of shares in [0, 1] and its interval.
+def share_interval(values: Sequence[float], responses: int, confidence: float = 0.95) -> Interval:
+    """The mean of shares in [0, 1] and its interval, whose bounds are right for few and for none of them as well.
 
-    Clopper and Pearson's where each is 0 or 1, whose bounds are right for few and for none of them; Student's, cut off
-    at 0 and 1, where they are shares of several.
+    Clopper and Pearson's; where a share is of several responses, with as many as would have the same variance were they
+    independent of each other (Korn & Graubard 1998).
 
     Args:
-        values: one number a repetition, at least one.
+        values: each prompt's share, at least one.
+        responses: that they are of, in all.
         confidence: in (0, 1).
     """
-    if len(values) < 2 or not set(values) <= {0.0, 1.0}:
-        return t_interval(values, confidence, (0.0, 1.0))
-    found = stats.binomtest(int(sum(values)), len(values)).proportion_ci(confidence, "exact")
-    return Interval(sum(values) / len(values), float(found.low), float(found.high), len(values))
+    shares, tail = np.asarray(values, dtype=np.float64), (1 - confidence) / 2
+    mean, size = float(shares.mean()), float(len(shares))
+    if size < 2:
+        return Interval(mean, None, None, len(shares))
+    if not set(shares.tolist()) <= {0.0, 1.0}:
+        fewer = (stats.norm.ppf(1 - tail) / stats.t.ppf(1 - tail, size - 1)) ** 2  # as the variance is an estimate
+        variance = float(shares.var(ddof=1)) / size
+        size = min(mean * (1 - mean) / variance, responses) * fewer if variance else size
+    hits = mean * size
+    low = float(stats.beta.ppf(tail, hits, size - hits + 1)) if mean > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, hits + 1, size - hits)) if mean < 1 else 1.0
+    return Interval(mean, low, high, len(shares))

@@ -27,7 +27,15 @@ _BOUNDS = {
     "finished": _SHARE,
 }
 # Keys of `config.yaml` in which repetitions may differ: seeds, devices, and what an evaluation adds.
-_APART = {"config.seed", "evaluation_seed", "evaluation_batch", "source", "policy.device", "env.kwargs.device"}
+_APART = {
+    "config.seed",
+    "evaluation_seed",
+    "evaluation_batch",
+    "evaluation_samples",
+    "source",
+    "policy.device",
+    "env.kwargs.device",
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -183,9 +191,10 @@ def points_of(runs: Sequence[Run], cost: str = "") -> list[RunPoint]:
 
 
 def repetitions_of(runs: Sequence[Run]) -> list[RunPoint] | None:
-    """What intervals are over: each prompt's means, with its number for a seed, where each setting has one run; None:
-    the runs themselves."""
-    if len({run.label for run in runs}) < len(runs):
+    """What intervals are over: each prompt's means, with its number for a seed, where each setting has one run, and all
+    have the same prompts; None: the runs themselves."""
+    prompts = {tuple(dict.fromkeys((row.get("episode"), row.get("prompt")) for row in run.rows)) for run in runs}
+    if len({run.label for run in runs}) < len(runs) or len(prompts) > 1:
         return None
     return [
         RunPoint(run.algorithm, run.label, number, means["reward"], means["cost"])
@@ -243,11 +252,11 @@ def compare_runs(runs: Sequence[Run], frontier: Row | None = None) -> Row:
             "metrics": _intervals(means, single, limit),
             "costs": {
                 name: _intervals(
-                    [mean["costs"][name] for mean in means],
+                    [mean.get("costs", {}).get(name, {"cost": 0.0}) for mean in means],  # absent, a cost is 0
                     [{"cost": _named(mean, name)} for mean in single],
                     own[0].cost_limits.get(name),
                 )
-                for name in means[0].get("costs", {})
+                for name in dict.fromkeys(name for mean in means for name in mean.get("costs", {}))
             },
             "groups": {name: _intervals(_of_group(means, name), _of_group(single, name)) for name in groups},
             "attainable": attained(own, frontier) if frontier else None,
@@ -284,12 +293,14 @@ def _intervals(means: Sequence[Row], prompts: Sequence[Row] = (), limit: float |
     """Means over runs with 95 % t intervals over them, or of one run over its `prompts`' own means; `limit` is the
     cost's."""
     names = list(dict.fromkeys(name for mean in means for name in mean if name not in _SKIPPED))
-    found = {}
+    found, responses = {}, sum(mean.get("episodes", 1) for mean in prompts)
     for name in names:
         values = [mean[name] for mean in means if name in mean]
         repeated, within = [mean[name] for mean in prompts if name in mean], _BOUNDS.get(name, _ALL)
         over = (
-            share_interval(repeated) if repeated and within is _SHARE else t_interval(repeated or values, within=within)
+            share_interval(repeated, responses)
+            if repeated and within is _SHARE
+            else t_interval(repeated or values, within=within)
         ).as_dict()
         found[name] = {**over, "mean": t_interval(values).mean, "runs": len(values), "values": values}
     if prompts and limit is not None and found["cost"]["low"] is not None:

@@ -38,7 +38,7 @@ def compare(
     workers: int = 1,
     out: str | Path = "runs/compare",
     frontier: str | Path | None = None,
-    samples: int = 1,
+    samples: int | None = None,
     resume: bool = False,
     track: str | None = None,
     quiet: bool = False,
@@ -63,7 +63,7 @@ def compare(
         workers: processes. With several, a script has to start them below `if __name__ == "__main__":`.
         out: an empty or new directory.
         frontier: the directory of a call of `frontier`, to show what is attainable; by default the embedded world's.
-        samples: responses to each evaluation prompt.
+        samples: responses to each evaluation prompt; by default those of `config`, if that is of a run, else 1.
         resume: keep the finished runs in `out`, continue the others, add new ones.
         track: see `train`.
         quiet: show no progress.
@@ -85,10 +85,10 @@ def compare(
     from textsafe_gym.experiments.pool import finish_all, jobs_of
     from textsafe_gym.experiments.tracking import check_tracker
 
-    needed = {"algorithms": algorithms, "data": data, "vary": vary, "workers": workers, "out": out, "samples": samples}
+    needed = {"algorithms": algorithms, "data": data, "vary": vary, "workers": workers, "out": out}
     check_arguments(
         {**needed, "seeds": seeds, "seed": seed}, env=env, config=config, settings=settings, preset=preset,
-        episodes=episodes, track=track,
+        episodes=episodes, samples=samples, track=track,
     )  # fmt: skip
     check_tracker(track)
     algorithms = [algorithms] if isinstance(algorithms, str) else list(algorithms)
@@ -103,7 +103,7 @@ def compare(
         workers=workers,
         out=out,
         frontier=frontier,
-        samples=None if samples == 1 else samples,
+        samples=samples,
         track=track,
     )
     directory = Path(out)
@@ -117,9 +117,10 @@ def compare(
         episodes=episodes,
         data=data,
     )
-    specs = [replace(spec, evaluation_samples=samples) for spec in specs]
+    if samples is not None:
+        specs = [replace(spec, evaluation_samples=samples) for spec in specs]
     check_out(directory, resume)
-    known = known_frontier(frontier, [spec.as_dict() for spec in specs[:1]])
+    known = known_frontier(frontier, [spec.as_dict() for spec in specs])
     jobs = jobs_of(specs, range(seed, seed + seeds), directory, folder_of, track)
     _check_all(specs, quiet)
     left_out = _left_out_of(specs)

@@ -25,7 +25,7 @@ def evaluate(
     *,
     settings: Mapping[str, object] | Sequence[str] | None = None,
     seed: int | None = None,
-    samples: int = 1,
+    samples: int | None = None,
     out: str | Path = "runs/evaluate",
     quiet: bool = False,
 ) -> Result:
@@ -38,7 +38,7 @@ def evaluate(
         env: as for `train`; by default what each was trained in, and "SafeRLHF-v0" for a policy alone.
         settings: below "env" and "policy", over those of the run.
         seed: of the responses; by default that of a run's training, and 0 for a policy alone.
-        samples: responses to each prompt.
+        samples: responses to each prompt; by default those of the first run's own evaluation, and 1 for a policy alone.
         out: an empty or new directory.
         quiet: show no progress.
 
@@ -57,7 +57,7 @@ def evaluate(
     from textsafe_gym.experiments.play import play_samples
     from textsafe_gym.experiments.saved import open_saved, saved_policy
 
-    check_arguments({"sources": sources, "out": out, "samples": samples}, env=env, settings=settings, seed=seed)
+    check_arguments({"sources": sources, "out": out}, samples=samples, env=env, settings=settings, seed=seed)
     given = [sources] if isinstance(sources, str | Path) else list(sources)
     if not given:
         raise ConfigError("nothing to evaluate; give a run's or a model's directory")
@@ -70,6 +70,7 @@ def evaluate(
             raise ConfigError(f"'{given[names.index(name)]}' and '{given[i]}' are both '{name}'; evaluate them apart")
     # The seed draws the same for each only in batches of one size, here the first's.
     batch = policies[0].spec.evaluation_envs
+    samples = samples or policies[0].spec.evaluation_samples
     played = [replace(saved.spec, evaluation_batch=batch, evaluation_samples=samples) for saved in policies]
     configs = [
         {**spec.as_dict(), "evaluation_seed": saved.seed, "source": saved.source}

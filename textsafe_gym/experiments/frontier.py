@@ -155,7 +155,9 @@ def _open(saved: "SavedPolicy") -> "gym.vector.VectorEnv":
     task = task_of(vector)
     count = len(task.evaluation_prompts) if isinstance(task, PromptTask) else 0
     vector.close()
-    return make_env(saved.spec, min(count, _AT_ONCE) if count else saved.spec.evaluation_envs)
+    if count < 2:  # samples are of one state each, and intervals are over states
+        raise ConfigError(f"env {saved.spec.env['id']}: {count} evaluation prompts; a frontier is of at least 2")
+    return make_env(saved.spec, min(count, _AT_ONCE))
 
 
 def _weights(beta: float | Iterable[float] | None, vector: "gym.vector.VectorEnv") -> list[float]:
@@ -197,6 +199,9 @@ def _sample(
             if any(row.get("finish_reason") == CUT for row in rows):
                 env_id = saved.spec.env["id"]
                 raise ConfigError(f"env {env_id}: a limit on steps cuts responses, which nothing has scored; lift it")
+            taken = {name for row in rows for name in row.get("costs", {})} & {*_COLUMNS, "file"}
+            if taken:
+                raise ConfigError(f"a cost is called '{taken.pop()}', which stands for something else here; rename it")
             own = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in _COLUMNS}
             for name in sorted({name for row in rows for name in row.get("costs", {})}):  # absent counts as 0
                 own[name] = np.array([row.get("costs", {}).get(name, 0.0) for row in rows], dtype=np.float64)
@@ -319,12 +324,15 @@ def known_frontier(place: str | Path | None, configs: Sequence[Values]) -> Row |
     path = Path(place)
     path = path / "frontier.json" if path.is_dir() else path
     found = read_json(path)
-    needed = ("env", "constraint", "kl_coefficient", "at_limit", "front", "best_of_n")
+    needed = ("env", "constraint", "kl_coefficient", "reference", "at_limit", "front", "by_constraint", "best_of_n")
     missing = [key for key in needed if key not in found]
     if missing:
         raise DataError(f"{path}: no '{missing[0]}'; is this what textsafe frontier wrote?")
     if found["constraint"] != "mean" or "cost_limit" not in found:
         raise ConfigError(f"--frontier {place}: its limit is not on the mean of the whole cost, as these runs' are")
+    for other in held:
+        if other["env.id"] != found["env"]:
+            raise ConfigError(f"--frontier {place}: made in {found['env']}, and the runs in {other['env.id']}")
     if (path.parent / CONFIG).exists():
         own = _origin(read_yaml(path.parent / CONFIG).values)
         for other in held:
