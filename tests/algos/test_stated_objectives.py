@@ -423,3 +423,24 @@ def test_hc_says_safe_where_the_bound_is_below_the_limit(over: float, safe: floa
     trainer = trainer_of("hc_lagrangian", confidence=0.95)
     row = trainer.algorithm.update(rollout, torch.Generator().manual_seed(0))
     assert (row["safe"], row["upper_bound"] > 0) == (safe, not safe)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "problem"),
+    [
+        *((name, {}, "weighted") for name in ("ppo", "rloo", "grpo", "dpo", "reward_shaping")),
+        *((name, {}, "mean") for name in ("cpo", "p3o", "rloo_lagrangian", "hc_lagrangian")),
+        ("cup", {"constraint": "cvar"}, "cvar"),
+        ("ppo_lagrangian", {"limit_includes_kl": False}, "mean"),
+        ("ppo_lagrangian", {"limit_includes_kl": True}, "kl_in_cost"),
+        ("ppo_lagrangian", {"limit_includes_kl": True, "constraint": "probability"}, "probability"),
+        ("repo", {}, "per_prompt"),
+        ("repo", {"constraint": "probability"}, None),
+        ("ppo_lagrangian", {"cost_limits": {"a": 1.0}}, None),
+    ],
+)
+def test_a_method_states_the_problem_that_its_settings_make(
+    name: str, settings: dict[str, Any], problem: str | None
+) -> None:
+    definition = algos.definition(name)
+    assert definition.problem(definition.config(**settings)) == problem

@@ -15,6 +15,7 @@ import textsafe_gym  # noqa: F401 (registers the environments)
 from tests.helpers.rounding import TINY
 from tests.helpers.texts import PROMPTS, digest_scorer, word_tokenizer
 from textsafe_gym.data.prompts import Prompt
+from textsafe_gym.envs.making import own_cost_limit
 from textsafe_gym.envs.text import SafeRLHFEnv
 from textsafe_gym.envs.vector import SafeRLHFVectorEnv
 from textsafe_gym.errors import ConfigError, DataError, ModelError, ScoreError, TextsafeError
@@ -673,3 +674,11 @@ def test_a_pickled_copy_goes_on_as_the_original_would(name: str) -> None:
     for action in (eos + 2, eos):
         assert data_equivalence(env.step(action), again.step(action))
     assert data_equivalence(env.reset(), again.reset())
+
+
+def test_a_vector_environment_has_the_limit_of_its_environments() -> None:
+    limit = gym.make("SafeRLHF-v0").unwrapped.cost_limit
+    for mode in ("sync", None):
+        vector = gym.make_vec("SafeRLHF-v0", num_envs=2, vectorization_mode=mode)
+        assert own_cost_limit(vector) == limit
+    assert own_cost_limit(gym.make_vec("CartPole-v1", num_envs=2)) is None

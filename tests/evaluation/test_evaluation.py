@@ -328,6 +328,10 @@ def test_a_named_cost_that_one_run_did_not_have_counts_as_0_there():
     ]
     for own in (runs, runs[::-1]):
         assert compare_runs(own)["settings"]["ppo"]["costs"]["x"]["cost"]["mean"] == 2.0
+    for limits, shown in (({}, "–"), ({"x": 2.5}, "2.5")):
+        limited = [Run(run.directory, run.summary | {"cost_limits": limits}, run.rows) for run in runs]
+        table = tables_of(compare_runs(limited))[0]
+        assert table.rows[0][table.columns.index("limit x")].text == shown
 
 
 def test_that_interval_covers_what_it_claims():
