@@ -12,7 +12,7 @@ import pytest
 import textsafe_gym  # noqa: F401 (registers the environments)
 from tests.helpers.commands import textsafe
 from tests.helpers.rounding import FLOAT64
-from textsafe_gym.evaluation.study import score
+from textsafe_gym.evaluation.study import frontiers, score
 
 STUDY = """
 env: {kl_coefficient: 0.3, vocabulary: 4, max_response_length: 2, prompts: 2}
@@ -139,3 +139,13 @@ def test_the_reference_scores_nothing_and_the_optimum_everything() -> None:
     assert at(1.0, 0.3, 1.0, "mean").violation == pytest.approx(0.3 / spread)
     assert at(1.0, 0.3, 1.0, "kl_in_cost").violation == pytest.approx(0.5 / spread)
     assert at(1.0, -1.0, 1.0, "per_prompt", costs=[0.4, -4.0, 0.8, -1.0]).violation == pytest.approx(0.3 / spread)
+
+
+def test_the_lines_of_optima_begin_where_no_limit_binds() -> None:
+    env: Any = gym.make("SafeRLHF-Exact-v0", kl_coefficient=0.2, vocabulary=4, prompts=2).unwrapped
+    free = env.solve_weighted(0.0)
+    for problem, line in frontiers(env, {"mean", "kl_in_cost"}, points=4).items():
+        first, *_, last = line
+        assert first["objective"] == pytest.approx(free.objective, abs=1e-6), problem
+        assert first["cost"] == pytest.approx(free.cost, abs=1e-3), problem
+        assert last["cost"] < first["cost"]

@@ -259,3 +259,9 @@ def test_refusals(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(ModelError, match="names no base model"):
         CausalLMActor.load(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 6), ({"lora_alpha": 5}, 5)])
+def test_a_lora_weighs_twice_its_rank_unless_it_is_set(given: dict[str, int], expected: int, llama: Path) -> None:
+    (config,) = load(llama, lora_rank=3, **given).actor.model.peft_config.values()
+    assert config.lora_alpha == expected
