@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
+from algos.core.settings import ClipConfig, CriticConfig, MultiplierConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from textsafe_gym.types import Rollout
 
 
-class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
+class Config(TrainingConfig, CriticConfig, ClipConfig, MultiplierConfig):
     """Settings of CPPO-PID; `multiplier_learning_rate` is the integral gain."""
 
     multiplier_update: Literal["pid"] = Field("pid", description="a PID controller, always")

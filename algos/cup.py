@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
+from algos.core.settings import ClipConfig, CriticConfig, MultiplierConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from textsafe_gym.types import Evaluation, Rollout
 
 
-class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
+class Config(TrainingConfig, CriticConfig, ClipConfig, MultiplierConfig):
     """Settings of CUP; an iteration makes `epochs` passes in each of its halves."""
 
     projection_weight: float = Field(1.0, gt=0, description="of the KL to the half-way policy")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from algos.core.settings import ActorConfig, ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
+from algos.core.settings import ActorConfig, CriticConfig, MultiplierConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from textsafe_gym.types import Evaluation, Rollout
 
 
-class Config(TrainingConfig, CriticConfig, ActorConfig, ConstraintConfig, MultiplierConfig):
+class Config(TrainingConfig, CriticConfig, ActorConfig, MultiplierConfig):
     """Settings of FOCOPS; a state's KL takes the place of the clip."""
 
     temperature: float = Field(1.5, gt=0, description="λ_F: how much a nat away from the old policy weighs")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from algos.core.settings import ClipConfig, ConstraintConfig, MultiplierConfig, TrainingConfig
+from algos.core.settings import ClipConfig, MultiplierConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from textsafe_gym.types import Evaluation, Rollout
 
 
-class Config(TrainingConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
+class Config(TrainingConfig, ClipConfig, MultiplierConfig):
     """Settings of GRPO-Lagrangian; without critics there are none of theirs."""
 
     group_size: int = Field(4, ge=2, description="episodes that begin in the same state, as answers to one prompt")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
+from algos.core.settings import ClipConfig, CriticConfig, MultiplierConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from textsafe_gym.types import Rollout
 
 
-class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
+class Config(TrainingConfig, CriticConfig, ClipConfig, MultiplierConfig):
     """Settings of HC-Lagrangian; the bound is over `cost_window` episodes."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the upper bound on the cost")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, MultiplierConfig, RuleName, TrainingConfig
+from algos.core.settings import ClipConfig, CriticConfig, MultiplierConfig, RuleName, TrainingConfig
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from textsafe_gym.types import Rollout
 
 
-class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
+class Config(TrainingConfig, CriticConfig, ClipConfig, MultiplierConfig):
     """Settings of PPO-Lagrangian; the defaults are the official script's."""
 
     multiplier_update: RuleName = Field(

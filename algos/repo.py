@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from algos.core.settings import ClipConfig, ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig
+from algos.core.settings import ClipConfig, CriticConfig, MultiplierConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from textsafe_gym.types import Rollout
 
 
-class Config(TrainingConfig, CriticConfig, ClipConfig, ConstraintConfig, MultiplierConfig):
+class Config(TrainingConfig, CriticConfig, ClipConfig, MultiplierConfig):
     """Settings of RePO; a group has to be large enough to estimate one prompt's mean cost."""
 
     group_size: int = Field(8, ge=2, description="episodes that begin in the same state, as answers to one prompt")

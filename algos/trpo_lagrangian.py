@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from algos.core.settings import ConstraintConfig, CriticConfig, MultiplierConfig, TrainingConfig, TrustRegionConfig
+from algos.core.settings import CriticConfig, MultiplierConfig, TrainingConfig, TrustRegionConfig
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from textsafe_gym.types import Evaluation, Rollout
 
 
-class Config(TrainingConfig, CriticConfig, ConstraintConfig, MultiplierConfig, TrustRegionConfig):
+class Config(TrainingConfig, CriticConfig, MultiplierConfig, TrustRegionConfig):
     """Settings of TRPO-Lagrangian; `learning_rate` is that of steps on demonstrations alone."""
 
 

@@ -131,8 +131,8 @@ class ConstraintConfig(StepConfig):
         return self.constraint if self.cost_limits is None else None
 
 
-class MultiplierConfig(BaseModel):
-    """How λ follows the constraint's excess."""
+class MultiplierConfig(ConstraintConfig):
+    """What is bounded, and how λ follows its excess."""
 
     multiplier_update: RuleName = Field(
         "projected", description="log: Safe RLHF's; projected, adam: gradient ascent, λ may be 0; pid; nu_pi; fixed"
@@ -145,6 +145,11 @@ class MultiplierConfig(BaseModel):
     multiplier_kp: float = Field(0.1, ge=0, description="proportional gain of pid and nu_pi")
     multiplier_kd: float = Field(0.0, ge=0, description="derivative gain of pid")
     multiplier_nu: float = Field(0.0, gt=-1, lt=1, description="nu_pi: weight of the past in the smoothed excess")
+
+    @property
+    def problem(self) -> str | None:
+        """None under a fixed λ, which weighs the cost and keeps no limit; see `StepConfig.problem`."""
+        return None if self.multiplier_update == "fixed" else super().problem
 
     @model_validator(mode="after")
     def _check_multiplier(self) -> "MultiplierConfig":

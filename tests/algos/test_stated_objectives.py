@@ -436,6 +436,8 @@ def test_hc_says_safe_where_the_bound_is_below_the_limit(over: float, safe: floa
         ("ppo_lagrangian", {"limit_includes_kl": True, "constraint": "probability"}, "probability"),
         ("repo", {}, "per_prompt"),
         ("repo", {"constraint": "probability"}, None),
+        ("rloo_lagrangian", {"multiplier_update": "fixed"}, None),
+        ("repo", {"multiplier_update": "fixed"}, None),
         ("ppo_lagrangian", {"cost_limits": {"a": 1.0}}, None),
     ],
 )

@@ -27,7 +27,7 @@ SETTINGS = {
     "ActorConfig": "Steps of the actor",
     "ClipConfig": "Clip",
     "ConstraintConfig": "Constraint",
-    "MultiplierConfig": "Multiplier",
+    "MultiplierConfig": "Constraint and multiplier",
     "TrustRegionConfig": "Trust region",
 }
 

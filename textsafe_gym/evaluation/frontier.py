@@ -38,7 +38,7 @@ TRUSTED = 20.0  # effective samples a prompt below which an estimate is not to b
 KL_COEFFICIENTS = 2.0 ** np.arange(
     1, 7
 )  # times the first: weights at which the reward at the limit is listed by its KL
-_GRID = 97  # multipliers between which everything is interpolated
+_STEPS = 2 * POINTS  # of what is bounded, between which everything is interpolated
 _SOLVED = 200  # draws in which the multipliers of several limits are found anew
 _NEVER = 1e12  # what an infeasible threshold lacks
 _NAMES = ("reward", "cost", "kl", "bounded")
@@ -154,18 +154,22 @@ def _scale(samples: Samples, problem: Problem) -> float:
     return spreads[0] / spreads[1] if all(spreads) else 1.0
 
 
+def _wide(samples: Samples, problem: Problem) -> Array:
+    """(G,) multipliers: 0, and five orders of magnitude about `_scale`."""
+    return np.concatenate([[0.0], _scale(samples, problem) * np.geomspace(1e-2, 1e3, 41)])
+
+
 def grid(samples: Samples, problem: Problem) -> Array:
-    """(G,) multipliers: 0, and from there on as far as what is bounded still falls, closer where the limit is met."""
-    scale = _scale(samples, problem)
-    wide = np.concatenate([[0.0], scale * np.geomspace(1e-2, 1e3, 41)])
-    costs = np.array([tilt(samples, problem, multiplier)[0][2, BOUNDED].mean() for multiplier in wide])
-    met = _at(wide[None], _place(costs[None], problem.limit))[0]
-    lowest = costs.min() + 1e-3 * (costs[0] - costs.min())
-    last = wide[int((costs <= lowest).argmax())]
-    around = [0, 0.25, 0.5, *np.linspace(0.6, 1.4, 41), *np.linspace(1.5, 3, 16)]  # closer where it is needed
-    near = (met or 0.2 * scale) * np.array(around)
-    far = np.geomspace(near[-1], max(last, 2 * near[-1]), _GRID - len(near) + 1)[1:]
-    return np.concatenate([near, far])
+    """(G,) multipliers: 0, and from there on as far as what is bounded still falls, at equal ratios, at equal steps of
+    what is bounded, and closer where the limit is met."""
+    wide = _wide(samples, problem)
+    costs = np.minimum.accumulate([tilt(samples, problem, own)[0][2, BOUNDED].mean() for own in wide])
+    even = np.interp(np.linspace(costs[0], costs[-1], _STEPS), costs[::-1], wide[::-1])
+    met = _at(wide[None], _place(costs[None], problem.limit))[0] if costs[-1] <= problem.limit else 0.0
+    flat = wide[int((costs <= costs[-1] + 1e-3 * (costs[0] - costs[-1])).argmax())]
+    near, last = met * np.linspace(0.6, 1.4, 41), max(flat, 6 * met)  # draws of the prompts may need more than all do
+    inside = np.concatenate([wide, even, near])
+    return np.unique(np.append(inside[inside < last], last))
 
 
 def _each_prompt(samples: Samples, problem: Problem, rng: np.random.Generator) -> Row:
@@ -202,7 +206,7 @@ def _each_prompt(samples: Samples, problem: Problem, rng: np.random.Generator) -
 
 def _threshold(samples: Samples, problem: Problem) -> Problem:
     """A "cvar" problem with the η at which most is attainable; at a slack limit that at which S is lowest, the CVaR."""
-    wide = np.concatenate([[0.0], _scale(samples, problem) * np.geomspace(1e-2, 1e3, 41)])
+    wide = _wide(samples, problem)
 
     def measured(threshold: float) -> tuple[bool, float, float]:
         """Whether a limit is active, what cannot be attained, and S."""
