@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from textsafe_gym.evaluation.frontier import TRUSTED
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse
 from textsafe_gym.evaluation.report import UNITS, Units
@@ -303,13 +304,17 @@ def optimum_plane(
 
 
 def _draw_frontier(axis: Axes, frontier: Row, sizes: Sequence[int]) -> None:
-    """The front with its band, and the best of n for each n of `sizes` that is there."""
+    """The front with its band, dotted where too few samples tell of it, and the best of n of `sizes` that are there."""
     rows, best = frontier["front"], [row for row in frontier["best_of_n"] if row["n"] in sizes]
     low, high = zip(*(row["intervals"]["reward"] for row in rows), strict=True)
-    costs, grey = [row["cost"] for row in rows], _COLOURS[-1]
-    name = f"attainable (β = {frontier['kl_coefficient']:g})" + ("" if frontier["trusted"] else ", too few samples")
+    costs, rewards = np.array([(row["cost"], row["reward"]) for row in rows]).T
+    trusted = np.array([row["effective_sample_size"] >= TRUSTED for row in rows])
+    grey, name = _COLOURS[-1], f"attainable (β = {frontier['kl_coefficient']:g})"
     axis.fill_between(costs, low, high, color=grey, alpha=0.2, linewidth=0)
-    axis.plot(costs, [row["reward"] for row in rows], color=grey, linewidth=1.6, label=name)
+    doubted = None if trusted.all() else f"{name}, too few samples"
+    axis.plot(costs, rewards, ":", color=grey, linewidth=1.6, label=doubted)
+    known = name if trusted.any() else None
+    axis.plot(costs, np.where(trusted, rewards, np.nan), color=grey, linewidth=1.6, label=known)
     if not best:
         return
     axis.plot(

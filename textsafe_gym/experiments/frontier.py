@@ -206,7 +206,7 @@ def _sample(
             for name in sorted({name for row in rows for name in row.get("costs", {})}):  # absent counts as 0
                 own[name] = np.array([row.get("costs", {}).get(name, 0.0) for row in rows], dtype=np.float64)
             with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, allow_pickle=False, **own)
+                np.savez(file, **own)
             found.append(own)
     return found
 
