@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 
-.PHONY: demo test test-processors mutate docs linkcheck wheel-check clean reference
+.PHONY: demo test test-long test-processors mutate docs linkcheck wheel-check clean reference
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,9 +21,12 @@ demo: $(VENV)/.installed  ## compare the three algorithms on the embedded world
 test: $(VENV)/.installed-dev  ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy >$(VENV)/mypy.log & mypy=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not timing" --numprocesses 2 --dist loadfile; tests=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not timing and not long" --numprocesses 2 --dist loadfile; tests=$$?; \
 	wait $$mypy; types=$$?; cat $(VENV)/mypy.log; exit $$((tests + types))
 	$(BIN)/pytest -m timing $$(grep -rl mark.timing tests)
+
+test-long: $(VENV)/.installed-dev  ## every constrained algorithm on problems that are not text, three seeds each
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m long --numprocesses 2
 
 test-processors: $(VENV)/.installed-dev  ## the tests as older processors round, with two threads, in random order
 	PYTEST=$(BIN)/pytest tests/any_processor.sh

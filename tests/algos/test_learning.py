@@ -151,6 +151,7 @@ ABOVE: dict[Any, dict[str, float]] = {Tracking: dict.fromkeys(WALKING, 0.3), Cro
 LOWEST: dict[Any, dict[str, float]] = {Tracking: {"crpo": -2.1, "focops": -2.2, "p3o": -2.3}, Crossing: {}}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("env", [Tracking, Crossing])
 @pytest.mark.parametrize("name", CONSTRAINED)
 def test_every_constrained_algorithm_keeps_the_limit_and_earns(name: str, env: Any) -> None:

@@ -1,4 +1,4 @@
-"""`textsafe study`: algorithms x limits x seeds on an environment whose optimum is known."""
+"""`textsafe study`: algorithms x limits x budgets x seeds, held to the best that there is."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from textsafe_gym.cli.terminal import is_quiet, say
 _EXAMPLE = """\b
 Examples:
   textsafe study exact --workers 2 --out runs/study
+  textsafe study world --workers 2 --out runs/world
   textsafe study exact --only cpo --only ppo_lagrangian --seeds 2 --out runs/two
   textsafe study my_study.yaml --resume --out runs/mine
 """
@@ -43,10 +44,12 @@ def study(
     track: str | None,
     as_json: bool,
 ) -> None:
-    """Holds every algorithm of STUDY to the exact optimum of the problem that it states.
+    """Holds every algorithm of STUDY to the best that there is.
 
-    STUDY is one in configs/study/ or a YAML file with env, seeds, limits, settings, algorithms and, of those that
-    sample nothing (dpo), data. Writes study.json and optimum.png.
+    On SafeRLHF-Exact-v0 that is the exact optimum of the problem that each states; elsewhere what is attainable at the
+    limit, as `textsafe frontier` finds it and the embedded world ships it. STUDY is one in configs/study/ or a YAML
+    file with env, seeds, budgets, algorithms and, where needed, limits, settings, preset, baseline and frontier.
+    Writes study.json and a figure.
     """
     from textsafe_gym.experiments import study as run
 

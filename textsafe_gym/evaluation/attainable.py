@@ -18,6 +18,12 @@ def objective(row: Row, kl_coefficient: float) -> float:
     return float(row["reward"] - kl_coefficient * row["kl"])
 
 
+def share(row: Row, frontier: Row) -> float:
+    """Of a row that has `reward` and `kl`, what `attained` is of runs, whatever its cost."""
+    start, beta = float(frontier["reference"]["reward"]), frontier["kl_coefficient"]
+    return 100 * (objective(row, beta) - start) / (objective(frontier["at_limit"], beta) - start)
+
+
 def attained(runs: Sequence["Run"], frontier: Row) -> Row | None:
     """By how much a setting's runs come from the reference policy to the best one that keeps the limit, in %.
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from textsafe_gym.evaluation.attainable import share
 from textsafe_gym.evaluation.frontier import TRUSTED
 from textsafe_gym.evaluation.intervals import t_interval
 from textsafe_gym.evaluation.pareto import RunPoint, analyse
@@ -242,6 +243,45 @@ def reward_cost_plane(
         axis.set_ylabel(f"mean reward per {units.episode}")
         axis.set_title("Marker: mean over seeds; dot: one run", fontsize=11)
         figure.legend(loc="outside right upper", fontsize=9)
+        _save(figure, path)
+
+
+def attained_bars(rows: Mapping[str, Sequence[Row]], frontier: Row, path: Path) -> None:
+    """How much of what is attainable each algorithm attains, next to the best of 8 and of 16 untrained answers.
+
+    Args:
+        rows: from the name of a budget to the rows of `ranking.rank`.
+        frontier: what `frontier.json` holds.
+        path: of the PNG.
+    """
+    names = list(dict.fromkeys(row["algorithm"] for own in reversed([*rows.values()]) for row in own))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 1.4 + 0.28 * len(names)), layout="constrained")
+        axis = figure.subplots()
+        for number, (budget, own) in enumerate(rows.items()):
+            kept = [row for row in own if row["shares"]]
+            means = [row["attainable"]["mean"] for row in kept]
+            ends = [[row["attainable"][end] for row in kept] for end in ("low", "high")]
+            known = bool(kept) and None not in (*ends[0], *ends[1])
+            axis.errorbar(
+                means, [names.index(row["algorithm"]) + 0.15 * number for row in kept],
+                xerr=np.abs(np.array(ends) - means) if known else None,
+                fmt=_MARKERS[number], color=_COLOURS[number], elinewidth=1.0, label=budget,
+            )  # fmt: skip
+            above = [names.index(row["algorithm"]) + 0.15 * number for row in own if not row["shares"]]
+            axis.plot([0.0] * len(above), above, "x", color=_COLOURS[number])
+        axis.plot([], [], "kx", label="above the cost limit, no share")
+        for row, dashes in zip(
+            (row for row in frontier["best_of_n"] if row["n"] in (8, 16)), (":", "--"), strict=False
+        ):
+            axis.axvline(
+                share(row, frontier), color="black", linestyle=dashes, linewidth=1, label=f"best of {row['n']}"
+            )
+        axis.axvline(100, color="black", linewidth=1, label="the best at the limit")
+        axis.set_yticks(range(len(names)), names)
+        axis.invert_yaxis()
+        axis.set_xlabel("share of what is attainable at the cost limit, % (mean and 95 % interval over seeds)")
+        figure.legend(loc="outside upper center", ncols=3, fontsize=9)
         _save(figure, path)
 
 

@@ -310,11 +310,12 @@ def reference_frontier(
 
     Returns:
         For `frontier.json`: `constraint`, `cost_limit` or `cost_limits`, `prompts`, `samples`, `kl_coefficient`,
-        `smallest_cost` (the mean over prompts of the least that was seen of what is bounded), `reference` (reward and
-        cost of the policy that was sampled), `at_limit`, `front`, `by_kl_coefficient` (an `at_limit` for each β, and
-        for multiples of the first), `by_constraint` (an `at_limit` for "mean", "kl_in_cost" and "per_prompt", where
-        one limit is on a mean), `best_of_n` and `soft_best_of_n` (of each n, with the λ that meets the limit on the
-        mean, the probability or the CVaR), `trusted`, and `samples_needed` for that.
+        `cost_range` (least and most among the samples), `smallest_cost` (the mean over prompts of the least that was
+        seen of what is bounded), `reference` (reward and cost of the policy that was sampled), `at_limit`, `front`,
+        `by_kl_coefficient` (an `at_limit` for each β, and for multiples of the first), `by_constraint` (an `at_limit`
+        for "mean", "kl_in_cost" and "per_prompt", where one limit is on a mean), `best_of_n` and `soft_best_of_n` (of
+        each n, with the λ that meets the limit on the mean, the probability or the CVaR), `trusted`, and
+        `samples_needed` for that.
     """
     rng = np.random.default_rng(seed)
     beta, count = float(kl_coefficients[0]), samples.reward.shape[1]
@@ -348,6 +349,7 @@ def reference_frontier(
         "prompts": len(samples.reward),
         "samples": count,
         "kl_coefficient": beta,
+        "cost_range": [float(samples.cost.min()), float(samples.cost.max())],
         "smallest_cost": float(problem.signal(samples).min(1).mean()),
         "reference": {"reward": float(samples.reward.mean()), "cost": float(samples.cost.mean())},
         "at_limit": found,

@@ -199,14 +199,14 @@ def _sample(
             if any(row.get("finish_reason") == CUT for row in rows):
                 env_id = saved.spec.env["id"]
                 raise ConfigError(f"env {env_id}: a limit on steps cuts responses, which nothing has scored; lift it")
-            taken = {name for row in rows for name in row.get("costs", {})} & {*_COLUMNS, "file"}
+            taken = {name for row in rows for name in row.get("costs", {})} & {*_COLUMNS, "file", "allow_pickle"}
             if taken:
                 raise ConfigError(f"a cost is called '{taken.pop()}', which stands for something else here; rename it")
             own = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in _COLUMNS}
             for name in sorted({name for row in rows for name in row.get("costs", {})}):  # absent counts as 0
                 own[name] = np.array([row.get("costs", {}).get(name, 0.0) for row in rows], dtype=np.float64)
             with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, **own)
+                np.savez(file, **own)  # type: ignore[arg-type]
             found.append(own)
     return found
 

@@ -1,5 +1,6 @@
-"""Algorithms x limits x seeds on an environment whose optimum is known: `study`."""
+"""Algorithms x limits x budgets x seeds, held to the best that there is: `study`."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,22 +14,32 @@ from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import check_arguments, repeated
 from textsafe_gym.experiments.build import problem_of
 from textsafe_gym.experiments.result import Result
-from textsafe_gym.experiments.spec import DEFAULT_DATA, RunSpec, config_class
+from textsafe_gym.experiments.spec import DEFAULT_DATA, EnvFile, PolicyOptions, RunSpec, check_env_keys, config_class
+from textsafe_gym.extras import version
 from textsafe_gym.files import Row, write_json
 from textsafe_gym.installation import shipped
 from textsafe_gym.presets import SMALL, preset_settings
 from textsafe_gym.registry import nearest
 
 if TYPE_CHECKING:
+    from textsafe_gym.evaluation.report import Table
     from textsafe_gym.evaluation.summaries import Run
 
 
 class Entry(BaseModel):
-    """One algorithm of a study."""
+    """One algorithm of a study, or one budget."""
 
     model_config = ConfigDict(extra="forbid")
 
-    settings: Values = Field(default_factory=dict, description="of this algorithm, over those of all")
+    settings: Values = Field(default_factory=dict, description="its own, over those of all")
+
+
+class Budget(Entry):
+    """What each run may spend."""
+
+    data: list[str] = Field(
+        default_factory=lambda: [DEFAULT_DATA], description="as --data, of the algorithms that sample nothing"
+    )
 
 
 class StudyFile(BaseModel):
@@ -36,15 +47,15 @@ class StudyFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    env: Values = Field(description="keyword arguments of SafeRLHF-Exact-v0, but for cost_limit")
+    env: Values = Field(description="as --env has it: id, kwargs (but for cost_limit) and policy")
     preset: str = Field(SMALL, description="settings that all begin with")
-    seeds: int = Field(gt=0, description="runs of each algorithm at each limit")
-    limits: list[float] = Field(min_length=1, description="cost limits")
-    settings: Values = Field(description="of every algorithm that has them, over the preset's")
-    data: list[str] = Field(
-        default_factory=lambda: [DEFAULT_DATA], description="as --data, of the algorithms that sample nothing"
-    )
+    seeds: int = Field(gt=0, description="runs of each algorithm at each limit and budget")
+    limits: list[float] = Field(default_factory=list, description="cost limits; none: the environment's own")
+    budgets: dict[str, Budget] = Field(min_length=1, description="by name; settings over those of the algorithms")
+    settings: Values = Field(default_factory=dict, description="of every algorithm that has them, over the preset's")
     algorithms: dict[str, Entry] = Field(min_length=1, description="by name")
+    baseline: str = Field("ppo_lagrangian", description="the algorithm that others are compared with")
+    frontier: str | None = Field(None, description="of textsafe frontier; none: what the embedded world ships")
 
 
 def study(
@@ -59,9 +70,11 @@ def study(
     quiet: bool = False,
     command: str | None = None,
 ) -> Result:
-    """Holds every algorithm of a study to the exact optimum of the problem that it states, as `textsafe study` does.
+    """Holds every algorithm of a study to the best that there is, as `textsafe study` does.
 
-    Writes study.json and optimum.png.
+    Where the optimum is known, on `SafeRLHF-Exact-v0`, that is the optimum of the problem that each states, and
+    optimum.png is drawn; elsewhere what is attainable at the limit (see `frontier`), and attained.png. Writes
+    study.json.
 
     Args:
         study: one in configs/study/, or a YAML file with the keys of `StudyFile`.
@@ -75,15 +88,16 @@ def study(
         command: what the user typed, for messages; by default this call.
 
     Returns:
-        Of all runs; its values have under "rows" one for each algorithm and limit.
+        Of all runs; its values have under "rows" one for each algorithm and limit, or budget; see
+        `evaluation.study.summarise_study` and `evaluation.ranking.rank`.
 
     Raises:
         TextsafeError: the request is wrong; nothing was written.
         ExecutionError: some runs failed; the others are kept.
         RunInterrupted: by Ctrl-C; finished runs are kept.
     """
-    from textsafe_gym.evaluation.study import study_table
-    from textsafe_gym.evaluation.summaries import Run, load_run
+    from textsafe_gym.envs.exact import NAME
+    from textsafe_gym.evaluation.summaries import load_run
     from textsafe_gym.experiments.directory import check_out, make_directory
     from textsafe_gym.experiments.pool import finish_all, jobs_of
     from textsafe_gym.experiments.run import check
@@ -95,6 +109,7 @@ def study(
     _, again = repeated(command, "study", study, **options)
     directory = Path(out)
     plan, specs = _read(str(study), only)
+    best = None if specs[0].env["id"] == NAME else _frontier(plan, specs)
     check_out(directory, resume)
     jobs = jobs_of(specs, range(seeds or plan.seeds), directory, lambda label: label.replace(":", "-"), track)
     played: set[str] = set()
@@ -102,17 +117,20 @@ def study(
         check(spec, played)
     make_directory(directory)
     finish_all(jobs, workers, again, quiet)
-    runs: list[Run] = [load_run(job.directory) for job in jobs]
-    problems: dict[str, str] = {run.algorithm: run.summary["problem"]["constraint"] for run in runs}
-    figure = directory / "optimum.png"
-    rows = _measure(directory, jobs[0].spec.env["kwargs"], runs, problems, figure)
-    values = {"directory": str(directory), "rows": rows}
-    return Result(directory, values, [study_table(rows, problems)], partial(list, [figure]), runs)
+    runs = [load_run(job.directory) for job in jobs]
+    values, tables, figure = (
+        _against_optimum(directory, jobs[0].spec.env["kwargs"], runs)
+        if best is None
+        else _against_frontier(directory, plan, runs, best)
+    )
+    write_json(directory / "study.json", values)
+    return Result(directory, {"directory": str(directory), **values}, tables, partial(list, [figure]), runs)
 
 
 def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
     """The plan, and its runs with seed 0."""
     import algos
+    from textsafe_gym.envs.exact import NAME
     from textsafe_gym.evaluation.study import SOLVED  # with SciPy, which completion does not need
 
     known = shipped("study")
@@ -120,53 +138,104 @@ def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
         raise ConfigError(f"'{study}' is neither a study nor a YAML file; {nearest(study, list(known))}")
     given = read_yaml(known.get(study, study))
     plan = validate(StudyFile, given, "study")
-    if "cost_limit" in plan.env:
-        raise ConfigError(f"{given.where(('env', 'cost_limit'))}: a study's limits stand under 'limits'")
     for name in only:
         if name not in plan.algorithms:
             raise ConfigError(f"--only {name}: not in this study; {nearest(name, list(plan.algorithms))}")
+    held = given.section("env")
+    env = validate(EnvFile, held, "env")
+    kwargs = held.section("kwargs")
+    check_env_keys(env.id, kwargs)
+    if "cost_limit" in kwargs.values:
+        raise ConfigError(f"{kwargs.where(('cost_limit',))}: a study's limits stand under 'limits'")
+    policy = validate(PolicyOptions, held.section("policy"), "policy").model_dump(exclude_none=True)
     specs = []
-    for name in plan.algorithms:
+    for name, (budget, own_budget) in itertools.product(plan.algorithms, plan.budgets.items()):
         schema = config_class(name)
-        shared = given.section("settings")
-        shared = shared.without(*(key for key in shared.values if key not in schema.model_fields))
-        own = given.section("algorithms").section(name).section("settings")
-        layers = (preset_settings(plan.preset, name, schema), shared, own, Settings({"seed": 0}))
+        sections = (given, given.section("algorithms").section(name), given.section("budgets").section(budget))
+        shared, own, spent = (section.section("settings") for section in sections)
+        shared, spent = (layer.without(*(layer.values.keys() - schema.model_fields)) for layer in (shared, spent))
+        layers = (preset_settings(plan.preset, name, schema), shared, own, spent, Settings({"seed": 0}))
         config = validate(schema, merge(*layers), name, listed=f"textsafe algos {name}").model_dump(mode="json")
         if only and name not in only:
             continue
-        data = plan.data if algos.definition(name).offline else []
-        for limit in plan.limits:
-            env = {"id": "SafeRLHF-Exact-v0", "kwargs": {**plan.env, "cost_limit": limit}}
-            spec = RunSpec(name, f"{name}/limit={limit:g}", env, {}, config, plan.preset, data)
+        data = own_budget.data if algos.definition(name).offline else []
+        label = f"{name}/{budget}" if len(plan.budgets) > 1 else name
+        limits: list[float | None] = [*plan.limits] or [None]
+        for limit in limits:
+            limited = {} if limit is None else {"cost_limit": limit}
+            place = label if limit is None else f"{label}/limit={limit:g}"
+            spec = RunSpec(
+                name, place, {"id": env.id, "kwargs": {**kwargs.values, **limited}}, policy, config, plan.preset, data
+            )
             problem = (problem_of(spec) or {}).get("constraint")
-            if problem not in SOLVED:
+            if env.id == NAME and problem not in SOLVED:
                 raise ConfigError(f"{name}: its settings state {problem or 'no problem'}, of which no optimum is known")
             if problem == "weighted":  # no limit changes it
-                specs.append(replace(spec, label=name))
+                specs.append(replace(spec, label=label))
                 break
             specs.append(spec)
     return plan, specs
 
 
-def _measure(
-    out: Path,
-    env_kwargs: Values,
-    runs: Sequence["Run"],
-    problems: dict[str, str],
-    figure: Path,
-) -> list[Row]:
-    """Solves the runs' problems, writes study.json and the figure."""
+def _frontier(plan: StudyFile, specs: Sequence[RunSpec]) -> Row:
+    from textsafe_gym.experiments.frontier import known_frontier
+
+    found = known_frontier(plan.frontier, [spec.as_dict() for spec in specs])
+    if found is None:
+        raise ConfigError(
+            f"env {specs[0].env['id']}: what is attainable there is not known; make it by textsafe frontier, and name "
+            "its directory under 'frontier'"
+        )
+    if any(limit != found["cost_limit"] for limit in plan.limits):
+        raise ConfigError(
+            f"limits: {plan.limits} are not that of the frontier, {found['cost_limit']:g}; leave them out"
+        )
+    if not found["at_limit"]["feasible"]:
+        raise ConfigError(
+            f"frontier: no policy keeps the limit {found['cost_limit']:g}, so that nothing is a share of it"
+        )
+    return found
+
+
+def _against_optimum(directory: Path, env_kwargs: Values, runs: "Sequence[Run]") -> "tuple[Row, list[Table], Path]":
+    """Solves the runs' problems: what study.json holds, its table, and the figure."""
     import gymnasium as gym
 
     import textsafe_gym  # noqa: F401 (registers the environments)
+    from textsafe_gym.envs.exact import NAME
     from textsafe_gym.evaluation.figures import optimum_plane
-    from textsafe_gym.evaluation.study import frontiers, score, summarise_study
+    from textsafe_gym.evaluation.study import frontiers, score, study_table, summarise_study
 
-    env: Any = gym.make("SafeRLHF-Exact-v0", **env_kwargs).unwrapped
-    scores = [score(env, run.summary) for run in runs]
-    rows = summarise_study(scores)
+    problems: dict[str, str] = {run.algorithm: run.summary["problem"]["constraint"] for run in runs}
+    env: Any = gym.make(NAME, **env_kwargs).unwrapped
+    rows = summarise_study([score(env, run.summary) for run in runs])
     lines = frontiers(env, set(problems.values()))
-    write_json(out / "study.json", {"problems": problems, "rows": rows, "frontiers": lines})
+    figure = directory / "optimum.png"
     optimum_plane(rows, problems, lines, figure)
-    return rows
+    return {"problems": problems, "rows": rows, "frontiers": lines}, [study_table(rows, problems)], figure
+
+
+def _against_frontier(
+    directory: Path, plan: StudyFile, runs: "Sequence[Run]", best: Row
+) -> "tuple[Row, list[Table], Path]":
+    """Ranks the runs of each budget: what study.json holds, a table for each budget, and the figure."""
+    from textsafe_gym.evaluation.figures import attained_bars
+    from textsafe_gym.evaluation.ranking import rank, ranking_table
+
+    rows: dict[str, list[Row]] = {}
+    for budget in plan.budgets:
+        label = "{}/" + budget if len(plan.budgets) > 1 else "{}"
+        groups = {name: [run for run in runs if run.label == label.format(name)] for name in plan.algorithms}
+        rows[budget] = rank({name: own for name, own in groups.items() if own}, best, plan.baseline)
+    figure = directory / "attained.png"
+    attained_bars(rows, best, figure)
+    settings = {run.label: run.config["config"] for run in runs if run.seed == 0}
+    values = {
+        "version": version(),
+        "baseline": plan.baseline,
+        "cost_limit": best["cost_limit"],
+        "kl_coefficient": best["kl_coefficient"],
+        "settings": settings,
+        "rows": rows,
+    }
+    return values, [ranking_table(own, budget, best, plan.baseline) for budget, own in rows.items()], figure
