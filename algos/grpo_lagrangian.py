@@ -7,12 +7,14 @@ deviation.
 Why not divide first: rewards in standard deviations have lost their unit, so that λ is no longer reward per cost.
 Worse, at the optimum R - β·KL - λ·C is the same for all answers to a prompt, hence σ_R = λ·σ_C: of signals that are
 divided by their own σ, each limit's optimum is stationary at the same λ = 1, and nothing holds the prompts to one
-common weight. The KL to the reference is in the reward, for the reason given in `algos.grpo`.
+common weight. GDPO (arXiv 2601.05242) and Constrained GRPO (arXiv 2602.05863) argue for it; `normalise="each"` does
+it, and `textsafe study dual` compares the two. The KL to the reference is in the reward, for the reason given in
+`algos.grpo`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 class Config(TrainingConfig, ClipConfig, MultiplierConfig):
     """Settings of GRPO-Lagrangian; without critics there are none of theirs."""
 
+    normalise: Literal["mixture", "each"] = Field(
+        "mixture", description="what is divided by its group's standard deviation: both mixed, or each before that"
+    )
     group_size: int = Field(4, ge=2, description="episodes that begin in the same state, as answers to one prompt")
 
 
@@ -60,8 +65,10 @@ class Algorithm:
         costs, multiplier = weighted_cost(measured.signals, self.multipliers.update(measured.excess))
         rewards = shaped_rewards(rollout, config.kl_coefficient, config.clip_range_score)
         returns = [episode_sums(signal, rollout.mask) for signal in (rewards, costs)]
-        reward, cost = (group_centred(own, rollout.groups) for own in returns)
-        advantages = group_normalised(mix_advantages(reward, cost, multiplier), rollout.groups)
+        each = config.normalise == "each"
+        reward, cost = ((group_normalised if each else group_centred)(own, rollout.groups) for own in returns)
+        mixed = mix_advantages(reward, cost, multiplier)
+        advantages = mixed if each else group_normalised(mixed, rollout.groups)
 
         def losses(new: Evaluation, batch: Rollout, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             spread = advantages[index, None].expand_as(new.log_probs)

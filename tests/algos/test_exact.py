@@ -113,7 +113,7 @@ def train(name: str, seed: int = 0, **changes: Any) -> Found:
     problem = algos.definition(name).problem(trainer.config)
     stated = {"constraint": problem, "cost_weight": config.get("cost_weight", 0.0)}
     summary = {"algorithm": name, "seed": seed, "cost_limit": LIMIT, "exact": exact._asdict(), "problem": stated}
-    reached = score(base, summary)
+    reached = score(base, summary, name, [])
     found = Found(reached.fraction, reached.violation, reached.fraction - slide(base, problem, exact))
     print(name, found)
     return found

@@ -289,6 +289,11 @@ def grpo_lagrangian(view: View) -> Tensor:
     return view.clipped(lambda b, t: advantages[b])
 
 
+def each_normalised(view: View) -> Tensor:
+    advantages = both(view, normalised)
+    return view.clipped(lambda b, t: advantages[b])
+
+
 OBJECTIVES: dict[str, tuple[Objective, dict[str, Any]]] = {
     "ppo": (ppo, {}),
     "reward_shaping": (reward_shaping, {"cost_weight": 0.7}),
@@ -310,6 +315,7 @@ OBJECTIVES: dict[str, tuple[Objective, dict[str, Any]]] = {
     "grpo": (grpo, {"group_size": 4}),
     "rloo": (lambda view: view.whole(left_out(view.returns(view.reward()))), {"group_size": 4}),
     "grpo_lagrangian": (grpo_lagrangian, {**LAGRANGIAN, "group_size": 4}),
+    "grpo_lagrangian (each signal)": (each_normalised, {**LAGRANGIAN, "group_size": 4, "normalise": "each"}),
     "rloo_lagrangian": (lambda view: view.whole(both(view, left_out)), {**LAGRANGIAN, "group_size": 4}),
 }  # fmt: skip
 TRUST_REGIONS = {"cpo", "pcpo", "trpo_lagrangian"}

@@ -107,6 +107,17 @@ def test_a_method_that_samples_nothing_reads_the_studys_data(tmp_path: Path) -> 
     assert "nowhere.jsonl: no such file" in refused.stderr
 
 
+def test_an_algorithm_may_be_there_twice(tmp_path: Path) -> None:
+    plan = STUDY.replace("  cpo: {}", "  other: {algorithm: ppo_lagrangian, settings: {multiplier_init: 1.5}}")
+    (tmp_path / "small.yaml").write_text(plan.replace("seeds: 2", "seeds: 1").replace("[0.2, 0.0]", "[0.2]"))
+    result = textsafe("study", tmp_path / "small.yaml", "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["algorithm"] for row in rows] == ["ppo", "ppo_lagrangian", "other"]
+    assert rows[2]["multiplier"]["mean"] > rows[1]["multiplier"]["mean"] + 0.2
+    assert rows[2]["best_multiplier"] == 0.0  # the limit is slack
+
+
 def test_an_unknown_study_is_offered_the_nearest() -> None:
     result = textsafe("study", "exakt")
     assert (result.exit_code, "exact" in result.stderr) == (2, True)
@@ -121,7 +132,8 @@ def test_the_reference_scores_nothing_and_the_optimum_everything() -> None:
     def at(reward: float, cost: float, kl: float, problem: str, cost_weight: float = 0.0, costs: Any = None) -> Any:
         exact = {"reward": reward, "cost": cost, "kl": kl, "prompt_costs": costs or [cost] * 4}
         stated = {"constraint": problem, "cost_weight": cost_weight}
-        return score(env, {"algorithm": "x", "seed": 0, "cost_limit": 0.0, "exact": exact, "problem": stated})
+        summary = {"algorithm": "x", "seed": 0, "cost_limit": 0.0, "exact": exact, "problem": stated}
+        return score(env, summary, "x", [{"multiplier": own} for own in (*[9.0] * 18, 1.0, 3.0)])
 
     spread = float(env.exact_task.responses.cost.max() - env.exact_task.responses.cost.min())
     for problem, best in (
@@ -135,6 +147,10 @@ def test_the_reference_scores_nothing_and_the_optimum_everything() -> None:
             best.reward, best.cost, best.kl, problem, cost_weight, [0.0] * 4 if problem == "per_prompt" else None
         )
         assert reached.fraction == pytest.approx(1.0)
+        assert (reached.multiplier, reached.best_multiplier) == (
+            2.0,
+            None if problem == "weighted" else best.multiplier,
+        )
         assert reached.violation == pytest.approx(0.0, abs=FLOAT64)
         assert at(start.reward, start.cost, 0.0, problem, cost_weight).fraction == pytest.approx(0.0)
     assert at(1.0, 0.3, 1.0, "mean").violation == pytest.approx(0.3 / spread)
@@ -150,3 +166,60 @@ def test_the_lines_of_optima_begin_where_no_limit_binds() -> None:
         assert first["objective"] == pytest.approx(free.objective, abs=1e-6), problem
         assert first["cost"] == pytest.approx(free.cost, abs=1e-3), problem
         assert last["cost"] < first["cost"]
+
+
+WORLD = """
+env: {id: SafeRLHF-v0}
+seeds: 2
+budgets:
+  small: {settings: {episodes: 32}}
+  large: {settings: {episodes: 64}, data: ["simulated:64"]}
+settings: {episodes_per_iteration: 32}
+algorithms:
+  ppo_lagrangian: {}
+  dpo: {settings: {rows_per_iteration: 32}}
+  heavy: {algorithm: reward_shaping, settings: {cost_weight: 3.0}}
+"""
+
+
+def test_where_no_optimum_is_known_what_is_attainable_stands_for_it(tmp_path: Path) -> None:
+    (tmp_path / "world.yaml").write_text(WORLD)
+    call = ("study", tmp_path / "world.yaml", "--only", "heavy", "--only", "ppo_lagrangian", "--out", tmp_path / "out")
+    result = textsafe(*call, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["rows"].keys() == {"small", "large"}
+    for budget, episodes in (("small", 32), ("large", 64)):
+        assert {row["algorithm"] for row in found["rows"][budget]} == {"heavy", "ppo_lagrangian"}
+        assert [(row["runs"], row["judge_calls"]) for row in found["rows"][budget]] == [(2, 2 * episodes)] * 2
+        config = (tmp_path / "out" / "heavy" / budget / "seed_1" / "config.yaml").read_text()
+        assert f"episodes: {episodes}" in config
+    assert found["settings"]["heavy/large"]["cost_weight"] == 3.0
+    assert (tmp_path / "out" / "attained.png").stat().st_size > 10_000
+    again = textsafe(*call, "--resume", "--seeds", "1")
+    assert again.exit_code == 0, again.stderr
+    assert "above the limit" in again.stdout  # so little training changes hardly anything
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("id: SafeRLHF-v0", "id: SafeRLHF-v0, kwargs: {max_response_length: 8}"),
+            "is not known; make it by textsafe frontier",
+        ),
+        (("seeds: 2", "seeds: 2\nlimits: [-1.0]"), "limits: .* not that of the frontier, -1.16"),
+        (("seeds: 2", "seeds: 2\nfrontier: nowhere"), "nowhere"),
+        (("small: {settings: {episodes: 32}}", "small: {settings: {episodes: -1}}"), "episodes = -1"),
+        (("heavy: {algorithm: reward_shaping", "heavy: {algorithm: rewards_shaping"), "did you mean 'reward_shaping'"),
+    ],
+)
+def test_what_is_wrong_with_a_budget_or_its_frontier_is_said(
+    change: tuple[str, str], message: str, tmp_path: Path
+) -> None:
+    assert change[0] in WORLD
+    (tmp_path / "world.yaml").write_text(WORLD.replace(*change))
+    result = textsafe("study", tmp_path / "world.yaml", "--out", tmp_path / "out")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert re.search(message, result.stderr), result.stderr
+    assert not (tmp_path / "out").exists()

@@ -30,6 +30,8 @@ class Score:
         kl: to the reference, in nats.
         cost: mean cost.
         objective: E[R] - β·KL, less the weighted cost where the method has a fixed weight.
+        multiplier: λ, the mean over the last tenth of the iterations; None where there is none.
+        best_multiplier: the optimum's; None without a limit.
     """
 
     algorithm: str
@@ -40,9 +42,11 @@ class Score:
     kl: float
     cost: float
     objective: float
+    multiplier: float | None
+    best_multiplier: float | None
 
 
-def score(env: ExactView, summary: Row) -> Score:
+def score(env: ExactView, summary: Row, name: str, metrics: Sequence[Row]) -> Score:
     """Holds a run's exact values to the optimum.
 
     Args:
@@ -50,6 +54,8 @@ def score(env: ExactView, summary: Row) -> Score:
         summary: of `summary.json`, with "exact", and "problem": "mean", E[C] <= limit; "kl_in_cost",
             E[C] + β·KL <= limit; "per_prompt", E[C | x] <= limit for every prompt; "weighted", no limit but a weight
             of the cost.
+        name: what it is called.
+        metrics: of `metrics.jsonl`.
     """
     problem, cost_weight = summary["problem"]["constraint"], summary["problem"]["cost_weight"]
     exact, limit, kl_coefficient = summary["exact"], summary["cost_limit"], env.kl_coefficient
@@ -67,11 +73,12 @@ def score(env: ExactView, summary: Row) -> Score:
         bounded += kl_coefficient * exact["kl"] if problem == "kl_in_cost" else 0.0
         above = violation(bounded - limit)
     reached = exact["reward"] - kl_coefficient * exact["kl"] - cost_weight * exact["cost"]
+    multipliers = [row["multiplier"] for row in metrics[-max(len(metrics) // 10, 1) :] if "multiplier" in row]
     start = env.evaluate(env.exact_task.reference)
     ground = start.reward - cost_weight * start.cost
     aim = best.objective - cost_weight * best.cost
     return Score(
-        algorithm=summary["algorithm"],
+        algorithm=name,
         cost_limit=limit,
         seed=summary["seed"],
         fraction=(reached - ground) / (aim - ground),
@@ -79,6 +86,8 @@ def score(env: ExactView, summary: Row) -> Score:
         kl=exact["kl"],
         cost=exact["cost"],
         objective=reached,
+        multiplier=float(np.mean(multipliers)) if multipliers else None,
+        best_multiplier=None if limit is None else best.multiplier,
     )
 
 
@@ -93,6 +102,9 @@ def summarise_study(scores: Sequence[Score]) -> list[Row]:
         for name in ("fraction", "violation", "kl", "cost", "objective"):
             within = (0.0 if name in ("violation", "kl") else -math.inf, math.inf)
             row[name] = t_interval([vars(one)[name] for one in own], within=within).as_dict()
+        multipliers = [one.multiplier for one in own if one.multiplier is not None]
+        row["multiplier"] = t_interval(multipliers, within=(0.0, math.inf)).as_dict() if multipliers else None
+        row["best_multiplier"] = own[0].best_multiplier
         rows.append(row)
     return rows
 
@@ -107,6 +119,8 @@ def study_table(rows: Sequence[Row], problems: Mapping[str, str]) -> Table:
             cell(row["fraction"], 1, 100),
             cell(row["violation"], 2, 100),
             cell(row["kl"], 2),
+            cell(row["multiplier"], 2),
+            Cell("–" if row["best_multiplier"] is None else f"{row['best_multiplier']:.2f}"),
             Cell(str(row["runs"])),
         ]
         for row in rows
@@ -114,8 +128,9 @@ def study_table(rows: Sequence[Row], problems: Mapping[str, str]) -> Table:
     return Table(
         title="Fraction of the exact optimum",
         note="0 %: the reference policy; 100 %: the optimum of the problem that the algorithm states. Violation of the "
-        "limit in % of the range of costs. Means over seeds with 95 % t intervals.",
-        columns=["algorithm", "problem", "limit", "optimum, %", "violation, %", "KL, nats", "runs"],
+        "limit in % of the range of costs. λ: over the last tenth of a run; λ*: the optimum's. Means over seeds with "
+        "95 % t intervals.",
+        columns=["algorithm", "problem", "limit", "optimum, %", "violation, %", "KL, nats", "λ", "λ*", "runs"],
         rows=cells,
     )
 

@@ -1,6 +1,7 @@
 """Algorithms x limits x budgets x seeds, held to the best that there is: `study`."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,16 +28,20 @@ if TYPE_CHECKING:
 
 
 class Entry(BaseModel):
-    """One algorithm of a study, or one budget."""
+    """One algorithm of a study."""
 
     model_config = ConfigDict(extra="forbid")
 
+    algorithm: str | None = Field(None, description="its name; none: that of the entry")
     settings: Values = Field(default_factory=dict, description="its own, over those of all")
 
 
-class Budget(Entry):
+class Budget(BaseModel):
     """What each run may spend."""
 
+    model_config = ConfigDict(extra="forbid")
+
+    settings: Values = Field(default_factory=dict, description="over those of the algorithms")
     data: list[str] = Field(
         default_factory=lambda: [DEFAULT_DATA], description="as --data, of the algorithms that sample nothing"
     )
@@ -51,9 +56,9 @@ class StudyFile(BaseModel):
     preset: str = Field(SMALL, description="settings that all begin with")
     seeds: int = Field(gt=0, description="runs of each algorithm at each limit and budget")
     limits: list[float] = Field(default_factory=list, description="cost limits; none: the environment's own")
-    budgets: dict[str, Budget] = Field(min_length=1, description="by name; settings over those of the algorithms")
+    budgets: dict[str, Budget] = Field(min_length=1, description="by name")
     settings: Values = Field(default_factory=dict, description="of every algorithm that has them, over the preset's")
-    algorithms: dict[str, Entry] = Field(min_length=1, description="by name")
+    algorithms: dict[str, Entry] = Field(min_length=1, description="by name, as rows are called")
     baseline: str = Field("ppo_lagrangian", description="the algorithm that others are compared with")
     frontier: str | None = Field(None, description="of textsafe frontier; none: what the embedded world ships")
 
@@ -108,7 +113,7 @@ def study(
     options = {"only": list(only) or None, "seeds": seeds, "workers": workers, "out": out, "track": track}
     _, again = repeated(command, "study", study, **options)
     directory = Path(out)
-    plan, specs = _read(str(study), only)
+    plan, specs, names = _read(str(study), only)
     best = None if specs[0].env["id"] == NAME else _frontier(plan, specs)
     check_out(directory, resume)
     jobs = jobs_of(specs, range(seeds or plan.seeds), directory, lambda label: label.replace(":", "-"), track)
@@ -119,16 +124,16 @@ def study(
     finish_all(jobs, workers, again, quiet)
     runs = [load_run(job.directory) for job in jobs]
     values, tables, figure = (
-        _against_optimum(directory, jobs[0].spec.env["kwargs"], runs)
+        _against_optimum(directory, jobs[0].spec.env["kwargs"], runs, names)
         if best is None
-        else _against_frontier(directory, plan, runs, best)
+        else _against_frontier(directory, plan, runs, names, best)
     )
     write_json(directory / "study.json", values)
     return Result(directory, {"directory": str(directory), **values}, tables, partial(list, [figure]), runs)
 
 
-def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
-    """The plan, and its runs with seed 0."""
+def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec], dict[str, str]]:
+    """The plan, its runs with seed 0, and from each run's label to its entry's name."""
     import algos
     from textsafe_gym.envs.exact import NAME
     from textsafe_gym.evaluation.study import SOLVED  # with SciPy, which completion does not need
@@ -148,33 +153,41 @@ def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec]]:
     if "cost_limit" in kwargs.values:
         raise ConfigError(f"{kwargs.where(('cost_limit',))}: a study's limits stand under 'limits'")
     policy = validate(PolicyOptions, held.section("policy"), "policy").model_dump(exclude_none=True)
-    specs = []
-    for name, (budget, own_budget) in itertools.product(plan.algorithms, plan.budgets.items()):
-        schema = config_class(name)
+    specs, names = [], {}
+    for (name, entry), (budget, own_budget) in itertools.product(plan.algorithms.items(), plan.budgets.items()):
+        algorithm = entry.algorithm or name
+        schema = config_class(algorithm)
         sections = (given, given.section("algorithms").section(name), given.section("budgets").section(budget))
         shared, own, spent = (section.section("settings") for section in sections)
         shared, spent = (layer.without(*(layer.values.keys() - schema.model_fields)) for layer in (shared, spent))
-        layers = (preset_settings(plan.preset, name, schema), shared, own, spent, Settings({"seed": 0}))
-        config = validate(schema, merge(*layers), name, listed=f"textsafe algos {name}").model_dump(mode="json")
+        layers = (preset_settings(plan.preset, algorithm, schema), shared, own, spent, Settings({"seed": 0}))
+        config = validate(schema, merge(*layers), name, listed=f"textsafe algos {algorithm}").model_dump(mode="json")
         if only and name not in only:
             continue
-        data = own_budget.data if algos.definition(name).offline else []
+        data = own_budget.data if algos.definition(algorithm).offline else []
         label = f"{name}/{budget}" if len(plan.budgets) > 1 else name
         limits: list[float | None] = [*plan.limits] or [None]
         for limit in limits:
             limited = {} if limit is None else {"cost_limit": limit}
             place = label if limit is None else f"{label}/limit={limit:g}"
             spec = RunSpec(
-                name, place, {"id": env.id, "kwargs": {**kwargs.values, **limited}}, policy, config, plan.preset, data
+                algorithm,
+                place,
+                {"id": env.id, "kwargs": {**kwargs.values, **limited}},
+                policy,
+                config,
+                plan.preset,
+                data,
             )
             problem = (problem_of(spec) or {}).get("constraint")
+            spec = replace(spec, label=label) if problem == "weighted" else spec  # no limit changes it
+            names[spec.label] = name
+            specs.append(spec)
             if env.id == NAME and problem not in SOLVED:
                 raise ConfigError(f"{name}: its settings state {problem or 'no problem'}, of which no optimum is known")
-            if problem == "weighted":  # no limit changes it
-                specs.append(replace(spec, label=label))
+            if problem == "weighted":
                 break
-            specs.append(spec)
-    return plan, specs
+    return plan, specs, names
 
 
 def _frontier(plan: StudyFile, specs: Sequence[RunSpec]) -> Row:
@@ -197,7 +210,9 @@ def _frontier(plan: StudyFile, specs: Sequence[RunSpec]) -> Row:
     return found
 
 
-def _against_optimum(directory: Path, env_kwargs: Values, runs: "Sequence[Run]") -> "tuple[Row, list[Table], Path]":
+def _against_optimum(
+    directory: Path, env_kwargs: Values, runs: "Sequence[Run]", names: dict[str, str]
+) -> "tuple[Row, list[Table], Path]":
     """Solves the runs' problems: what study.json holds, its table, and the figure."""
     import gymnasium as gym
 
@@ -206,9 +221,9 @@ def _against_optimum(directory: Path, env_kwargs: Values, runs: "Sequence[Run]")
     from textsafe_gym.evaluation.figures import optimum_plane
     from textsafe_gym.evaluation.study import frontiers, score, study_table, summarise_study
 
-    problems: dict[str, str] = {run.algorithm: run.summary["problem"]["constraint"] for run in runs}
+    problems: dict[str, str] = {names[run.label]: run.summary["problem"]["constraint"] for run in runs}
     env: Any = gym.make(NAME, **env_kwargs).unwrapped
-    rows = summarise_study([score(env, run.summary) for run in runs])
+    rows = summarise_study([score(env, run.summary, names[run.label], run.metrics) for run in runs])
     lines = frontiers(env, set(problems.values()))
     figure = directory / "optimum.png"
     optimum_plane(rows, problems, lines, figure)
@@ -216,7 +231,7 @@ def _against_optimum(directory: Path, env_kwargs: Values, runs: "Sequence[Run]")
 
 
 def _against_frontier(
-    directory: Path, plan: StudyFile, runs: "Sequence[Run]", best: Row
+    directory: Path, plan: StudyFile, runs: "Sequence[Run]", names: dict[str, str], best: Row
 ) -> "tuple[Row, list[Table], Path]":
     """Ranks the runs of each budget: what study.json holds, a table for each budget, and the figure."""
     from textsafe_gym.evaluation.figures import attained_bars
@@ -224,9 +239,11 @@ def _against_frontier(
 
     rows: dict[str, list[Row]] = {}
     for budget in plan.budgets:
-        label = "{}/" + budget if len(plan.budgets) > 1 else "{}"
-        groups = {name: [run for run in runs if run.label == label.format(name)] for name in plan.algorithms}
-        rows[budget] = rank({name: own for name, own in groups.items() if own}, best, plan.baseline)
+        groups: dict[str, list[Run]] = defaultdict(list)
+        for run in runs:
+            if len(plan.budgets) == 1 or run.label == f"{names[run.label]}/{budget}":
+                groups[names[run.label]].append(run)
+        rows[budget] = rank(groups, best, plan.baseline)
     figure = directory / "attained.png"
     attained_bars(rows, best, figure)
     settings = {run.label: run.config["config"] for run in runs if run.seed == 0}
