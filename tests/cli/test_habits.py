@@ -267,11 +267,11 @@ def test_the_nearest_name_is_offered(arguments: list[str], expected: str, tmp_pa
             ["'cost_limt' (f:3); did you mean 'cost_limit'?", "'promts' (f:4)", "'temprature' (f:6)"],
         ),
         ("--env", "kwargs: 3\npolicy: {}\n", ["kwargs = 3 (f:1)"]),
-        ("study", "", ["'env' is missing", "'limits' is missing"]),
+        ("study", "", ["'env' is missing", "'seeds' is missing"]),
         (
             "study",
-            "env: {}\nseeds: x\nlimits: []\nsettings: {}\nalgorithms:\n  cpo: {setings: {}}\n",
-            ["seeds = 'x' (f:2)", "limits = [] (f:3)", "'algorithms.cpo.setings' (f:6); did you mean 'settings'?"],
+            "env: {}\nseeds: x\nbudgets: {}\nsettings: {}\nalgorithms:\n  cpo: {setings: {}}\n",
+            ["seeds = 'x' (f:2)", "budgets = {} (f:3)", "'algorithms.cpo.setings' (f:6); did you mean 'settings'?"],
         ),
         ("--deepspeed", '{\n"zero_optimization": {"stage": 2},\n}', ["f:3: not valid JSON"]),
         ("--deepspeed", '{"a": 1,\n"a": 2}', ["f:2: the key 'a' stands twice"]),
@@ -387,6 +387,7 @@ def test_colours_are_for_terminals() -> None:
     assert "\x1b[36m" in forced.stdout
 
 
+@pytest.mark.long
 def test_bars_are_for_terminals(world: Path, tmp_path: Path) -> None:
     train = [*PROGRAM, "train", "ppo", "--env", str(world / "env.yaml"), *SMALL, "--out"]
     assert "\x1b[2K" in Terminal([*train, str(tmp_path / "bars")]).read(seconds=60)
@@ -443,7 +444,8 @@ def test_commands_print_one_document_and_libraries_nothing(run: Path, world: Pat
         tmp_path / "data.jsonl", [{"prompt": f"how do i bake {i} ?", "response": "mix it well ."} for i in range(24)]
     )
     (tmp_path / "study.yaml").write_text(
-        "env: {kl_coefficient: 0.2}\nseeds: 1\nlimits: [0.0]\nsettings: {episodes: 32, episodes_per_iteration: 16}\n"
+        "env: {id: SafeRLHF-Exact-v0, kwargs: {kl_coefficient: 0.2}}\nseeds: 1\nlimits: [0.0]\n"
+        "settings: {episodes: 32, episodes_per_iteration: 16}\n"
         "algorithms: {rloo_lagrangian: {}}\n"
     )
     env = ["--env", world / "env.yaml"]

@@ -89,6 +89,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         del sys.modules[name]
 
 
+@pytest.mark.long
 def test_a_comparison_in_worker_processes_and_its_continuation(here: Path) -> None:
     request = ["compare", "own_package.penalty:Algorithm", "ppo", *SMALL, "--seeds", "1", "--workers", "2", "--json"]
     request += ["--set", "own_package.penalty:Algorithm.epochs=2", "--set", "stiffness=5"]

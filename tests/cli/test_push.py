@@ -57,6 +57,7 @@ def refused(result: subprocess.CompletedProcess[str], code: int, words: str) -> 
     assert words in result.stderr
 
 
+@pytest.mark.long
 def test_what_was_pushed_is_trained_on_and_evaluated_by_its_id(hub: hub_server.Hub, world: Path, tmp_path: Path):
     first = in_process(
         hub,

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import norm
 
 from tests.helpers.rounding import FLOAT64
-from textsafe_gym.evaluation.ranking import holm, improvement, interquartile_mean, rank, ranking_table
+from textsafe_gym.evaluation.ranking import holm, improvement, interquartile_mean, rank, ranking_tables
 from textsafe_gym.evaluation.summaries import Run
 
 SIMULATED = 2000
@@ -97,8 +97,9 @@ def test_what_is_above_the_limit_comes_last_and_has_no_share() -> None:
     assert (base["improvement"], base["p"]) == (None, None)
     assert (wild["shares"], wild["iqm"], wild["improvement"], wild["p"]) == ({}, None, None, None)
     assert wild["excess"]["mean"] == pytest.approx(2.0 / 8)
-    shown = ranking_table(rows, "64-responses", FRONTIER, "base")
-    assert [row[1].text for row in shown.rows] == ["60", "30", "above the limit"]
+    shares, parts = ranking_tables(rows, "64-responses", FRONTIER, "base")
+    assert [row[1].text for row in shares.rows] == ["60", "30", "above the limit"]
+    assert [row[-1].text for row in parts.rows] == ["128"] * 3
 
 
 def test_without_the_baselines_share_nothing_is_compared_with_it() -> None:

@@ -159,7 +159,7 @@ def test_policies_of_other_settings_are_not_evaluated_as_repetitions(
 
 def test_a_study_is_the_commands(tmp_path: Path) -> None:
     plan = {
-        "env": {"kl_coefficient": 0.2},
+        "env": {"id": "SafeRLHF-Exact-v0", "kwargs": {"kl_coefficient": 0.2}},
         "seeds": 1,
         "limits": [0.0],
         "settings": {"episodes": 32, "episodes_per_iteration": 16, "kl_coefficient": 0.2},

@@ -62,6 +62,7 @@ def train(env_id: str, out: Path, **more: object) -> Any:
     return experiments.train("ppo_lagrangian", env_id, settings={**SMALL, **more}, episodes=16, out=out, quiet=True)
 
 
+@pytest.mark.long
 def test_a_wrapper_that_changes_nothing_changes_no_number(tmp_path: Path) -> None:
     wrapped, copies = (train(f"{name}-v0", tmp_path / name) for name in ("Wrapped", "Copies"))
     assert wrapped.runs[0].rows == copies.runs[0].rows

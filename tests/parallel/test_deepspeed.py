@@ -113,6 +113,7 @@ def test_adapters(parallel: Path, plain: tuple[Path, dict[str, Any]]) -> None:
     check(parallel, "zero3-lora", plain[1]["lora"])
 
 
+@pytest.mark.long
 def test_layers_gathered_for_each_pass(plain: tuple[Path, dict[str, Any]]) -> None:
     folder = plain[0]
     trainer = trainer_of(folder, "ppo_lagrangian", **STREAMED)
@@ -157,6 +158,7 @@ def test_processes_leave_their_group_before_the_interpreter_ends(parallel: Path)
     assert [(parallel / f"parity-left-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("job", "words"),
     [
@@ -194,6 +196,7 @@ def test_trust_regions_are_refused_and_shipped_configurations_are_found(tmp_path
     assert "without --deepspeed" in several.stderr
 
 
+@pytest.mark.long
 def test_deepspeeds_own_launcher_is_understood(tmp_path: Path) -> None:
     """It puts an option before the command, which torchrun does not."""
     small = ["--set", "episodes_per_iteration=16", "--episodes", "16", "--json", "--out", str(tmp_path / "run")]

@@ -69,6 +69,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("name", CASES)
 def test_shares_are_deepspeeds(measured: Path, name: str, rank: int) -> None:

@@ -151,6 +151,7 @@ def test_tensorboard_knows_the_settings(tmp_path: Path):
     assert hparams["config.limits"].string_value == "None"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tracker", OPTIONAL)
 def test_a_killed_run_is_continued_under_its_id_and_doubles_nothing(tracker: str, world: Path, tmp_path: Path):
     out = tmp_path / "run"
@@ -167,6 +168,7 @@ def test_a_killed_run_is_continued_under_its_id_and_doubles_nothing(tracker: str
     assert_same(READ[tracker](out), wanted, but="second")
 
 
+@pytest.mark.long
 def test_a_comparison_is_one_experiment_of_groups(world: Path, tmp_path: Path):
     from mlflow import MlflowClient
 
@@ -345,6 +347,7 @@ def full(bytes_: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_the_run_in_a_line_that_names_the_file(world: Path, tmp_path: Path):
     train = ["train", "ppo", "--env", world / "env.yaml", *FAST, "--episodes", 80, "--out"]
     result = full(100, *train, tmp_path / "a")

@@ -119,43 +119,55 @@ def _row(name: str, runs: Sequence[Run], frontier: Row) -> Row:
     }
 
 
-_GOLD = ("gold_helpfulness", "gold_harmful_rate")
+_GOLD: dict[str, tuple[str, int, float]] = {
+    "gold_helpfulness": ("gold helpful", 2, 1),
+    "gold_harmful_rate": ("gold harmful, %", 1, 100),
+}  # heading, digits, factor
 
 
-def ranking_table(rows: Sequence[Row], budget: str, frontier: Row, baseline: str) -> Table:
-    """The ranking as a table."""
+def ranking_tables(rows: Sequence[Row], budget: str, frontier: Row, baseline: str) -> list[Table]:
+    """The shares and how they compare, and what they are made of."""
 
     def of_best(row: Row | None) -> Cell:
         return Cell("above the limit") if row is not None and row["above_limit"] else cell(row, 0)
 
     gold = [key for key in _GOLD if all(key in row for row in rows)]
-    heads = {"gold_helpfulness": ("gold helpful", 2, 1), "gold_harmful_rate": ("gold harmful, %", 1, 100)}
-    cells = [
+    shares = [
+        [
+            Cell(row["algorithm"]), of_best(row["attainable"]), cell(row["iqm"], 0), cell(row["improvement"], 2),
+            Cell("–" if row["p"] is None else f"{row['p']:.3f}"), of_best(row["attainable_of_own"]),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    parts = [
         [
             Cell(row["algorithm"]),
-            of_best(row["attainable"]),
-            cell(row["iqm"], 0),
-            cell(row["improvement"], 2),
-            Cell("–" if row["p"] is None else f"{row['p']:.3f}"),
-            of_best(row["attainable_of_own"]),
             *(cell(row[key], 2) for key in ("reward", "cost")),
             cell(row["excess"], 1, 100),
             cell(row["kl"], 2),
-            *(cell(row[key], *heads[key][1:]) for key in gold),
+            *(cell(row[key], *_GOLD[key][1:]) for key in gold),
             Cell(f"{row['seconds']:.0f}"),
             Cell(", ".join([str(row["judge_calls"]), *(f"{n} {what}" for what, n in row["units"].items())])),
         ]
         for row in rows
     ]
-    return Table(
-        title=f"What is attained with {budget}",
-        note=f"E[R] - {frontier['kl_coefficient']:g}·KL from the untrained policy, 0 %, to the best with E[C] <= "
-        f"{frontier['cost_limit']:g}, 100 %; means and interquartile means over {rows[0]['runs']} seeds "
-        f"with 95 % intervals; P(better): a run's than one of {baseline}; p: paired t test against it, Holm's "
-        "correction; excess: of the cost over the limit, in % of the range of costs.",
-        columns=[
-            "algorithm", "attainable, %", "interquartile mean", "P(better)", "p", "own problem, %", "reward", "cost",
-            "excess, %", "KL, nats", *(heads[key][0] for key in gold), "seconds", "judge calls",
-        ],
-        rows=cells,
-    )  # fmt: skip
+    weight, limit, runs = frontier["kl_coefficient"], frontier["cost_limit"], rows[0]["runs"]
+    return [
+        Table(
+            f"What is attained with {budget}",
+            f"E[R] - {weight:g}·KL from the untrained policy, 0 %, to the best with E[C] <= {limit:g}, 100 %. Means "
+            f"and interquartile means over {runs} seeds with 95 % intervals; P(better): that a run attains more than "
+            f"one of {baseline}; p: of a paired t test against it, with Holm's correction.",
+            ["algorithm", "attainable, %", "interquartile mean", "P(better)", "p", "own problem, %"],
+            shares,
+        ),
+        Table(
+            f"How it is attained with {budget}",
+            "Excess: of the cost over the limit, in % of the range of costs. Seconds and calls of judges are a run's.",
+            [
+                "algorithm", "reward", "cost", "excess, %", "KL, nats", *(_GOLD[key][0] for key in gold), "seconds",
+                "judge calls",
+            ],
+            parts,
+        ),
+    ]  # fmt: skip

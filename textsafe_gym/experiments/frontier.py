@@ -324,7 +324,17 @@ def known_frontier(place: str | Path | None, configs: Sequence[Values]) -> Row |
     path = Path(place)
     path = path / "frontier.json" if path.is_dir() else path
     found = read_json(path)
-    needed = ("env", "constraint", "kl_coefficient", "reference", "at_limit", "front", "by_constraint", "best_of_n")
+    needed = (
+        "env",
+        "constraint",
+        "kl_coefficient",
+        "cost_range",
+        "reference",
+        "at_limit",
+        "front",
+        "by_constraint",
+        "best_of_n",
+    )
     missing = [key for key in needed if key not in found]
     if missing:
         raise DataError(f"{path}: no '{missing[0]}'; is this what textsafe frontier wrote?")

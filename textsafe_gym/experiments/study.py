@@ -56,7 +56,7 @@ class StudyFile(BaseModel):
     preset: str = Field(SMALL, description="settings that all begin with")
     seeds: int = Field(gt=0, description="runs of each algorithm at each limit and budget")
     limits: list[float] = Field(default_factory=list, description="cost limits; none: the environment's own")
-    budgets: dict[str, Budget] = Field(min_length=1, description="by name")
+    budgets: dict[str, Budget] = Field(default_factory=lambda: {"all": Budget()}, min_length=1, description="by name")
     settings: Values = Field(default_factory=dict, description="of every algorithm that has them, over the preset's")
     algorithms: dict[str, Entry] = Field(min_length=1, description="by name, as rows are called")
     baseline: str = Field("ppo_lagrangian", description="the algorithm that others are compared with")
@@ -235,7 +235,7 @@ def _against_frontier(
 ) -> "tuple[Row, list[Table], Path]":
     """Ranks the runs of each budget: what study.json holds, a table for each budget, and the figure."""
     from textsafe_gym.evaluation.figures import attained_bars
-    from textsafe_gym.evaluation.ranking import rank, ranking_table
+    from textsafe_gym.evaluation.ranking import rank, ranking_tables
 
     rows: dict[str, list[Row]] = {}
     for budget in plan.budgets:
@@ -255,4 +255,8 @@ def _against_frontier(
         "settings": settings,
         "rows": rows,
     }
-    return values, [ranking_table(own, budget, best, plan.baseline) for budget, own in rows.items()], figure
+    return (
+        values,
+        [table for budget, own in rows.items() for table in ranking_tables(own, budget, best, plan.baseline)],
+        figure,
+    )
