@@ -176,7 +176,9 @@ def comparison_planes(runs: Sequence[Run], comparison: Row, path: Path) -> dict[
     """
     settings, units = comparison["settings"], UNITS[comparison["task"]]
     limits = {label: entry["cost_limit"] for label, entry in settings.items()}
-    reward_cost_plane(comparison["pareto"]["points"], points_of(runs), limits, units, path, comparison["frontier"])
+    shares = {label: entry["attainable"] for label, entry in settings.items()}
+    points, frontier = comparison["pareto"]["points"], comparison["frontier"]
+    reward_cost_plane(points, points_of(runs), limits, units, path, frontier, shares=shares)
     found = {"": path}
     for name in dict.fromkeys(name for entry in settings.values() for name in entry["costs"]):
         own = points_of(runs, name)
@@ -195,6 +197,7 @@ def reward_cost_plane(
     frontier: Row | None = None,
     attained: Mapping[str, Mapping[str, Sequence[Sequence[float]]]] | None = None,
     cost: str = "",
+    shares: Mapping[str, Row | None] | None = None,
 ) -> None:
     """Every run as a small dot, every setting's mean as a marker, the front, the limits, and what is attainable.
 
@@ -207,6 +210,7 @@ def reward_cost_plane(
         frontier: what `frontier.json` holds, drawn as a band, with the best of 8 and of 16.
         attained: by algorithm, of `attainable.attainment`, drawn as a line for each share.
         cost: the name of the one that is drawn, for the axis.
+        shares: from label to its `attainable.attained`, for the legend.
     """
     look = styles({point["label"]: point["algorithm"] for point in points})
     with mpl.rc_context(_STYLE):
@@ -215,7 +219,8 @@ def reward_cost_plane(
         for run in runs:
             axis.plot(run.cost, run.reward, ".", color=look[run.label]["color"], alpha=0.35, markersize=5)
         for point in points:
-            style = look[point["label"]] | {"linestyle": "", "markeredgecolor": "white", "label": point["label"]}
+            name = point["label"] + _share_of(shares, point["label"])
+            style = look[point["label"]] | {"linestyle": "", "markeredgecolor": "white", "label": name}
             axis.plot(point["cost"], point["reward"], markersize=13 if style["marker"] == "*" else 8, **style)
         front = sorted((point["cost"], point["reward"]) for point in points if point["front"])
         axis.step(
@@ -224,8 +229,8 @@ def reward_cost_plane(
         )  # fmt: skip
         for name, surfaces in (attained or {}).items():
             colour = next(look[point["label"]]["color"] for point in points if point["algorithm"] == name)
-            for share, dashes in (("25", ":"), ("50", "-"), ("75", "--")):
-                steps = sorted((cost, reward) for reward, cost in surfaces[share])
+            for part, dashes in (("25", ":"), ("50", "-"), ("75", "--")):
+                steps = sorted((cost, reward) for reward, cost in surfaces[part])
                 axis.step(*zip(*steps, strict=True), dashes, where="post", color=colour, linewidth=0.7, alpha=0.7)
         if frontier:
             _draw_frontier(axis, frontier, [8, 16])
@@ -244,6 +249,13 @@ def reward_cost_plane(
         axis.set_title("Marker: mean over seeds; dot: one run", fontsize=11)
         figure.legend(loc="outside right upper", fontsize=9)
         _save(figure, path)
+
+
+def _share_of(shares: Mapping[str, Row | None] | None, label: str) -> str:
+    found = (shares or {}).get(label)
+    if found is None:
+        return ""
+    return ": above the limit" if found["above_limit"] else f": {found['mean']:.0f} % of attainable"
 
 
 def attained_bars(rows: Mapping[str, Sequence[Row]], frontier: Row, path: Path) -> None:
@@ -361,8 +373,10 @@ def _draw_frontier(axis: Axes, frontier: Row, sizes: Sequence[int]) -> None:
         [row["cost"] for row in best], [row["reward"] for row in best], "s", color="black", markersize=5,
         label="untrained, best of n",
     )  # fmt: skip
+    judged = frontier["constraint"] == "mean" and frontier["at_limit"]["feasible"]
     for row in best:
-        axis.annotate(str(row["n"]), (row["cost"], row["reward"]), (5, -3), textcoords="offset points", fontsize=8)
+        note = f"{row['n']}: {share(row, frontier):.0f} %" if judged and row["feasible"] else str(row["n"])
+        axis.annotate(note, (row["cost"], row["reward"]), (5, -3), textcoords="offset points", fontsize=8)
 
 
 def frontier_plane(frontier: Row, path: Path) -> None:
