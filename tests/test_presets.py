@@ -26,8 +26,8 @@ EXPECTED = {
     "gae_lambda": 1.0,
     "kl_coefficient": 0.05,
     "value_coefficient": 0.1,
-    "multiplier_learning_rate": 0.3,
-    "limit_includes_kl": True,
+    "multiplier_init": 1.0,
+    "multiplier_learning_rate": 0.05,
 }
 
 
