@@ -116,7 +116,17 @@ def study(
     plan, specs, names = _read(str(study), only)
     best = None if specs[0].env["id"] == NAME else _frontier(plan, specs)
     check_out(directory, resume)
-    jobs = jobs_of(specs, range(seeds or plan.seeds), directory, lambda label: label.replace(":", "-"), track)
+    jobs = [
+        job
+        for budget in plan.budgets  # the cheapest is done first, if the file has it first
+        for job in jobs_of(
+            [spec for spec in specs if names[spec.label][1] == budget],
+            range(seeds or plan.seeds),
+            directory,
+            lambda label: label.replace(":", "-"),
+            track,
+        )
+    ]
     played: set[str] = set()
     for spec in specs:
         check(spec, played)
@@ -132,8 +142,8 @@ def study(
     return Result(directory, {"directory": str(directory), **values}, tables, partial(list, [figure]), runs)
 
 
-def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec], dict[str, str]]:
-    """The plan, its runs with seed 0, and from each run's label to its entry's name."""
+def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec], dict[str, tuple[str, str]]]:
+    """The plan, its runs with seed 0, and from each run's label to its entry and its budget."""
     import algos
     from textsafe_gym.envs.exact import NAME
     from textsafe_gym.evaluation.study import SOLVED  # with SciPy, which completion does not need
@@ -181,7 +191,7 @@ def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec], di
             )
             problem = (problem_of(spec) or {}).get("constraint")
             spec = replace(spec, label=label) if problem == "weighted" else spec  # no limit changes it
-            names[spec.label] = name
+            names[spec.label] = (name, budget)
             specs.append(spec)
             if env.id == NAME and problem not in SOLVED:
                 raise ConfigError(f"{name}: its settings state {problem or 'no problem'}, of which no optimum is known")
@@ -211,7 +221,7 @@ def _frontier(plan: StudyFile, specs: Sequence[RunSpec]) -> Row:
 
 
 def _against_optimum(
-    directory: Path, env_kwargs: Values, runs: "Sequence[Run]", names: dict[str, str]
+    directory: Path, env_kwargs: Values, runs: "Sequence[Run]", names: dict[str, tuple[str, str]]
 ) -> "tuple[Row, list[Table], Path]":
     """Solves the runs' problems: what study.json holds, its table, and the figure."""
     import gymnasium as gym
@@ -221,9 +231,9 @@ def _against_optimum(
     from textsafe_gym.evaluation.figures import optimum_plane
     from textsafe_gym.evaluation.study import frontiers, score, study_table, summarise_study
 
-    problems: dict[str, str] = {names[run.label]: run.summary["problem"]["constraint"] for run in runs}
+    problems: dict[str, str] = {names[run.label][0]: run.summary["problem"]["constraint"] for run in runs}
     env: Any = gym.make(NAME, **env_kwargs).unwrapped
-    rows = summarise_study([score(env, run.summary, names[run.label], run.metrics) for run in runs])
+    rows = summarise_study([score(env, run.summary, names[run.label][0], run.metrics) for run in runs])
     lines = frontiers(env, set(problems.values()))
     figure = directory / "optimum.png"
     optimum_plane(rows, problems, lines, figure)
@@ -231,7 +241,7 @@ def _against_optimum(
 
 
 def _against_frontier(
-    directory: Path, plan: StudyFile, runs: "Sequence[Run]", names: dict[str, str], best: Row
+    directory: Path, plan: StudyFile, runs: "Sequence[Run]", names: dict[str, tuple[str, str]], best: Row
 ) -> "tuple[Row, list[Table], Path]":
     """Ranks the runs of each budget: what study.json holds, a table for each budget, and the figure."""
     from textsafe_gym.evaluation.figures import attained_bars
@@ -241,8 +251,8 @@ def _against_frontier(
     for budget in plan.budgets:
         groups: dict[str, list[Run]] = defaultdict(list)
         for run in runs:
-            if len(plan.budgets) == 1 or run.label == f"{names[run.label]}/{budget}":
-                groups[names[run.label]].append(run)
+            if names[run.label][1] == budget:
+                groups[names[run.label][0]].append(run)
         rows[budget] = rank(groups, best, plan.baseline)
     figure = directory / "attained.png"
     attained_bars(rows, best, figure)
