@@ -572,6 +572,7 @@ def test_what_is_refused(command: list[str], message: str, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_side_by_side_in_the_command_line(tmp_path: Path) -> None:
     command = [
         "compare",

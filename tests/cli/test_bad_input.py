@@ -371,6 +371,7 @@ def test_a_finished_run_with_a_damaged_summary_is_not_taken_for_one(world: Path,
     assert str(tmp_path / "run/summary.json") in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_chat_refuses_what_is_no_text(world: Path):
     command = [sys.executable, "-m", "textsafe_gym.cli.main", "chat", str(world / "run")]
     for mode in ("0", "1"):  # in the second Python hands bytes that are not text on as halves of characters

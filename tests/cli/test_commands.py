@@ -125,6 +125,7 @@ def test_a_killed_run_resumes_to_the_same_result(world: Path, tmp_path: Path):
     assert (tmp_path / "killed" / tensors).read_bytes() == (tmp_path / "whole" / tensors).read_bytes()
 
 
+@pytest.mark.long
 def test_ctrl_c_says_how_to_go_on(world: Path, tmp_path: Path):
     out = tmp_path / "out"
     arguments = [

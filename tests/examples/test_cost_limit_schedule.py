@@ -17,7 +17,7 @@ def test_every_iteration_is_judged_by_its_own_limit(tmp_path: Path) -> None:
     for before, after in itertools.pairwise(rows):  # log λ moves by η·λ·excess over that limit
         excess = after["window_cost"] - after["cost_limit"]
         assert after["multiplier"] == pytest.approx(
-            before["multiplier"] * 2.718281828 ** (0.3 * before["multiplier"] * excess)
+            before["multiplier"] * 2.718281828 ** (0.05 * before["multiplier"] * excess)
         )
     resumed = algos.load(tmp_path / "run", "SafeRLHF-v0")
     assert resumed.cost_limit == pytest.approx(-1.16)

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.helpers.installs import ROOT, run
 
@@ -40,6 +41,7 @@ def test_reinforce_learns_from_a_wheel(wheel_install: Path, tmp_path: Path) -> N
     assert (curves[:, -3:].mean(1) - curves[:, :3].mean(1)).mean() > MARGIN
 
 
+@pytest.mark.long
 def test_ppo_of_stable_baselines3_learns_from_a_wheel(wheel_install: Path, tmp_path: Path) -> None:
     done = run(wheel_install, tmp_path, ROOT / "tests/helpers/stranger_ppo.py", 6144, *SEEDS)
     assert done.returncode == 0, done.stderr

@@ -33,7 +33,7 @@ def test_a_runs_policy_says_how_it_came_to_be(world: Path, tmp_path: Path):
     assert card.data.base_model is None  # it is a folder on this machine
     shown = facts(card)
     assert shown["constraint"] == "mean cost of a response <= -0.5 (a cost above 0 is harmful)"
-    assert shown["KL to the starting policy"] == "coefficient 0.2, counted in the cost as well"
+    assert shown["KL to the starting policy"] == "coefficient 0.2, counted in the cost as well, but not in its limit"
     assert (shown["responses generated"], shown["seed"]) == ("16", "3")
     assert shown["prompts"] == "prompts.jsonl, 3 rows"
     assert shown["on"] == "3 responses to the evaluation prompts (prompts.jsonl, 3 rows)"

@@ -31,6 +31,7 @@ experiments.train("mine", env, settings=settings, episodes=16, out=out, quiet=Tr
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings", [[], ["policy.lora_rank=2"], ["policy.last_layers=1"]], ids=["whole", "adapter", "last"]
 )

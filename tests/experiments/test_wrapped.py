@@ -77,6 +77,7 @@ def test_a_wrapper_that_changes_nothing_changes_no_number(tmp_path: Path) -> Non
     assert again.runs[0].rows == wrapped.runs[0].rows
 
 
+@pytest.mark.long
 def test_the_likeliest_responses_are_those_of_the_vector_form(tmp_path: Path) -> None:
     """Which other responses are drawn depends on how they are played."""
     run = train("SafeRLHF-v0", tmp_path / "run")
@@ -91,6 +92,7 @@ def test_the_likeliest_responses_are_those_of_the_vector_form(tmp_path: Path) ->
             assert ours[name] == (pytest.approx(value, rel=1e-4, abs=1e-4) if isinstance(value, float) else value)
 
 
+@pytest.mark.long
 def test_a_comparison_of_wrapped_environments(tmp_path: Path) -> None:
     found = experiments.compare(["ppo_lagrangian"], "Wrapped-v0", settings=SMALL, episodes=16, seeds=1,
                                 out=tmp_path / "out", quiet=True)  # fmt: skip

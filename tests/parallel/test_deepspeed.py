@@ -208,6 +208,7 @@ def test_deepspeeds_own_launcher_is_understood(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["episodes"] == 16
 
 
+@pytest.mark.long
 def test_the_command_does_under_torchrun_what_it_does_alone(tmp_path: Path) -> None:
     small = ["--set", "episodes_per_iteration=16", "--set", "minibatch_size=5", "--episodes", "64", "--seed", "2"]
     train = ["train", "ppo_lagrangian", *small, "--set", "learning_rate=1e-4"]

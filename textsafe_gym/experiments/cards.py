@@ -121,7 +121,7 @@ def _constraint_of(algorithm: str) -> str | None:
 def _kl(config: Values) -> str | None:
     if "kl_coefficient" not in config:
         return None
-    where = {True: ", counted in the cost as well", False: ", in the reward alone"}
+    where = {True: ", counted in the cost as well", False: ", counted in the cost as well, but not in its limit"}
     return f"coefficient {config['kl_coefficient']:g}{where.get(config.get('limit_includes_kl'), '')}"  # type: ignore[arg-type]
 
 
