@@ -25,7 +25,7 @@ test: $(VENV)/.installed-dev  ## lint, types, tests
 	wait $$mypy; types=$$?; cat $(VENV)/mypy.log; exit $$((tests + types))
 	$(BIN)/pytest -m timing $$(grep -rl mark.timing tests)
 
-test-long: $(VENV)/.installed-dev  ## every constrained algorithm on problems that are not text, three seeds each
+test-long: $(VENV)/.installed-dev  ## the tests that take longest, which `make test` leaves out
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long --numprocesses 2
 
 test-processors: $(VENV)/.installed-dev  ## the tests as older processors round, with two threads, in random order
