@@ -156,6 +156,7 @@ def test_the_code_of_the_concept_pages_runs(page: str) -> None:
             RULES.remove(name)
 
 
+@pytest.mark.long
 def test_a_judge_of_ones_own_is_known_to_the_command_line_and_the_policy_to_transformers(tmp_path: Path) -> None:
     (judge,) = python_blocks("own_models")
     (tmp_path / "judged.py").write_text(judge)

@@ -73,6 +73,7 @@ def test_low_rank_adapters_name_the_extra(base: Path, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].endswith(MISSING)
 
 
+@pytest.mark.long
 def test_sources_that_are_not_installed_have_no_version(tmp_path: Path) -> None:
     program = """
 from importlib import metadata

@@ -314,6 +314,7 @@ LEARNING: dict[str, tuple[float, float, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LEARNING)
 def test_it_learns_towards_the_exact_optimum(name: str) -> None:
     """The study `configs/study/omnisafe.yaml` goes all the way; this is its beginning."""
@@ -392,6 +393,7 @@ def test_agents_evaluate_render_and_plot_what_they_saved(
     assert list(Path(one.agent.logger.log_dir).glob("*.png"))
 
 
+@pytest.mark.long
 def test_the_pages_code_runs(tmp_path: Path) -> None:
     page = (ROOT / "textsafe_gym" / "docs" / "omnisafe.md").read_text()
     program = "".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))

@@ -69,7 +69,7 @@ def exactly(actor: Any) -> dict[str, Any]:
     return {"probabilities": p, "cost": p @ Bandit.COSTS, "kl": p @ np.log(3 * p)}
 
 
-@pytest.mark.parametrize("rule", ["projected", "log"])
+@pytest.mark.parametrize("rule", ["projected", pytest.param("log", marks=pytest.mark.long)])
 def test_the_bandit_is_solved_and_its_limit_met(rule: str) -> None:
     dual = {**DUAL, "multiplier_update": rule, "multiplier_init": 0.0 if rule == "projected" else 0.5}
     dual |= {"multiplier_learning_rate": 0.08}

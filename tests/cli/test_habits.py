@@ -468,6 +468,7 @@ def test_commands_print_one_document_and_libraries_nothing(run: Path, world: Pat
     assert nothing == ""
 
 
+@pytest.mark.long
 def test_json_leaves_warnings_and_progress_on_stderr(world: Path, tmp_path: Path) -> None:
     train = ["train", "ppo_lagrangian", "--env", world / "env.yaml", *SMALL, "--set", "env.cost_limit=5", "--json"]
     said, noise = in_turn([*train, "--out", tmp_path / "out"])

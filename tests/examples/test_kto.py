@@ -105,6 +105,7 @@ def test_loss_and_gradient_are_as_stated(micro_batch_size: int | None, monkeypat
     assert max(x.abs().max().item() for x in wanted) > 0.01
 
 
+@pytest.mark.long
 def test_the_command_trains_it_from_a_file_and_continues(world: Path, tmp_path: Path) -> None:
     request = ("train", NAME, "--env", world / "env.yaml", "--data", world / "labelled.jsonl", *SMALL)
     request = (*request, "--set", "epochs=3")

@@ -43,6 +43,7 @@ def test_its_optimum_is_not_that_of_dpo(monkeypatch: pytest.MonkeyPatch) -> None
     assert example.main()[0] > FAR
 
 
+@pytest.mark.long
 def test_the_command_trains_it_from_a_file_and_continues(world: Path, tmp_path: Path) -> None:
     request = ("train", "offline_algorithm:IPO", "--env", world / "env.yaml", "--data", world / "pairs.jsonl", *SMALL)
     request = (*request, "--set", "epochs=3", "--set", "kl_coefficient=0.5")

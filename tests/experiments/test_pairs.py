@@ -36,6 +36,7 @@ def refused(*arguments: object) -> str:
     return str(result.stderr)
 
 
+@pytest.mark.long
 def test_a_file_of_pairs_trains_and_a_stopped_run_continues(world: Path, tmp_path: Path) -> None:
     request = ("train", "dpo", "--env", world / "env.yaml", "--data", world / "pairs.jsonl", *SMALL)
     request = (*request, "--set", "epochs=4", "--seed", "3")

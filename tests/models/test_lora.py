@@ -195,6 +195,7 @@ def test_separate_critics_recompute_as_well(llama: Path) -> None:
         torch.testing.assert_close(grads[1][name], grad, atol=tiny_gradient(4 * 8), rtol=TINY)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("more", [{}, {"lora_rank": 2, "gradient_checkpointing": True}])
 def test_compiled_layers_give_the_same_numbers(llama: Path, more: dict[str, Any]) -> None:
