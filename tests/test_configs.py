@@ -10,7 +10,7 @@ from algos.registration import families
 from textsafe_gym.config import read_yaml, validate
 from textsafe_gym.envs.task import Task
 from textsafe_gym.experiments.spec import PolicyOptions, build_spec, resolve_env
-from textsafe_gym.experiments.study import StudyFile
+from textsafe_gym.experiments.study_file import StudyFile
 from textsafe_gym.installation import shipped
 
 ROOT = Path(__file__).parents[1] / "configs"

@@ -25,10 +25,15 @@ RULES: "Registry[type[Rule]]" = Registry(
 RuleName = Annotated[str, AfterValidator(OneOf(RULES))]
 
 
-class StepConfig(BaseModel):
-    """Minibatches and optimiser; the defaults are the official Safe RLHF script's, on its eight devices."""
+class Group(BaseModel):
+    """Settings that belong together, for an algorithm's `Config` to build on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Validators are built when something is validated, and not by whoever only reads what settings there are.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+
+class StepConfig(Group):
+    """Minibatches and optimiser; the defaults are the official Safe RLHF script's, on its eight devices."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="all randomness of a run follows from it")
     minibatch_size: int = Field(128, gt=0, description="episodes, or pairs, in one optimiser step, at most")
@@ -86,7 +91,7 @@ class OfflineConfig(StepConfig):
     )
 
 
-class ActorConfig(BaseModel):
+class ActorConfig(Group):
     """What holds the actor's steps on a rollout back, and what keeps it exploring; off by default."""
 
     target_kl: float | None = Field(
@@ -101,7 +106,7 @@ class ClipConfig(ActorConfig):
     clip_range_ratio: float = Field(0.2, gt=0, description="PPO's clip on the ratio of new to old probability")
 
 
-class CriticConfig(BaseModel):
+class CriticConfig(Group):
     """Advantages from critics, and how critics learn; the defaults are the official Safe RLHF script's."""
 
     critic_learning_rate: float = Field(5e-6, ge=0, description="AdamW's, for critics, be they models or heads")
@@ -163,7 +168,7 @@ class MultiplierConfig(ConstraintConfig):
         return self
 
 
-class TrustRegionConfig(BaseModel):
+class TrustRegionConfig(Group):
     """Size of the region and effort spent on its step; the defaults are the literature's."""
 
     max_kl: float = Field(0.01, gt=0, description="δ: bound on the mean KL(old‖new) of a step's distributions, in nats")

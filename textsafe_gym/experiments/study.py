@@ -8,59 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from textsafe_gym.config import Settings, Values, merge, read_yaml, validate
 from textsafe_gym.errors import ConfigError
 from textsafe_gym.experiments.arguments import check_arguments, repeated
 from textsafe_gym.experiments.build import problem_of
 from textsafe_gym.experiments.result import Result
-from textsafe_gym.experiments.spec import DEFAULT_DATA, EnvFile, PolicyOptions, RunSpec, check_env_keys, config_class
+from textsafe_gym.experiments.spec import EnvFile, PolicyOptions, RunSpec, check_env_keys, config_class
 from textsafe_gym.extras import version
 from textsafe_gym.files import Row, write_json
 from textsafe_gym.installation import shipped
-from textsafe_gym.presets import SMALL, preset_settings
+from textsafe_gym.presets import preset_settings
 from textsafe_gym.registry import nearest
 
 if TYPE_CHECKING:
     from textsafe_gym.evaluation.report import Table
     from textsafe_gym.evaluation.summaries import Run
-
-
-class Entry(BaseModel):
-    """One algorithm of a study."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    algorithm: str | None = Field(None, description="its name; none: that of the entry")
-    settings: Values = Field(default_factory=dict, description="its own, over those of all")
-
-
-class Budget(BaseModel):
-    """What each run may spend."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    settings: Values = Field(default_factory=dict, description="over those of the algorithms")
-    data: list[str] = Field(
-        default_factory=lambda: [DEFAULT_DATA], description="as --data, of the algorithms that sample nothing"
-    )
-
-
-class StudyFile(BaseModel):
-    """What a study's YAML file holds."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    env: Values = Field(description="as --env has it: id, kwargs (but for cost_limit) and policy")
-    preset: str = Field(SMALL, description="settings that all begin with")
-    seeds: int = Field(gt=0, description="runs of each algorithm at each limit and budget")
-    limits: list[float] = Field(default_factory=list, description="cost limits; none: the environment's own")
-    budgets: dict[str, Budget] = Field(default_factory=lambda: {"all": Budget()}, min_length=1, description="by name")
-    settings: Values = Field(default_factory=dict, description="of every algorithm that has them, over the preset's")
-    algorithms: dict[str, Entry] = Field(min_length=1, description="by name, as rows are called")
-    baseline: str = Field("ppo_lagrangian", description="the algorithm that others are compared with")
-    frontier: str | None = Field(None, description="of textsafe frontier; none: what the embedded world ships")
+    from textsafe_gym.experiments.study_file import StudyFile
 
 
 def study(
@@ -82,7 +45,7 @@ def study(
     study.json.
 
     Args:
-        study: one in configs/study/, or a YAML file with the keys of `StudyFile`.
+        study: one in configs/study/, or a YAML file with the keys of `study_file.StudyFile`.
         only: these algorithms of it alone.
         seeds: runs of each, instead of the study's number.
         workers: processes. With several, a script has to start them below `if __name__ == "__main__":`.
@@ -142,11 +105,12 @@ def study(
     return Result(directory, {"directory": str(directory), **values}, tables, partial(list, [figure]), runs)
 
 
-def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec], dict[str, tuple[str, str]]]:
+def _read(study: str, only: Sequence[str]) -> "tuple[StudyFile, list[RunSpec], dict[str, tuple[str, str]]]":
     """The plan, its runs with seed 0, and from each run's label to its entry and its budget."""
     import algos
     from textsafe_gym.envs.exact import NAME
     from textsafe_gym.evaluation.study import SOLVED  # with SciPy, which completion does not need
+    from textsafe_gym.experiments.study_file import StudyFile  # whose classes take completion a tenth of its time
 
     known = shipped("study")
     if study not in known and not study.endswith((".yaml", ".yml")):
@@ -200,7 +164,7 @@ def _read(study: str, only: Sequence[str]) -> tuple[StudyFile, list[RunSpec], di
     return plan, specs, names
 
 
-def _frontier(plan: StudyFile, specs: Sequence[RunSpec]) -> Row:
+def _frontier(plan: "StudyFile", specs: Sequence[RunSpec]) -> Row:
     from textsafe_gym.experiments.frontier import known_frontier
 
     found = known_frontier(plan.frontier, [spec.as_dict() for spec in specs])
@@ -241,7 +205,7 @@ def _against_optimum(
 
 
 def _against_frontier(
-    directory: Path, plan: StudyFile, runs: "Sequence[Run]", names: dict[str, tuple[str, str]], best: Row
+    directory: Path, plan: "StudyFile", runs: "Sequence[Run]", names: dict[str, tuple[str, str]], best: Row
 ) -> "tuple[Row, list[Table], Path]":
     """Ranks the runs of each budget: what study.json holds, a table for each budget, and the figure."""
     from textsafe_gym.evaluation.figures import attained_bars
