@@ -2,8 +2,8 @@
 
 The unit of repetition is the run; runs of one seed draw their answers alike, so that they are compared in pairs. The
 statistics are those that Agarwal et al. (arXiv 2108.13264) ask for. Percentiles of a bootstrap cover less than 95 %
-with ten runs: 92 of an interquartile mean of normal values, 51 of a probability of 0.98. The intervals are Tukey and McLaughlin's, of a trimmed mean, and Newcombe's, of a probability of improvement
-(Stat. Med. 2006, method 5).
+with ten runs: 92 of an interquartile mean of normal values, 51 of a probability of 0.98. The intervals are Tukey and
+McLaughlin's, of a trimmed mean, and Newcombe's, of a probability of improvement (Stat. Med. 2006, method 5).
 """
 
 from collections.abc import Mapping, Sequence
